@@ -1,0 +1,61 @@
+"""What every cost metric is: class sets in, cost matrix out."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from jtln.classes import ClassSet
+from jtln.errors import UserError, unknown
+from jtln.transport import check_cost
+
+SCALES = ("max", "range", "none")
+
+
+class Cost(nn.Module):
+    """Prior knowledge about how source and target categories are related, as a matrix C (S, T).
+
+    A metric implements :meth:`distances`. One that reads features is a module so that its state (class centroids, say)
+    moves to the device and into checkpoints with the network.
+
+    Args:
+        scale: how :meth:`matrix` brings the distances to [0, 1]: "max" divides by the largest; "range" takes the
+            smallest away first, which spreads rows that are all far away; "none" leaves them as they are.
+
+    Attributes:
+        updates: when the training reads features for it: "never", "once" (before the first step), "epoch" (before
+            each epoch) or "ema" (from every training batch).
+    """
+
+    updates: str = "never"
+
+    def __init__(self, scale: str = "max") -> None:
+        super().__init__()
+        if scale not in SCALES:
+            raise unknown("cost scale", scale, SCALES)
+        self.scale = scale
+
+    def prepare(self, sizes: tuple[int, int], dim: int) -> None:
+        """Make room for the state of (S, T) classes with features of ``dim`` numbers, where there is any."""
+
+    def distances(self, source: ClassSet, target: ClassSet) -> Tensor:
+        """(S, T) distances >= 0 in the metric's own unit."""
+        raise NotImplementedError
+
+    def matrix(self, source: ClassSet, target: ClassSet) -> Tensor:
+        """The cost matrix: (S, T) float32, finite, >= 0, scaled as ``scale`` says. Carries no gradient.
+
+        Raises:
+            UserError: the distances are not finite, are negative, or have another shape than (S, T).
+        """
+        cost = self.distances(source, target).detach().float()
+        if cost.shape != (len(source), len(target)):
+            raise UserError(
+                f"expected distances of shape (S, T) = {(len(source), len(target))} from {type(self).__name__}, "
+                f"but got {tuple(cost.shape)}"
+            )
+        check_cost(cost)
+        if self.scale == "range":
+            cost = cost - cost.min()
+        if self.scale != "none":
+            cost = cost / cost.max().clamp_min(1e-12)  # a cost of zeros stays one
+        return cost

@@ -1,0 +1,117 @@
+"""Distance of the class centroids in trunk features: knowledge read off the images themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, distributed, nn
+
+from jtln.classes import ClassSet
+from jtln.costs.base import Cost
+from jtln.errors import UserError, unknown
+
+METRICS = ("euclidean", "sqeuclidean", "cosine")
+UPDATES = ("once", "epoch", "ema")
+
+Batch = tuple[Tensor, Tensor]  # features (B, D), labels (B,)
+
+
+class CentroidCost(Cost):
+    """C[i, j] = distance of source class i's and target class j's mean feature vectors.
+
+    Args:
+        metric: "euclidean", "sqeuclidean", or "cosine" (1 - cos, in [0, 2]); before scaling.
+        update: "once", from a pass over both training sets before the first step; "epoch", from such a pass before
+            each epoch; "ema", from the training batches themselves, at no pass of its own: the features that the step
+            computed anyway, forgotten at the rate ``momentum``.
+        momentum: for "ema", the weight in [0, 1) that a class's earlier batches keep when it is seen again.
+        scale: see :class:`Cost`.
+
+    A class that has not been seen yet (possible only with "ema") is as far from every other as the seen ones are on
+    average: it carries no knowledge.
+    """
+
+    source_sum: Tensor
+    source_weight: Tensor
+    target_sum: Tensor
+    target_weight: Tensor
+
+    def __init__(
+        self, metric: str = "euclidean", update: str = "once", momentum: float = 0.9, scale: str = "max"
+    ) -> None:
+        super().__init__(scale)
+        if metric not in METRICS:
+            raise unknown("centroid metric", metric, METRICS)
+        if update not in UPDATES:
+            raise unknown("centroid update", update, UPDATES)
+        if not 0 <= momentum < 1:
+            raise UserError(f"expected momentum in [0, 1), but got {momentum}")
+        self.metric, self.updates, self.momentum = metric, update, momentum
+        # A centroid is a weighted sum of features over the sum of the weights.
+        self.register_buffer("source_sum", torch.zeros(0, 0))  # (S, D)
+        self.register_buffer("source_weight", torch.zeros(0))  # (S,)
+        self.register_buffer("target_sum", torch.zeros(0, 0))  # (T, D)
+        self.register_buffer("target_weight", torch.zeros(0))  # (T,)
+
+    def prepare(self, sizes: tuple[int, int], dim: int) -> None:
+        for side, size in zip(("source", "target"), sizes, strict=True):
+            weight = getattr(self, f"{side}_weight")
+            setattr(self, f"{side}_sum", weight.new_zeros(size, dim))
+            setattr(self, f"{side}_weight", weight.new_zeros(size))
+
+    def fit(self, source: Iterable[Batch], target: Iterable[Batch], sizes: tuple[int, int]) -> None:
+        """Centroids from one pass over each training set.
+
+        Args:
+            source, target: batches of features (B, D) and labels (B,), this process's share of them.
+            sizes: (S, T), the numbers of classes.
+        """
+        self.source_sum, self.source_weight = _class_sums(source, sizes[0])
+        self.target_sum, self.target_weight = _class_sums(target, sizes[1])
+
+    @torch.no_grad()
+    def observe(self, source: Batch, target: Batch, sizes: tuple[int, int]) -> None:
+        """Move the centroids of the classes in one training batch ("ema"); those of the others stay."""
+        if not self.source_sum.numel():
+            self.prepare(sizes, source[0].shape[1])
+        for side, batch, size in zip(("source", "target"), (source, target), sizes, strict=True):
+            total, count = _class_sums([batch], size)
+            keep = 1 - (1 - self.momentum) * (count > 0).float()  # (C,)
+            mean = total / count.clamp_min(1)[:, None]  # (C, D)
+            setattr(self, f"{side}_sum", torch.lerp(mean, getattr(self, f"{side}_sum"), keep[:, None]))
+            setattr(self, f"{side}_weight", torch.lerp(torch.ones_like(keep), getattr(self, f"{side}_weight"), keep))
+
+    def distances(self, source: ClassSet, target: ClassSet) -> Tensor:
+        if not self.source_sum.numel():
+            raise UserError("expected class centroids, but no features were seen: call fit() or observe() first")
+        x = self.source_sum / self.source_weight.clamp_min(1e-12)[:, None]  # (S, D)
+        y = self.target_sum / self.target_weight.clamp_min(1e-12)[:, None]  # (T, D)
+        if self.metric == "cosine":
+            x, y = nn.functional.normalize(x), nn.functional.normalize(y)
+            distance = (1 - x @ y.t()).clamp_min(0)  # (S, T)
+        else:
+            distance = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")  # (S, T)
+            if self.metric == "sqeuclidean":
+                distance = distance.square()
+        seen = (self.source_weight > 0)[:, None] & (self.target_weight > 0)  # (S, T)
+        average = distance[seen].mean() if bool(seen.any()) else distance.new_tensor(1.0)
+        return torch.where(seen, distance, average)
+
+
+@torch.no_grad()
+def _class_sums(batches: Iterable[Batch], classes: int) -> Batch:
+    """Sum of the features (C, D) and number of images (C,) of every class, over all processes."""
+    total = count = None
+    for features, labels in batches:
+        if total is None or count is None:
+            total = features.new_zeros(classes, features.shape[1], dtype=torch.float32)
+            count = features.new_zeros(classes, dtype=torch.float32)
+        total.index_add_(0, labels, features.detach().float())
+        count.index_add_(0, labels, torch.ones_like(labels, dtype=torch.float32))
+    if total is None or count is None:
+        raise UserError("expected at least one batch of features, but got none")
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(total)
+        distributed.all_reduce(count)
+    return total, count

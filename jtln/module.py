@@ -1,0 +1,288 @@
+"""Joint transfer learning with an optimal-transport loss: the model and its training step.
+
+    L = lambda_target * CE(t(x_t), y_t) + lambda_source * CE(s(x_s), y_s) + lambda_ot * OT_eps(s(x), t(x); C)
+
+A trunk shared by two tasks, a linear head for each: s(x) over the S source classes, t(x) over the T target classes.
+The transport loss compares the two heads' predictions on the same image under a cost matrix C (S, T), which says how
+the two sets of categories are related. After Lu, Chen & Saidi, arXiv 1709.02995; only its abstract was read, and what
+images feed the term, where its gradient goes and how its weight changes over training are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from jtln.classes import ClassSet
+from jtln.costs import CentroidCost, Cost
+from jtln.errors import UserError, unknown
+from jtln.losses import TransportLoss
+from jtln.metrics import classification_metrics
+from jtln.schedules import Constant, Schedule
+from jtln.transport import plan_summary
+from jtln.trunk import Trunk
+
+HEADS = ("target", "source")  # in the order of the evaluation loaders
+IMAGES = ("source", "target", "both")
+UNITS = ("1/epsilon", "1")
+
+Batch = dict[str, tuple[Tensor, Tensor]]  # "source" and "target": images (B, 3, H, W), labels (B,)
+
+
+class Logits(NamedTuple):
+    """Both heads' logits for the same images."""
+
+    source: Tensor  # (B, S)
+    target: Tensor  # (B, T)
+
+
+class JTLN(pl.LightningModule):
+    """One trunk, two heads, and a transport loss between their predictions.
+
+    Args:
+        trunk: (B, 3, H, W) -> (B, trunk.dim).
+        source, target: the two label sets.
+        transport: called with (source_logits (B, S), target_logits (B, T)), returns a scalar; None leaves the term out.
+        cost: the metric that keeps the transport's matrix up to date while features change; None if it never changes.
+        lambda_target, lambda_source, lambda_ot: the weights of the three terms, >= 0.
+        lambda_ot_unit: "1/epsilon" multiplies lambda_ot by 1/epsilon, so that it weighs the soft labels which the
+            transport teaches alike at every epsilon; "1" takes it as it is.
+        ot_schedule: factor of lambda_ot over training.
+        on: whose images feed the transport term: "source", "target" or "both".
+        optimizer: from parameter groups to an optimizer.
+        trunk_lr_factor: the trunk's learning rate over the heads'.
+        lr_schedule: factor of all learning rates over training.
+    """
+
+    def __init__(
+        self,
+        trunk: Trunk,
+        source: ClassSet,
+        target: ClassSet,
+        transport: TransportLoss | None = None,
+        cost: Cost | None = None,
+        *,
+        lambda_target: float = 1.0,
+        lambda_source: float = 1.0,
+        lambda_ot: float = 1.0,
+        lambda_ot_unit: str = "1/epsilon",
+        ot_schedule: Schedule | None = None,
+        on: str = "source",
+        optimizer: Callable[[Iterable[dict[str, Any]]], torch.optim.Optimizer] | None = None,
+        trunk_lr_factor: float = 0.1,
+        lr_schedule: Schedule | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value in {
+            "lambda_target": lambda_target,
+            "lambda_source": lambda_source,
+            "lambda_ot": lambda_ot,
+            "trunk_lr_factor": trunk_lr_factor,
+        }.items():
+            if not value >= 0:
+                raise UserError(f"expected {name} >= 0, but got {value}")
+        if on not in IMAGES:
+            raise unknown("choice of images for the transport term (on)", on, IMAGES)
+        if lambda_ot_unit not in UNITS:
+            raise unknown("lambda_ot_unit", lambda_ot_unit, UNITS)
+        self.trunk = trunk
+        self.source_head = nn.Linear(trunk.dim, len(source))
+        self.target_head = nn.Linear(trunk.dim, len(target))
+        self.transport = transport
+        self.cost = cost
+        self.source, self.target = source, target
+        self.lambda_target, self.lambda_source = lambda_target, lambda_source
+        unit = 1.0 if transport is None or lambda_ot_unit == "1" else 1.0 / transport.epsilon
+        self.lambda_ot = lambda_ot * unit if transport is not None else 0.0
+        self.on = on
+        self.ot_schedule = ot_schedule or Constant()
+        self.optimizer = optimizer or _default_optimizer
+        self.trunk_lr_factor = trunk_lr_factor
+        self.lr_schedule = lr_schedule or Constant()
+        self.uses_source = lambda_source > 0 or self.lambda_ot > 0  # otherwise no source image need be read
+        self.uses_target = lambda_target > 0 or (self.lambda_ot > 0 and on != "source")
+        self.source_head.requires_grad_(self.uses_source)
+        self.target_head.requires_grad_(self.uses_target or self.lambda_ot > 0)
+        self.register_buffer("cost_is_set", torch.tensor(cost is None or cost.updates == "never"))
+        if cost is not None:
+            cost.prepare((len(source), len(target)), trunk.dim)
+        sizes = {"target": len(target), "source": len(source)}
+        self.metrics = nn.ModuleDict(
+            {
+                f"{split}_{head}": classification_metrics(sizes[head], prefix=f"{split}/{head}/")
+                for split in ("val", "test")
+                for head in HEADS
+            }
+        )
+
+    def forward(self, images: Tensor) -> Logits:
+        """images (B, 3, H, W), normalised as ``trunk.mean`` and ``trunk.std`` say -> logits (B, S) and (B, T)."""
+        features = self.trunk(images)  # (B, D)
+        return Logits(self.source_head(features), self.target_head(features))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        images = torch.cat([batch[side][0] for side in batch])  # one pass through the trunk for both tasks
+        features = dict(zip(batch, self.trunk(images).split([len(batch[side][1]) for side in batch]), strict=True))
+        zero = images.new_zeros(())
+
+        target_loss = source_loss = transport = zero
+        if "target" in batch:
+            target_loss = cross_entropy(self.target_head(features["target"]), batch["target"][1])
+        if "source" in batch:
+            source_loss = cross_entropy(self.source_head(features["source"]), batch["source"][1])
+        weight = self.lambda_ot * self.ot_schedule(self.progress)
+        if self.transport is not None and weight > 0:
+            self._follow_features(features, batch)
+            x = torch.cat([features[side] for side in batch if self.on in (side, "both")])
+            transport = self.transport(self.source_head(x), self.target_head(x))
+
+        cross_entropies = self.lambda_target * target_loss + self.lambda_source * source_loss
+        loss = cross_entropies + weight * transport
+        self._log_losses(batch, loss, target_loss, source_loss, transport, weight)
+        if transport is not zero and self._is_logged_step:
+            self._log_transport(loss, cross_entropies, weight * transport, list(features.values()))
+        return loss
+
+    @property
+    def progress(self) -> float:
+        """Steps done over all steps, in [0, 1]; 0 outside a trainer."""
+        if self._trainer is None:
+            return 0.0
+        return self.trainer.global_step / max(1, self.trainer.estimated_stepping_batches)
+
+    def configure_optimizers(self) -> Any:
+        heads = [p for head in (self.source_head, self.target_head) for p in head.parameters() if p.requires_grad]
+        optimizer = self.optimizer([{"params": heads, "name": "heads"}])
+        rate = optimizer.param_groups[0]["lr"] * self.trunk_lr_factor
+        optimizer.add_param_group({"params": list(self.trunk.parameters()), "lr": rate, "name": "trunk"})
+        steps = max(1, int(self.trainer.estimated_stepping_batches))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.lr_schedule(min(1.0, step / steps)))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    # The cost matrix follows the features.
+
+    def on_train_start(self) -> None:
+        if self.cost is not None and self.cost.updates in ("once", "epoch") and not bool(self.cost_is_set):
+            self._read_features()
+
+    def on_train_epoch_start(self) -> None:
+        if self.cost is not None and self.cost.updates == "epoch" and self.current_epoch > 0:
+            self._read_features()
+
+    def _sizes(self) -> tuple[int, int]:
+        return len(self.source), len(self.target)
+
+    def _set_cost(self) -> None:
+        assert self.cost is not None
+        assert self.transport is not None
+        self.transport.set_cost(self.cost.matrix(self.source, self.target).to(self.transport.cost))
+        self.cost_is_set.fill_(True)
+
+    def _follow_features(self, features: dict[str, Tensor], batch: Batch) -> None:
+        if isinstance(self.cost, CentroidCost) and self.cost.updates == "ema" and len(batch) == 2:
+            seen = {side: (features[side].detach(), batch[side][1]) for side in batch}
+            self.cost.observe(seen["source"], seen["target"], self._sizes())
+            self._set_cost()
+
+    @torch.no_grad()
+    def _read_features(self) -> None:
+        """One pass over the training images of both tasks, as the evaluation sees them."""
+        assert isinstance(self.cost, CentroidCost)
+        loaders = self.trainer.datamodule.feature_dataloaders()  # type: ignore[attr-defined]
+        training = self.trunk.training
+        self.trunk.eval()
+
+        def batches(side: str) -> Iterable[tuple[Tensor, Tensor]]:
+            for images, labels in loaders[side]:
+                images, labels = images.to(self.device), labels.to(self.device)
+                yield self.trunk(self.trainer.datamodule.transform_eval(images)), labels  # type: ignore[attr-defined]
+
+        self.cost.fit(batches("source"), batches("target"), self._sizes())
+        self.trunk.train(training)
+        self._set_cost()
+
+    # What is logged.
+
+    @property
+    def _is_logged_step(self) -> bool:
+        return self._trainer is not None and (self.global_step + 1) % self.trainer.log_every_n_steps == 0
+
+    def _log_losses(
+        self, batch: Batch, loss: Tensor, target_loss: Tensor, source_loss: Tensor, transport: Tensor, weight: float
+    ) -> None:
+        if self._trainer is None:
+            return
+        self.log("train/loss", loss, prog_bar=True, sync_dist=True, batch_size=1)
+        if "target" in batch:
+            self.log("train/target_loss", target_loss, sync_dist=True, batch_size=1)
+        if "source" in batch:
+            self.log("train/source_loss", source_loss, sync_dist=True, batch_size=1)
+        if self.transport is not None:
+            self.log("train/ot", transport, sync_dist=True, batch_size=1)
+            self.log("train/lambda_ot", weight, batch_size=1)
+
+    def _log_transport(self, loss: Tensor, cross_entropies: Tensor, term: Tensor, features: list[Tensor]) -> None:
+        """How much the transport term does, and whether its solver converged."""
+        assert self.transport is not None
+        result = self.transport.last
+        if result is None:
+            return
+        pulls = [
+            torch.linalg.vector_norm(
+                torch.cat(
+                    [
+                        gradient.flatten()
+                        for gradient in torch.autograd.grad(part, features, retain_graph=True, allow_unused=True)
+                        if gradient is not None
+                    ]
+                )
+            )
+            for part in (term, cross_entropies)
+        ]
+        values = {
+            "train/ot_share": term.detach().abs() / (term.detach().abs() + cross_entropies.detach()),
+            "train/ot_gradient_ratio": pulls[0] / pulls[1].clamp_min(1e-12),
+            "train/plan_entropy": plan_summary(result, self.transport.cost, self.transport.epsilon).entropy.mean(),
+            "train/sinkhorn_iterations": float(result.iterations),
+            "train/marginal_error": result.marginal_error.max(),
+        }
+        self.log_dict(values, sync_dist=True, batch_size=1)
+
+    # Evaluation: the target's loader first, then the source's.
+
+    def _evaluate(self, split: str, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> None:
+        images, labels = batch
+        head = HEADS[dataloader_idx]
+        self.metrics[f"{split}_{head}"].update(getattr(self(images), head), labels)
+
+    def _report(self, split: str) -> None:
+        for head in HEADS:
+            metrics = self.metrics[f"{split}_{head}"]
+            if metrics["accuracy"].update_called:
+                values = metrics.compute()
+                self.log_dict(values)
+                if (split, head) == ("val", "target"):
+                    # What the checkpoint is chosen by: of equals the later one, which has been annealed further.
+                    self.log("val/target/selection", values["val/target/accuracy"] + 1e-6 * self.progress)
+                metrics.reset()
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate("val", batch, dataloader_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        self._report("val")
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate("test", batch, dataloader_idx)
+
+    def on_test_epoch_end(self) -> None:
+        self._report("test")
+
+
+def _default_optimizer(groups: Iterable[dict[str, Any]]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(groups, lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)

@@ -1,0 +1,144 @@
+"""Train the trunk on the source set first, once for every run that starts from the same trunk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+import jtln
+from jtln.data.pair import Pair
+from jtln.data.transforms import Augment
+from jtln.module import JTLN
+from jtln.schedules import Schedule
+from jtln.training import Budget, TrainerSettings, make_trainer, pair_data
+from jtln.trunk import Trunk
+
+_FORMAT = 1  # of the cached file; raised when what a key stands for changes
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """How the trunk is trained on the source set.
+
+    Attributes:
+        budget: epochs, steps and source batch size.
+        seed: of initialisation, order and augmentation; not the run's, so that all runs share one trunk.
+        optimizer, lr_schedule: as :class:`JTLN` takes them; the trunk learns at the heads' rate.
+    """
+
+    budget: Budget
+    seed: int
+    optimizer: Callable[[Iterable[dict[str, Any]]], torch.optim.Optimizer]
+    lr_schedule: Schedule
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A trunk trained on the source set, with the source head that it was trained with."""
+
+    state: dict[str, Tensor]  # names as in JTLN: trunk.*, source_head.*
+    key: str  # the hash of all that it depends on
+    cached: bool  # whether it was there already
+    accuracy: float  # on the source validation part, in [0, 1]
+
+    def load_into(self, module: JTLN) -> None:
+        """Start ``module``'s trunk and source head from these weights."""
+        wanted = set(module.state_dict())
+        module.load_state_dict({key: value for key, value in self.state.items() if key in wanted}, strict=False)
+
+
+def cache_key(pair: Pair, trunk: Trunk, settings: Pretraining, augment: Augment | None, depends: dict[str, Any]) -> str:
+    """The hash of everything that the pre-trained weights depend on.
+
+    Args:
+        depends: what only the caller knows: the configuration of trunk, weights, optimizer, schedule and precision.
+    """
+    facts = {
+        "format": _FORMAT,
+        "versions": [jtln.__version__, torch.__version__.split("+")[0]],
+        "images": pair.source.train.fingerprint(),
+        "classes": pair.source.classes.names,
+        "image_size": pair.image_size,
+        "trunk": trunk.name,
+        "budget": asdict(settings.budget),
+        "seed": settings.seed,
+        "augment": None if augment is None else [augment.flip, augment.shift],
+        **depends,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:20]
+
+
+def pretrain(
+    pair: Pair,
+    make_trunk: Callable[[], Trunk],
+    settings: Pretraining,
+    trainer_settings: TrainerSettings,
+    *,
+    augment: Augment | None,
+    cache: Path | None,
+    depends: dict[str, Any],
+    num_workers: int = 0,
+) -> Pretrained:
+    """The pre-trained trunk: from the cache, or trained now and put there.
+
+    Args:
+        cache: a folder that all runs share; None keeps nothing.
+    """
+    pl.seed_everything(settings.seed, verbose=False)
+    trunk = make_trunk()
+    key = cache_key(pair, trunk, settings, augment, depends)
+    path = None if cache is None else cache / "pretrained" / f"{trunk.name}-{key}.pt"
+    if path is not None and path.is_file():
+        kept = torch.load(path, map_location="cpu", weights_only=True)
+        return Pretrained(kept["state"], key, True, kept["accuracy"])
+
+    module = JTLN(
+        trunk,
+        pair.source.classes,
+        pair.target.classes,
+        lambda_target=0.0,
+        lambda_source=1.0,
+        optimizer=settings.optimizer,
+        trunk_lr_factor=1.0,
+        lr_schedule=settings.lr_schedule,
+    )
+    data = pair_data(
+        pair, trunk, settings.budget, seed=settings.seed, augment=augment, use_target=False, num_workers=num_workers
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make_trainer(
+            trainer_settings, settings.budget, Path(folder), description="pre-training", keep_checkpoints=False
+        )
+        trainer.fit(module, data)
+        accuracy = float(trainer.callback_metrics["val/source/accuracy"])
+    state = {
+        name: value.detach().cpu().clone()
+        for name, value in module.state_dict().items()
+        if name.startswith(("trunk.", "source_head."))
+    }
+    if path is not None and trainer.is_global_zero:
+        _write_atomically(path, {"state": state, "accuracy": accuracy})
+    return Pretrained(state, key, False, accuracy)
+
+
+def _write_atomically(path: Path, content: Any) -> None:
+    """A reader sees the whole file or none, also when runs beside this one write the same."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            torch.save(content, file)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

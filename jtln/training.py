@@ -1,0 +1,240 @@
+"""One training, from a module and its data to the checkpoint that validation chose."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.loggers import CSVLogger, Logger
+
+from jtln.data.loaders import PairData
+from jtln.data.pair import Pair
+from jtln.data.transforms import Augment, ToFloat
+from jtln.module import HEADS, JTLN
+from jtln.trunk import Trunk
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long and on what batches a network is trained.
+
+    Attributes:
+        epochs: how often it is validated; an epoch is ``steps_per_epoch`` steps, not a pass over a data set.
+        steps_per_epoch: steps from one validation to the next.
+        source_batch_size, target_batch_size: images of each task in a step, over all processes together.
+    """
+
+    epochs: int
+    steps_per_epoch: int
+    source_batch_size: int
+    target_batch_size: int
+
+    @property
+    def steps(self) -> int:
+        return self.epochs * self.steps_per_epoch
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """What is handed to every ``pl.Trainer``: accelerator, devices, strategy, precision and the like."""
+
+    options: dict[str, Any] = field(default_factory=dict)
+    progress_bar: bool = True
+
+
+def pair_data(
+    pair: Pair,
+    trunk: Trunk,
+    budget: Budget,
+    *,
+    seed: int,
+    augment: Augment | None,
+    use_source: bool = True,
+    use_target: bool = True,
+    eval_batch_size: int = 256,
+    num_workers: int = 0,
+) -> PairData:
+    """The loaders of a pair for a trunk: normalised as the trunk wants it, augmented in training."""
+    to_float = ToFloat(trunk.mean, trunk.std)
+    return PairData(
+        pair,
+        source_batch_size=budget.source_batch_size,
+        target_batch_size=budget.target_batch_size,
+        steps_per_epoch=budget.steps_per_epoch,
+        eval_batch_size=eval_batch_size,
+        seed=seed,
+        num_workers=num_workers,
+        transform_train=to_float if augment is None else torch.nn.Sequential(augment, to_float),
+        transform_eval=to_float,
+        use_source=use_source,
+        use_target=use_target,
+    )
+
+
+def make_trainer(
+    settings: TrainerSettings,
+    budget: Budget,
+    folder: Path,
+    loggers: Sequence[Logger] = (),
+    callbacks: Sequence[Callback] = (),
+    description: str = "training",
+    keep_checkpoints: bool = True,
+) -> pl.Trainer:
+    """A Trainer that keeps the checkpoint with the best target validation accuracy, and the last one."""
+    _quiet_lightning()
+    extra: list[Callback] = [_Bar(description)] if settings.progress_bar else []
+    if keep_checkpoints:
+        extra.append(_best_and_last(folder))
+    options: dict[str, Any] = {"log_every_n_steps": max(1, min(10, budget.steps_per_epoch)), **settings.options}
+    return pl.Trainer(
+        max_epochs=budget.epochs,
+        logger=list(loggers) or False,
+        callbacks=[*extra, *callbacks],
+        default_root_dir=folder,
+        enable_checkpointing=keep_checkpoints,
+        enable_progress_bar=settings.progress_bar,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # the loaders share out global batches among the processes themselves
+        **options,
+    )
+
+
+def _best_and_last(folder: Path) -> ModelCheckpoint:
+    return ModelCheckpoint(
+        folder / "checkpoints",
+        filename="best",
+        monitor="val/target/selection",
+        mode="max",
+        save_top_k=1,
+        save_last=True,
+        enable_version_counter=False,
+    )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a training: metrics of the chosen checkpoint, and how long it took."""
+
+    metrics: dict[str, dict[str, dict[str, float]]]  # head -> split -> metric
+    seconds: float  # of fitting
+    images_per_second: float  # training images, both tasks, over fitting including its validations
+    best_epoch: int
+
+
+def fit_and_test(trainer: pl.Trainer, module: JTLN, data: PairData, checkpoint: Path | None = None) -> Outcome:
+    """Fit, take the checkpoint that validation chose, and read the test part, once.
+
+    Args:
+        checkpoint: a ``last.ckpt`` to continue from.
+    """
+    started, first_step = time.perf_counter(), 0
+    if checkpoint is not None:
+        first_step = int(torch.load(checkpoint, map_location="cpu", weights_only=False)["global_step"])
+    trainer.fit(module, data, ckpt_path=None if checkpoint is None else str(checkpoint), weights_only=False)
+    seconds = time.perf_counter() - started
+    sizes = [
+        data.source_batch_size if module.uses_source else 0,
+        data.target_batch_size if module.uses_target else 0,
+    ]
+    images = (trainer.global_step - first_step) * sum(sizes)
+
+    best = torch.load(trainer.checkpoint_callback.best_model_path, map_location="cpu", weights_only=False)  # type: ignore
+    module.load_state_dict(best["state_dict"])
+    values: dict[str, Any] = {}
+    for evaluate in (trainer.validate, trainer.test):
+        for part in evaluate(module, datamodule=data, verbose=False):
+            values.update(part)
+    counts = {head: {split: len(getattr(getattr(data.pair, head), split)) for split in ("val", "test")} for head in HEADS}
+    metrics = {
+        head: {
+            split: {
+                **{
+                    key.rpartition("/")[2]: float(value)
+                    for key, value in values.items()
+                    if key.startswith(f"{split}/{head}/") and not key.endswith("/selection")
+                },
+                "n": counts[head][split],
+            }
+            for split in ("val", "test")
+        }
+        for head in HEADS
+    }
+    return Outcome(metrics, seconds, images / max(seconds, 1e-9), int(best["epoch"]))
+
+
+def csv_logger(folder: Path) -> CSVLogger:
+    """Writes ``metrics.csv`` into the folder itself."""
+    return CSVLogger(folder.parent, name=folder.name, version="", flush_logs_every_n_steps=10)
+
+
+class _Bar(TQDMProgressBar):
+    """One bar for a whole training, with what the user watches; Lightning's own begins anew at each epoch."""
+
+    def __init__(self, description: str) -> None:
+        super().__init__(leave=True)
+        self._description = description
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.train_progress_bar = self.init_train_tqdm()
+        self.train_progress_bar.reset(total=int(trainer.estimated_stepping_batches))
+        self.train_progress_bar.set_description(self._description)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        pass
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        done = trainer.global_step
+        if done % max(1, self.refresh_rate) == 0 or done == self.train_progress_bar.total:
+            self.train_progress_bar.n = done
+            self.train_progress_bar.set_postfix(self._watched(trainer), refresh=True)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.train_progress_bar.set_postfix(self._watched(trainer), refresh=True)
+
+    def on_validation_start(self, *_: Any) -> None:
+        pass
+
+    def on_validation_batch_start(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def on_validation_batch_end(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def on_validation_end(self, *_: Any) -> None:
+        pass
+
+    on_test_start = on_test_end = on_test_batch_start = on_test_batch_end = on_validation_end
+
+    @staticmethod
+    def _watched(trainer: pl.Trainer) -> dict[str, str]:
+        names = {
+            "train/loss": "loss",
+            "val/target/accuracy": "target val",
+            "val/source/accuracy": "source val",
+        }
+        return {short: f"{float(trainer.callback_metrics[key]):.3f}" for key, short in names.items() if key in trainer.callback_metrics}
+
+
+def _quiet_lightning() -> None:
+    """What the announcement says already, and hints that do not apply to loaders in memory."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*The number of training batches.*",
+        ".*Experiment logs directory.*",
+        ".*Checkpoint directory.*",
+        ".*isinstance.treespec, LeafSpec.*",
+        ".*GPU available but not used.*",
+        ".*total number of parameters detected may be inaccurate.*",
+    ):
+        warnings.filterwarnings("ignore", message)
