@@ -1,0 +1,36 @@
+"""``python -m jtln COMMAND`` and ``jtln COMMAND``."""
+
+from __future__ import annotations
+
+import sys
+
+USAGE = """\
+usage: jtln COMMAND [ARGUMENTS]
+
+commands:
+  train   train a network: jtln train --help
+  cost    show a cost matrix, its closest and farthest pairs, without training: jtln cost dataset=fashion cost=wordnet
+"""
+
+
+def main() -> int:
+    """The console script; returns the exit code."""
+    command, arguments = (sys.argv[1:2] or [""])[0], sys.argv[2:]
+    if command == "train":
+        from jtln.app.main import main as train
+
+        return train(arguments)
+    if command == "cost":
+        from jtln.app.cost import main as cost
+
+        return cost(arguments)
+    if command in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0
+    got = f"unknown command '{command}'" if command else "expected a command"
+    print(f"error: {got}\n\n{USAGE}", end="", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The command line: Hydra in, objects out. Nothing else in this package knows Hydra."""

@@ -1,0 +1,90 @@
+"""Entry point of training: composes the configuration, runs it, and puts a user's mistake into one message."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from jtln.app.mistakes import check_types, explain
+from jtln.app.sweep import SweepTable
+from jtln.errors import UserError
+
+
+def config_dir() -> Path:
+    """Where the configuration groups lie: inside an installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run ``python train.py ARGUMENTS``; returns the exit code: 0, 1 for a failed run, 2 for a mistake in the call."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    # Exceptions are to come out of Hydra as they are, to be explained here; Hydra would print them and exit.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    program, sys.argv = sys.argv, [sys.argv[0], *arguments]
+    try:
+        sys.argv[1:] = _resumed(arguments)
+        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")(_job)()
+    except (HydraException, OmegaConfBaseException, UserError, OSError) as error:
+        mistake = explain(error, sys.argv[1:])
+        if mistake is None:
+            traceback.print_exception(error)
+            return 1
+        print(f"error: {mistake}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    finally:
+        sys.argv = program
+    return 1 if SweepTable.failed else 0
+
+
+def _resumed(arguments: list[str]) -> list[str]:
+    """The arguments of the run that ``resume=FOLDER`` names, its folder, and what else was given now."""
+    folders = [argument.partition("=")[2] for argument in arguments if argument.startswith("resume=")]
+    if not folders or folders[-1] in ("", "null"):
+        return arguments
+    folder = Path(folders[-1]).expanduser().resolve()
+    overrides = folder / "overrides.yaml"
+    if not overrides.is_file():
+        raise UserError(f"expected resume= to be the folder of a run, but there is no {overrides}")
+    earlier = [str(override) for override in OmegaConf.load(overrides)]
+    now = [argument for argument in arguments if not argument.startswith("resume=")]
+    return [*earlier, *now, f'resume="{folder}"', f'hydra.run.dir="{folder}"']
+
+
+def _job(config: DictConfig) -> None:
+    """One run. In a multirun a run that fails leaves its error in its folder, and the others go on."""
+    if HydraConfig.get().mode != RunMode.MULTIRUN:
+        _run(config)
+        return
+    try:
+        _run(config)
+    except Exception as error:
+        mistake = explain(error, list(HydraConfig.get().overrides.task))
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        (folder / "error.txt").write_text(mistake or "".join(traceback.format_exception(error)), encoding="utf-8")
+        name = " ".join(HydraConfig.get().overrides.task)
+        print(f"error: {name}: {mistake or repr(error)} (see {folder / 'error.txt'})", file=sys.stderr)
+        SweepTable.failed.append(name)
+
+
+def _run(config: DictConfig) -> Any:
+    check_types(config)
+    # Here, so that --help and a mistake in the call need not wait for PyTorch.
+    from jtln.app.build import build
+    from jtln.experiment import run
+
+    return run(build(config))

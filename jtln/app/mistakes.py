@@ -1,0 +1,115 @@
+"""What the user did wrong, in one message that names the choices."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from jtln.errors import UserError, unknown
+
+
+def explain(error: BaseException, overrides: Sequence[str]) -> str | None:
+    """The message for a user's mistake, or None where the fault is the program's.
+
+    Args:
+        error: what was raised; Hydra wraps the exceptions of the classes that it builds, so causes are looked at too.
+        overrides: the command line's.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UserError):
+            return str(cause)
+        if isinstance(cause, OSError) and cause.filename is not None:
+            return f"{cause.strerror}: {cause.filename}"
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(error, MissingConfigException):
+        return _wrong_file(error)
+    if isinstance(error, OverrideParseException):
+        return f"expected GROUP=FILE or KEY=VALUE, but got '{error.override}'; a value with spaces or = needs quotes"
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return _wrong_key(error, overrides) or " ".join(str(error).split())
+    return None
+
+
+def _wrong_file(error: MissingConfigException) -> str:
+    wanted = str(error.missing_cfg_file or "")
+    group, _, name = wanted.rpartition("/")
+    if error.options:
+        return str(unknown(group or "configuration", name, sorted(set(error.options) - {"train"})))
+    return f"unknown configuration group '{group or name}': expected one of {', '.join(_groups())}"
+
+
+def _wrong_key(error: BaseException, overrides: Sequence[str]) -> str | None:
+    """A key that does not exist, or a group that does not, with the keys that do."""
+    text = str(error)
+    named = re.search(r"Could not (?:override|append|delete) '([^']+)'|Key '([^']+)' is not", text)
+    group = re.search(r"Could not find a match for override '?([^'\s]+)|No match in the defaults list", text)
+    if group is not None and named is None:
+        wrong = re.search(r"'([^']+)'", text)
+        return str(unknown("configuration group", wrong.group(1) if wrong else "?", _groups()))
+    if named is None:
+        return None
+    key = (named.group(1) or named.group(2)).partition("@")[0].lstrip("+~")
+    parent, _, leaf = key.rpartition(".")
+    node = _composed(overrides)
+    for part in filter(None, parent.split(".")):
+        if not isinstance(node, DictConfig) or part not in node:
+            keys = sorted(map(str, node)) if isinstance(node, DictConfig) else []
+            return str(unknown("key", key, keys))
+        node = node[part]
+    if not isinstance(node, DictConfig):
+        return f"unknown key '{key}': '{parent}' is a single value"
+    return str(unknown(f"key in '{parent}'" if parent else "key", leaf, [str(name) for name in node]))
+
+
+def check_types(config: DictConfig) -> None:
+    """Raise a UserError where an override's value is of another type than the value that it replaces."""
+    overrides = list(HydraConfig.get().overrides.task)
+    before = _composed(overrides)
+    for override in OverridesParser.create().parse_overrides(overrides):
+        key = override.key_or_group
+        old, new = OmegaConf.select(before, key), OmegaConf.select(config, key)
+        if override.is_add() or override.is_delete() or OmegaConf.is_config(old) or old is None or new is None:
+            continue
+        wanted = _KINDS[type(old)]
+        if not isinstance(new, float | int if wanted == "a number" else type(old)) or (
+            isinstance(new, bool) != isinstance(old, bool)
+        ):
+            if isinstance(old, int | str) and not isinstance(old, bool) and OmegaConf.is_list(new):
+                continue  # a number or a list of names: the class that takes it knows
+            if isinstance(old, str) and not isinstance(new, bool) and not OmegaConf.is_config(new):
+                continue  # a name that looks like a number
+            raise UserError(f"expected {wanted} for {key}, but got {new!r}")
+
+
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+def _composed(overrides: Sequence[str]) -> DictConfig:
+    """The configuration with the command line's choices of files, and none of its values."""
+    groups = _groups()
+    choices = [
+        override
+        for override in overrides
+        if override.partition("=")[0].lstrip("+~") in groups and "," not in override.partition("=")[2]
+    ]
+    if GlobalHydra.instance().is_initialized():
+        return compose("train", overrides=choices)
+    from jtln.app.main import config_dir
+
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        return compose("train", overrides=choices)
+
+
+def _groups() -> Iterable[str]:
+    from jtln.app.main import config_dir
+
+    return sorted(path.name for path in config_dir().iterdir() if path.is_dir() and path.name != "hydra")
