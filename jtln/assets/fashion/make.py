@@ -1,11 +1,11 @@
 """Make `fashion.npz` from the four original Fashion-MNIST files: `python -m jtln.assets.fashion.make DIR`.
 
 DIR holds `train-images-idx3-ubyte.gz`, `train-labels-idx1-ubyte.gz`, `t10k-images-idx3-ubyte.gz` and
-`t10k-labels-idx1-ubyte.gz` (for instance Debian's `/usr/share/datasets/fashion-mnist`). Which images are kept is
-seeded, so the same originals give the same file.
+`t10k-labels-idx1-ubyte.gz` (as in Debian's package `dataset-fashion-mnist`). Which images are kept is seeded,
+so the same originals give the same file.
 
-What is kept, of each class: of the default source classes 800 training and 200 test images, of the default target
-classes 300 training and all 1000 test images; 11,200 images in all. The arrays, for SPLIT in `train` and `test`:
+What is kept: of each default source class 800 training and 200 test images, of each default target class 300
+training and all 1000 test images; 11,200 images in all. The arrays, for SPLIT in `train` and `test`:
 
     SPLIT_images  (N, 28, 28) uint8, sorted by class and then by official index
     SPLIT_labels  (N,) uint8, the official label 0..9
@@ -27,7 +27,7 @@ SEED = 0
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """The array in an idx file of unsigned bytes, whose header is: 0, 0, 8, rank, then one big-endian int a size."""
+    """The array in an idx file of unsigned bytes; its header: 0, 0, 8, rank, a big-endian int a size."""
     raw = gzip.decompress(path.read_bytes())
     rank = raw[3]
     shape = np.frombuffer(raw, ">u4", count=rank, offset=4)

@@ -1,0 +1,111 @@
+"""Labelled image sets that are read a batch at a time."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from jtln.errors import UserError
+
+
+class ImageSet(Dataset[tuple[Tensor, int]], ABC):
+    """(image, label) pairs: an image is (C, H, W) uint8, all of one size; a label is a class's index.
+
+    A subclass sets ``labels`` and ``names`` when it is built and reads pixels in ``__getitem__``; one that
+    can read many images at once also overrides ``__getitems__``, which is what a DataLoader calls, once a
+    batch.
+
+    Attributes:
+        labels: (N,) int64.
+        names: (N,) what each image is called in reports; within a pair no two images share a name.
+    """
+
+    labels: Tensor
+    names: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """The image (C, H, W) uint8 and its label."""
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """The images (B, C, H, W) uint8 and labels (B,) int64 at ``indices``."""
+        images, labels = zip(*(self[index] for index in indices), strict=True)
+        return torch.stack(images), torch.tensor(labels)
+
+    def subset(self, indices: Iterable[int] | Tensor) -> ImageSet:
+        """The images at ``indices``, in that order; pixels are read when they are asked for."""
+        return _Subset(self, torch.as_tensor(indices, dtype=torch.int64))
+
+    def fingerprint(self) -> str:
+        """A hash (32 hex digits) of sizes, labels and pixels in order, and so not of where they came from."""
+        digest = hashlib.blake2b(digest_size=16)
+        for start in range(0, len(self), 1024):
+            images, labels = self.__getitems__(list(range(start, min(start + 1024, len(self)))))
+            digest.update(repr(tuple(images.shape[1:])).encode())
+            digest.update(labels.numpy().astype("<i8").tobytes())
+            digest.update(images.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+class ArrayImages(ImageSet):
+    """An image set held in memory.
+
+    Args:
+        images: (N, C, H, W) uint8, with 1 or 3 channels.
+        labels: (N,) integers.
+        names: (N,) the images' names.
+
+    Raises:
+        UserError: the sizes do not fit together, or the pixels are not uint8.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, names: Sequence[str]) -> None:
+        if images.ndim != 4 or images.shape[1] not in (1, 3) or images.dtype != torch.uint8:
+            raise UserError(
+                "expected images as (N, 1 or 3, H, W) uint8, but got "
+                f"{tuple(images.shape)} {images.dtype}: stack them and convert them first"
+            )
+        if not len(images) == len(labels) == len(names):
+            raise UserError(
+                "expected one label and one name an image, but got "
+                f"{len(images)} images, {len(labels)} labels and {len(names)} names"
+            )
+        self.images = images
+        self.labels = labels.to(torch.int64)
+        self.names = list(names)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.images[index], int(self.labels[index])
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        chosen = torch.as_tensor(indices, dtype=torch.int64)
+        return self.images[chosen], self.labels[chosen]
+
+    def subset(self, indices: Iterable[int] | Tensor) -> ArrayImages:
+        chosen = torch.as_tensor(indices, dtype=torch.int64)
+        names = [self.names[index] for index in chosen.tolist()]
+        return ArrayImages(self.images[chosen], self.labels[chosen], names)
+
+
+class _Subset(ImageSet):
+    """Some images of another set, left where they are."""
+
+    def __init__(self, whole: ImageSet, indices: Tensor) -> None:
+        self.whole = whole
+        self.indices = indices.tolist()
+        self.labels = whole.labels[indices]
+        self.names = [whole.names[index] for index in self.indices]
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.whole[self.indices[index]]
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        return self.whole.__getitems__([self.indices[index] for index in indices])

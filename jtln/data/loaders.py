@@ -1,0 +1,232 @@
+"""The batches of a run: the order of the images, which process gets which, and the Lightning data module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities import CombinedLoader
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, Sampler
+
+from jtln.data.images import ImageSet
+from jtln.data.pair import Pair
+from jtln.data.transforms import ToFloat
+from jtln.errors import UserError
+
+Transform = Callable[[Tensor], Tensor]
+Batch = TypeVar("Batch")
+
+EVALUATED = ("target", "source")  # in the order of the evaluation loaders' indices
+
+
+class StreamSampler(Sampler[int]):
+    """Indices for training: one endless stream of seeded shuffles, cut into epochs of ``steps`` batches.
+
+    The stream does not begin anew with an epoch: epoch e starts at position ``e * steps * batch_size``.
+    Whatever the set's size, every image thus comes equally often (to within one), and a resumed run goes on
+    where it stopped. No batch holds an image twice, unless the set is smaller than the batch.
+
+    Args:
+        size: images in the set, > 0.
+        batch_size: of the global batch, over all processes.
+        steps: batches an epoch.
+        seed: >= 0; every process has the same.
+        rank, world_size: this process gets ``batch[rank::world_size]`` of every global batch.
+
+    Raises:
+        UserError: a number is out of range, or ``world_size`` does not divide ``batch_size``.
+    """
+
+    def __init__(
+        self, size: int, batch_size: int, steps: int, seed: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        for name, value in (("images", size), ("batch_size", batch_size), ("steps", steps)):
+            if value < 1:
+                raise UserError(f"expected {name} of 1 or more, but got {value}: set a larger one")
+        if batch_size % world_size:
+            nearest = max(batch_size // world_size, 1) * world_size
+            raise UserError(
+                f"expected a batch size that {world_size} processes can share equally, but got {batch_size}: "
+                f"set it to {nearest}, for instance"
+            )
+        self.size = size
+        self.batch_size = batch_size
+        self.steps = steps
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+        self._round = 0
+        self._order = self._shuffle(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next iteration start at ``epoch`` (Lightning calls this before every epoch)."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.steps * self.batch_size // self.world_size
+
+    def __iter__(self) -> Iterator[int]:
+        first = self.epoch * self.steps * self.batch_size
+        for step in range(self.steps):
+            batch: list[int] = []
+            while len(batch) < self.batch_size:
+                turn, offset = divmod(first + step * self.batch_size + len(batch), self.size)
+                missing = self.batch_size - len(batch)
+                batch.extend(self._order_of(turn)[offset : offset + missing].tolist())
+            yield from batch[self.rank :: self.world_size]
+
+    def _order_of(self, turn: int) -> np.ndarray:
+        """The order (size,) in which the set is gone through for the ``turn``-th time."""
+        if turn < self._round:
+            self._round, self._order = 0, self._shuffle(0)
+        while self._round < turn:
+            self._round += 1
+            order = self._shuffle(self._round)
+            # The batch that spans two turns has this many images of the earlier and of the later one.
+            before = self._round * self.size % self.batch_size
+            after = self.batch_size - before
+            if before and self.size >= self.batch_size:
+                fresh = order[~np.isin(order, self._order[-before:])][:after]
+                order = np.concatenate([fresh, order[~np.isin(order, fresh)]])
+            self._order = order
+        return self._order
+
+    def _shuffle(self, turn: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, turn]).permutation(self.size)
+
+
+class ShardSampler(Sampler[int]):
+    """Indices for evaluation: this process's share ``rank::world_size``; nothing is repeated or dropped.
+
+    Args:
+        size: images in the set.
+        rank, world_size: of this process.
+    """
+
+    def __init__(self, size: int, rank: int = 0, world_size: int = 1) -> None:
+        self.indices = range(rank, size, world_size)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices)
+
+
+class PairData(pl.LightningDataModule):
+    """A pair's batches, for a Trainer with ``use_distributed_sampler=False``.
+
+    A training batch is ``{"source": (images, labels), "target": (images, labels)}``, without "source" where
+    it is not used; an evaluation batch is ``(images, labels)``, of the target (loader 0) and the source
+    (loader 1). Images leave the transforms as the model takes them; labels are (B,) int64. Images are
+    transformed a batch at a time, on the device.
+
+    Args:
+        pair: what is trained and evaluated on.
+        steps_per_epoch: training batches an epoch.
+        source_batch_size, target_batch_size: of the global batches, over all processes.
+        eval_batch_size: of one process.
+        seed: of the training order, >= 0.
+        num_workers: processes that read images; 0 is best for a set in memory.
+        transform_train, transform_eval: (B, C, H, W) uint8 -> (B, 3, H, W) float32; ``ToFloat()`` by default.
+        use_source, use_target: whether training reads these images; evaluation always offers both tasks.
+    """
+
+    def __init__(
+        self,
+        pair: Pair,
+        steps_per_epoch: int,
+        source_batch_size: int = 64,
+        target_batch_size: int = 16,
+        eval_batch_size: int = 256,
+        seed: int = 0,
+        num_workers: int = 0,
+        transform_train: Transform | None = None,
+        transform_eval: Transform | None = None,
+        use_source: bool = True,
+        use_target: bool = True,
+    ) -> None:
+        super().__init__()
+        self.pair = pair
+        self.steps_per_epoch = steps_per_epoch
+        self.source_batch_size = source_batch_size
+        self.target_batch_size = target_batch_size
+        self.eval_batch_size = eval_batch_size
+        self.seed = seed
+        self.num_workers = num_workers
+        self.transform_train = transform_train or ToFloat()
+        self.transform_eval = transform_eval or ToFloat()
+        self.use_source = use_source
+        self.use_target = use_target
+
+    def train_dataloader(self) -> CombinedLoader:
+        sets = {"source": self.pair.source.train, "target": self.pair.target.train}
+        sizes = self._batch_sizes()
+        return CombinedLoader(
+            {name: self._train_loader(sets[name], size) for name, size in sizes.items()}, "min_size"
+        )
+
+    def val_dataloader(self) -> list[DataLoader[Any]]:
+        return [self._eval_loader(getattr(self.pair, name).val) for name in EVALUATED]
+
+    def test_dataloader(self) -> list[DataLoader[Any]]:
+        return [self._eval_loader(getattr(self.pair, name).test) for name in EVALUATED]
+
+    def feature_dataloaders(self) -> dict[str, DataLoader[Any]]:
+        """This process's share of both tasks' training images, each once and in order, untransformed."""
+        return {name: self._eval_loader(getattr(self.pair, name).train) for name in ("source", "target")}
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Transform the images of a batch that is on its device already."""
+        training = self.trainer is not None and self.trainer.training
+        transform = self.transform_train if training else self.transform_eval
+        if isinstance(batch, dict):
+            return {name: (transform(images), labels) for name, (images, labels) in batch.items()}
+        images, labels = batch
+        return transform(images), labels
+
+    def passes(self, total_steps: int) -> dict[str, float]:
+        """How often ``total_steps`` training batches go through each training set."""
+        sets = {"source": self.pair.source.train, "target": self.pair.target.train}
+        return {name: total_steps * size / len(sets[name]) for name, size in self._batch_sizes().items()}
+
+    def _batch_sizes(self) -> dict[str, int]:
+        sizes = {}
+        if self.use_source:
+            sizes["source"] = self.source_batch_size
+        if self.use_target:
+            sizes["target"] = self.target_batch_size
+        return sizes
+
+    def _train_loader(self, images: ImageSet, batch_size: int) -> DataLoader[Any]:
+        rank, world_size = self._process()
+        sampler = StreamSampler(len(images), batch_size, self.steps_per_epoch, self.seed, rank, world_size)
+        return self._loader(images, BatchSampler(sampler, batch_size // world_size, drop_last=False))
+
+    def _eval_loader(self, images: ImageSet) -> DataLoader[Any]:
+        sampler = ShardSampler(len(images), *self._process())
+        return self._loader(images, BatchSampler(sampler, self.eval_batch_size, drop_last=False))
+
+    def _loader(self, images: ImageSet, batches: BatchSampler) -> DataLoader[Any]:
+        return DataLoader(
+            images,
+            batch_sampler=batches,
+            collate_fn=_as_it_is,
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=self.num_workers > 0,
+        )
+
+    def _process(self) -> tuple[int, int]:
+        """This process's rank and the number of processes."""
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    """What an ImageSet's ``__getitems__`` gives is a batch already."""
+    return batch

@@ -1,0 +1,211 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import BatchSampler
+
+from jtln.classes import ClassSet
+from jtln.data.images import ArrayImages
+from jtln.data.loaders import PairData, ShardSampler, StreamSampler
+from jtln.data.pair import Pair, Task
+from jtln.errors import UserError
+
+
+def numbered(count: int, classes: int, side: str) -> ArrayImages:
+    """Images whose every pixel is the image's number."""
+    images = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1).repeat(1, 1, 4, 4)
+    return ArrayImages(images, torch.arange(count) % classes, [f"{side}/{i}" for i in range(count)])
+
+
+@pytest.fixture
+def pair() -> Pair:
+    def task(sizes: tuple[int, int, int], names: str) -> Task:
+        return Task(ClassSet(names), *(numbered(size, len(names), names) for size in sizes))
+
+    return Pair("numbers", task((50, 9, 11), "abcde"), task((7, 5, 13), "xyz"), image_size=4)
+
+
+def epochs(sampler: StreamSampler, count: int) -> list[int]:
+    indices = []
+    for epoch in range(count):
+        sampler.set_epoch(epoch)
+        indices += list(sampler)
+    return indices
+
+
+@pytest.mark.parametrize(
+    ("size", "batch"), [(10, 4), (10, 10), (7, 4), (50, 1), (40, 16), (17, 16), (100, 64)]
+)
+def test_stream_goes_through_the_set_again_and_again(size: int, batch: int) -> None:
+    sampler = StreamSampler(size, batch, steps=5, seed=0)
+    assert len(sampler) == 5 * batch
+    stream = epochs(sampler, 20)
+    assert len(stream) == 20 * 5 * batch
+    for start in range(0, len(stream) - size + 1, size):  # every turn is a permutation
+        assert sorted(stream[start : start + size]) == list(range(size))
+    for start in range(0, len(stream), batch):
+        assert len(set(stream[start : start + batch])) == batch
+    if size > 4:
+        assert stream[:size] != stream[size : 2 * size]
+
+
+def test_a_set_smaller_than_the_batch() -> None:
+    stream = epochs(StreamSampler(3, 8, steps=3, seed=0), 2)
+    counts = torch.tensor(stream).bincount()
+    assert counts.sum() == 48
+    assert counts.tolist() == [16, 16, 16]
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_processes_share_the_global_batches(world_size: int) -> None:
+    whole = BatchSampler(StreamSampler(30, 8, 6, seed=2), 8, drop_last=False)
+    shares = [
+        BatchSampler(
+            StreamSampler(30, 8, 6, seed=2, rank=rank, world_size=world_size), 8 // world_size, False
+        )
+        for rank in range(world_size)
+    ]
+    for epoch in range(3):
+        for batches in (whole, *shares):
+            batches.sampler.set_epoch(epoch)
+        for batch, *parts in zip(whole, *shares, strict=True):
+            assert sorted(batch) == sorted(index for part in parts for index in part)
+            assert batch[::world_size] == parts[0]
+
+
+def test_a_resumed_run_goes_on_in_the_same_order() -> None:
+    sampler = StreamSampler(13, 4, steps=5, seed=1)
+    full = epochs(sampler, 6)
+    resumed = StreamSampler(13, 4, steps=5, seed=1)
+    resumed.set_epoch(4)
+    assert list(resumed) == full[80:100]
+    sampler.set_epoch(1)  # and backwards
+    assert list(sampler) == full[20:40]
+    assert epochs(StreamSampler(13, 4, steps=5, seed=2), 6) != full
+
+
+def test_senseless_samplers() -> None:
+    with pytest.raises(UserError, match="3 processes can share equally, but got 16: set it to 15"):
+        StreamSampler(10, 16, 1, seed=0, world_size=3)
+    with pytest.raises(UserError, match="images of 1 or more"):
+        StreamSampler(0, 16, 1, seed=0)
+    with pytest.raises(UserError, match="steps of 1 or more"):
+        StreamSampler(5, 16, 0, seed=0)
+
+
+@pytest.mark.parametrize("size", [0, 1, 10, 11])
+def test_shards_cover_everything_once(size: int) -> None:
+    shards = [ShardSampler(size, rank, 3) for rank in range(3)]
+    assert sorted(index for shard in shards for index in shard) == list(range(size))
+    assert sum(map(len, shards)) == size
+
+
+class Watcher(pl.LightningModule):
+    """Takes down the batches it is given, and trains one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.seen: dict[str, list[Any]] = {"train": [], "val": [], "test": []}
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        self.seen["train"].append({side: images[:, 0, 0, 0].tolist() for side, (images, _) in batch.items()})
+        return self.weight * sum(images.mean() for images, _ in batch.values())
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.seen["val"].append((dataloader_idx, batch[0].dtype, batch[0].shape, batch[1].tolist()))
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.seen["test"].append((dataloader_idx, batch[0].dtype, batch[0].shape, batch[1].tolist()))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def train_transform(images: torch.Tensor) -> torch.Tensor:
+    return images.float().expand(-1, 3, -1, -1)
+
+
+def trainer(tmp_path: Path, epochs: int) -> pl.Trainer:
+    return pl.Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        use_distributed_sampler=False,
+        default_root_dir=tmp_path,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        num_sanity_val_steps=1,
+    )
+
+
+def data(pair: Pair, **settings: Any) -> PairData:
+    settings = {"steps_per_epoch": 3, "source_batch_size": 8, "target_batch_size": 4, "seed": 5} | settings
+    return PairData(pair, transform_train=train_transform, **settings)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_run_with_lightning(pair: Pair, tmp_path: Path, workers: int) -> None:
+    model = Watcher()
+    trainer(tmp_path, epochs=4).fit(model, data(pair, num_workers=workers))
+    for side, size, count in (("source", 8, 50), ("target", 4, 7)):
+        expected = epochs(StreamSampler(count, size, steps=3, seed=5), 4)
+        got = [number for batch in model.seen["train"] for number in batch[side]]
+        assert got == expected
+    index, dtype, shape, labels = model.seen["val"][0]  # the sanity check: transformed as for evaluation
+    assert (index, dtype, shape) == (0, torch.float32, (5, 3, 4, 4))
+    assert labels == pair.target.val.labels.tolist()
+
+
+def test_evaluation_reads_target_then_source(pair: Pair, tmp_path: Path) -> None:
+    model = Watcher()
+    trainer(tmp_path, epochs=1).test(model, data(pair, eval_batch_size=6), verbose=False)
+    labels: dict[int, list[int]] = {0: [], 1: []}
+    for index, dtype, shape, batch in model.seen["test"]:
+        assert dtype == torch.float32
+        assert shape[1:] == (3, 4, 4)
+        labels[index] += batch
+    assert labels == {0: pair.target.test.labels.tolist(), 1: pair.source.test.labels.tolist()}
+
+
+def test_training_without_the_source(pair: Pair, tmp_path: Path) -> None:
+    model = Watcher()
+    only = data(pair, use_source=False)
+    trainer(tmp_path, epochs=1).fit(model, only)
+    assert [list(batch) for batch in model.seen["train"]] == [["target"]] * 3
+    assert only.passes(14) == {"target": 8.0}
+
+
+def test_training_without_the_target(pair: Pair, tmp_path: Path) -> None:
+    model = Watcher()
+    only = data(pair, use_target=False)
+    trainer(tmp_path, epochs=1).fit(model, only)
+    assert [list(batch) for batch in model.seen["train"]] == [["source"]] * 3
+    assert only.passes(25) == {"source": 4.0}
+
+
+def test_feature_loaders_read_every_training_image_once(pair: Pair) -> None:
+    loaders = data(pair, eval_batch_size=6).feature_dataloaders()
+    for name, loader in loaders.items():
+        train = getattr(pair, name).train
+        images, labels = (torch.cat(parts) for parts in zip(*loader, strict=True))
+        assert torch.equal(images, train.images)
+        assert torch.equal(labels, train.labels)
+
+
+def test_passes(pair: Pair) -> None:
+    assert data(pair).passes(25) == {"source": 4.0, "target": pytest.approx(100 / 7)}
+
+
+def test_an_unattached_module_gives_loaders(pair: Pair) -> None:
+    module = data(pair)
+    batches = [batch for batch, _, _ in iter(module.train_dataloader())]
+    assert len(batches) == 3
+    assert batches[0]["source"][0].dtype == torch.uint8
+    assert batches[0]["target"][0].shape == (4, 1, 4, 4)
+    images, labels = module.on_after_batch_transfer(batches[0]["target"], 0)
+    assert images.shape == (4, 3, 4, 4)
+    assert torch.equal(labels, batches[0]["target"][1])
