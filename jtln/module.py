@@ -17,6 +17,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torchmetrics.classification import MulticlassConfusionMatrix
 
 from jtln.classes import ClassSet
 from jtln.costs import CentroidCost, Cost
@@ -112,6 +113,7 @@ class JTLN(pl.LightningModule):
         if cost is not None:
             cost.prepare((len(source), len(target)), trunk.dim)
         sizes = {"target": len(target), "source": len(source)}
+        self.confusion = MulticlassConfusionMatrix(len(target))
         self.metrics = nn.ModuleDict(
             {
                 f"{split}_{head}": classification_metrics(sizes[head], prefix=f"{split}/{head}/")
@@ -213,7 +215,13 @@ class JTLN(pl.LightningModule):
         return self._trainer is not None and (self.global_step + 1) % self.trainer.log_every_n_steps == 0
 
     def _log_losses(
-        self, batch: Batch, loss: Tensor, target_loss: Tensor, source_loss: Tensor, transport: Tensor, weight: float
+        self,
+        batch: Batch,
+        loss: Tensor,
+        target_loss: Tensor,
+        source_loss: Tensor,
+        transport: Tensor,
+        weight: float,
     ) -> None:
         if self._trainer is None:
             return
@@ -258,7 +266,10 @@ class JTLN(pl.LightningModule):
     def _evaluate(self, split: str, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> None:
         images, labels = batch
         head = HEADS[dataloader_idx]
-        self.metrics[f"{split}_{head}"].update(getattr(self(images), head), labels)
+        logits = getattr(self(images), head)
+        self.metrics[f"{split}_{head}"].update(logits, labels)
+        if (split, head) == ("test", "target"):
+            self.confusion.update(logits, labels)
 
     def _report(self, split: str) -> None:
         for head in HEADS:
@@ -281,6 +292,8 @@ class JTLN(pl.LightningModule):
         self._evaluate("test", batch, dataloader_idx)
 
     def on_test_epoch_end(self) -> None:
+        self.test_confusion = self.confusion.compute()  # (T, T) counts, true class in rows
+        self.confusion.reset()
         self._report("test")
 
 

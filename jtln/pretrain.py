@@ -113,11 +113,21 @@ def pretrain(
         lr_schedule=settings.lr_schedule,
     )
     data = pair_data(
-        pair, trunk, settings.budget, seed=settings.seed, augment=augment, use_target=False, num_workers=num_workers
+        pair,
+        trunk,
+        settings.budget,
+        seed=settings.seed,
+        augment=augment,
+        use_target=False,
+        num_workers=num_workers,
     )
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(
-            trainer_settings, settings.budget, Path(folder), description="pre-training", keep_checkpoints=False
+            trainer_settings,
+            settings.budget,
+            Path(folder),
+            description="pre-training",
+            keep_checkpoints=False,
         )
         trainer.fit(module, data)
         accuracy = float(trainer.callback_metrics["val/source/accuracy"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -93,7 +94,10 @@ def make_trainer(
     extra: list[Callback] = [_Bar(description)] if settings.progress_bar else []
     if keep_checkpoints:
         extra.append(_best_and_last(folder))
-    options: dict[str, Any] = {"log_every_n_steps": max(1, min(10, budget.steps_per_epoch)), **settings.options}
+    options: dict[str, Any] = {
+        "log_every_n_steps": max(1, min(10, budget.steps_per_epoch)),
+        **settings.options,
+    }
     return pl.Trainer(
         max_epochs=budget.epochs,
         logger=list(loggers) or False,
@@ -153,7 +157,9 @@ def fit_and_test(trainer: pl.Trainer, module: JTLN, data: PairData, checkpoint: 
     for evaluate in (trainer.validate, trainer.test):
         for part in evaluate(module, datamodule=data, verbose=False):
             values.update(part)
-    counts = {head: {split: len(getattr(getattr(data.pair, head), split)) for split in ("val", "test")} for head in HEADS}
+    counts = {
+        head: {split: len(getattr(getattr(data.pair, head), split)) for split in ("val", "test")} for head in HEADS
+    }
     metrics = {
         head: {
             split: {
@@ -180,7 +186,8 @@ class _Bar(TQDMProgressBar):
     """One bar for a whole training, with what the user watches; Lightning's own begins anew at each epoch."""
 
     def __init__(self, description: str) -> None:
-        super().__init__(leave=True)
+        # A file or a pipe would keep every refresh; it gets a line for each validation instead.
+        super().__init__(refresh_rate=1 if sys.stderr.isatty() else 0, leave=True)
         self._description = description
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -198,7 +205,12 @@ class _Bar(TQDMProgressBar):
             self.train_progress_bar.set_postfix(self._watched(trainer), refresh=True)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.train_progress_bar.set_postfix(self._watched(trainer), refresh=True)
+        watched = self._watched(trainer)
+        if self.is_enabled:
+            self.train_progress_bar.set_postfix(watched, refresh=True)
+        elif trainer.is_global_zero:
+            figures = ", ".join(f"{name} {value}" for name, value in watched.items())
+            print(f"{self._description}: step {trainer.global_step}, {figures}", flush=True)
 
     def on_validation_start(self, *_: Any) -> None:
         pass
@@ -221,7 +233,11 @@ class _Bar(TQDMProgressBar):
             "val/target/accuracy": "target val",
             "val/source/accuracy": "source val",
         }
-        return {short: f"{float(trainer.callback_metrics[key]):.3f}" for key, short in names.items() if key in trainer.callback_metrics}
+        return {
+            short: f"{float(trainer.callback_metrics[key]):.3f}"
+            for key, short in names.items()
+            if key in trainer.callback_metrics
+        }
 
 
 def _quiet_lightning() -> None:

@@ -163,7 +163,9 @@ def _read_weights(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise UserError(f"expected a PyTorch state dict or checkpoint in {path}, but it cannot be read: {error}") from error
+        raise UserError(
+            f"expected a PyTorch state dict or checkpoint in {path}, but it cannot be read: {error}"
+        ) from error
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"expected a PyTorch state dict or checkpoint in {path}, but got {type(state).__name__}")

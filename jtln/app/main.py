@@ -67,16 +67,18 @@ def _resumed(arguments: list[str]) -> list[str]:
 
 def _job(config: DictConfig) -> None:
     """One run. In a multirun a run that fails leaves its error in its folder, and the others go on."""
-    if HydraConfig.get().mode != RunMode.MULTIRUN:
-        _run(config)
-        return
     try:
         _run(config)
     except Exception as error:
-        mistake = explain(error, list(HydraConfig.get().overrides.task))
-        folder = Path(HydraConfig.get().runtime.output_dir)
+        overrides = list(HydraConfig.get().overrides.task)
+        mistake = explain(error, overrides)
+        if HydraConfig.get().mode != RunMode.MULTIRUN:
+            if mistake is None:
+                raise
+            print(f"error: {mistake}", file=sys.stderr)
+            raise SystemExit(2) from None
+        folder, name = Path(HydraConfig.get().runtime.output_dir), " ".join(overrides)
         (folder / "error.txt").write_text(mistake or "".join(traceback.format_exception(error)), encoding="utf-8")
-        name = " ".join(HydraConfig.get().overrides.task)
         print(f"error: {name}: {mistake or repr(error)} (see {folder / 'error.txt'})", file=sys.stderr)
         SweepTable.failed.append(name)
 

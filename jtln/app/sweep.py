@@ -42,7 +42,9 @@ class SweepTable(Callback):
 
 def summarize(folder: Path) -> None:
     """Collect the results below ``folder``, one row for each setting, mean and standard deviation over its seeds."""
-    results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*/result.json"), key=_order)]
+    results = [
+        json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*/result.json"), key=_order)
+    ]
     failed = sorted(folder.glob("*/error.txt"), key=_order)
     rows = [_row(label, members) for label, members in _by_setting(results).items()]
     columns = [
@@ -96,7 +98,18 @@ def _mean_and_spread(values: list[float], digits: int) -> str:
 def _write_csv(path: Path, results: list[dict[str, Any]]) -> None:
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["method", "dataset", "cost", "shots", "seed", "overrides", *(name for name, _ in COLUMNS), "seconds"])
+        writer.writerow(
+            [
+                "method",
+                "dataset",
+                "cost",
+                "shots",
+                "seed",
+                "overrides",
+                *(name for name, _ in COLUMNS),
+                "seconds",
+            ]
+        )
         for result in results:
             facts = [result[key] for key in ("method", "dataset", "cost", "shots", "seed")]
             values = [_value(result, where) for _, where in COLUMNS]

@@ -80,7 +80,11 @@ class CentroidCost(Cost):
             keep = 1 - (1 - self.momentum) * (count > 0).float()  # (C,)
             mean = total / count.clamp_min(1)[:, None]  # (C, D)
             setattr(self, f"{side}_sum", torch.lerp(mean, getattr(self, f"{side}_sum"), keep[:, None]))
-            setattr(self, f"{side}_weight", torch.lerp(torch.ones_like(keep), getattr(self, f"{side}_weight"), keep))
+            setattr(
+                self,
+                f"{side}_weight",
+                torch.lerp(torch.ones_like(keep), getattr(self, f"{side}_weight"), keep),
+            )
 
     def distances(self, source: ClassSet, target: ClassSet) -> Tensor:
         if not self.source_sum.numel():

@@ -1,0 +1,169 @@
+"""From the composed configuration to the objects of a run."""
+
+from __future__ import annotations
+
+import netrc
+import os
+import shlex
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import platformdirs
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.loggers import Logger
+
+from jtln.errors import UserError
+from jtln.experiment import Experiment, Method
+from jtln.pretrain import Pretraining
+from jtln.schedules import Cosine
+from jtln.training import Budget, TrainerSettings
+from jtln.trunk import Trunk, weights_digest
+
+
+def build(config: DictConfig) -> Experiment:
+    """The experiment that ``config`` describes; a UserError says which of its values cannot be."""
+    hydra = HydraConfig.get()
+    choices = hydra.runtime.choices
+    overrides = [o for o in hydra.overrides.task if not o.startswith("resume=")]
+    folder = Path(hydra.runtime.output_dir)
+    smoke = bool(config.debug.smoke)
+    if smoke:
+        config = _shrunk(config)
+    budget = _budget(config, config.batch_size.source, config.batch_size.target)
+    spec = instantiate(config.dataset)
+    trunk_weights = str(config.trunk.get("weights", "none"))
+
+    def make_trunk() -> Trunk:
+        return instantiate(config.trunk, image_size=spec.image_size)
+
+    return Experiment(
+        method=Method(**instantiate(config.method, _convert_="all")),
+        dataset=spec.name,
+        cost_name=_cost_name(config, str(choices.cost)),
+        spec=spec,
+        cost=instantiate(config.cost),
+        make_trunk=make_trunk,
+        budget=budget,
+        optimizer=instantiate(config.optimizer),
+        lr_schedule=instantiate(config.schedule),
+        trunk_lr_factor=float(config.trunk_lr_factor),
+        trainer=_trainer(config.trainer),
+        folder=folder,
+        seed=_at_least(config, "seed", 0),
+        augment=bool(config.augment),
+        pretraining=_pretraining(config) if config.pretrain.source else None,
+        pretraining_depends={
+            "trunk": OmegaConf.to_container(config.trunk, resolve=True),
+            "weights": weights_digest(trunk_weights),
+            "optimizer": str(config.pretrain.get("lr")),
+            "precision": str(config.trainer.get("precision")),
+        },
+        cache=None if smoke else _cache(config),
+        num_workers=_at_least(config, "num_workers", 0),
+        loggers=[_wandb(config.logger, spec.name, choices, overrides, folder)] if config.logger.wandb else [],
+        made_images=int(config.debug.per_class) if smoke else None,
+        resume=config.resume is not None,
+        config=OmegaConf.to_yaml(config, resolve=True),
+        overrides=overrides,
+        command=" ".join(["python train.py", *map(shlex.quote, overrides)]),
+    )
+
+
+def _shrunk(config: DictConfig) -> DictConfig:
+    """``debug=smoke``: a step or two of everything."""
+    size = config.debug.batch_size
+    small = {
+        "epochs": 2,
+        "steps_per_epoch": 1,
+        "batch_size": {
+            "source": min(size, config.batch_size.source),
+            "target": min(size, config.batch_size.target),
+        },
+    }
+    if config.pretrain.source:
+        small["pretrain"] = {"epochs": 1, "steps_per_epoch": 1, "batch_size": size}
+    if config.trunk.get("weights") in ("auto", "imagenet"):
+        small["trunk"] = {"weights": "none"}
+    return OmegaConf.merge(config, small)  # type: ignore[return-value]
+
+
+def _budget(config: DictConfig, source: int, target: int) -> Budget:
+    for key in ("epochs", "steps_per_epoch", "batch_size.source", "batch_size.target"):
+        _at_least(config, key, 1)
+    return Budget(config.epochs, config.steps_per_epoch, source, target)
+
+
+def _pretraining(config: DictConfig) -> Pretraining:
+    from functools import partial
+
+    from torch.optim import AdamW
+
+    settings = config.pretrain
+    for key in ("epochs", "steps_per_epoch", "batch_size"):
+        _at_least(config, f"pretrain.{key}", 1)
+    budget = Budget(settings.epochs, settings.steps_per_epoch, settings.batch_size, 1)
+    optimizer = partial(AdamW, lr=float(settings.lr), weight_decay=1e-2)
+    return Pretraining(budget, int(settings.seed), optimizer, Cosine(warmup=0.1))
+
+
+def _at_least(config: DictConfig, key: str, least: int) -> int:
+    value = OmegaConf.select(config, key)
+    if not isinstance(value, int) or value < least:
+        raise UserError(f"expected a whole number >= {least} for {key}, but got {value!r}")
+    return value
+
+
+def _trainer(settings: DictConfig) -> TrainerSettings:
+    options: dict[str, Any] = OmegaConf.to_container(settings, resolve=True)  # type: ignore[assignment]
+    bar = bool(options.pop("progress_bar", True))
+    return TrainerSettings({str(key): value for key, value in options.items()}, bar)
+
+
+def _cost_name(config: DictConfig, choice: str) -> str:
+    """The group's choice with its metric: "wordnet (wup)"."""
+    metric = config.cost.get("metric")
+    return choice if metric is None else f"{choice} ({metric})"
+
+
+def _cache(config: DictConfig) -> Path:
+    named = config.cache or os.environ.get("JTLN_CACHE")
+    return Path(named).expanduser() if named else platformdirs.user_cache_path("jtln")
+
+
+def _wandb(settings: DictConfig, dataset: str, choices: Any, overrides: list[str], folder: Path) -> Logger:
+    """A W&B run of its own for this job; offline where no key is configured, so that nobody is asked for one."""
+    from pytorch_lightning.loggers import WandbLogger
+
+    modes = ("auto", "online", "offline", "disabled")
+    if settings.mode not in modes:
+        raise UserError(f"expected logger.mode to be one of {', '.join(modes)}, but got {settings.mode}")
+    mode = settings.mode
+    if mode == "auto":
+        mode = os.environ.get("WANDB_MODE") or ("online" if _has_wandb_key() else "offline")
+    os.environ.setdefault("WANDB_SILENT", "true")
+    multirun = HydraConfig.get().mode == RunMode.MULTIRUN
+    return WandbLogger(
+        project=settings.project,
+        entity=settings.entity,
+        group=settings.group or (folder.parent.name if multirun else None),
+        name=settings.name or " ".join(overrides) or f"{choices.method}-{dataset}-{choices.cost}",
+        tags=list(settings.tags),
+        save_dir=folder,
+        offline=mode == "offline",
+        mode=mode,
+        reinit="finish_previous",
+    )
+
+
+def _has_wandb_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
