@@ -237,8 +237,7 @@ def _heatmap(
     if limits is None:
         limits = _limits(values)
     norm = Normalize(*limits)
-    colours = colormaps[colormap].copy()
-    colours.set_bad("#d0d0d0")
+    colours = colormaps[colormap].with_extremes(bad="#d0d0d0")
     image = ax.imshow(np.ma.masked_invalid(values), cmap=colours, norm=norm, aspect="equal" if square else "auto")
     ax.xaxis.tick_top()
     ax.xaxis.set_label_position("top")

@@ -44,7 +44,7 @@ class Constant(Schedule):
 
 @dataclass(frozen=True)
 class Linear(Schedule):
-    """Falls linearly from 1 to ``final`` at the share ``until`` of training, and stays there."""
+    """Falls linearly from 1 to ``final`` at the share ``until`` of what follows the warm-up, and stays there."""
 
     until: float = 1.0
     final: float = 0.0
@@ -70,7 +70,7 @@ class Cosine(Schedule):
 
 @dataclass(frozen=True)
 class Step(Schedule):
-    """Is multiplied by ``gamma`` at each of ``milestones`` (shares of training)."""
+    """Is multiplied by ``gamma`` at each of ``milestones`` (shares of what follows the warm-up)."""
 
     milestones: Sequence[float] = (0.6, 0.85)
     gamma: float = 0.1

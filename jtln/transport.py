@@ -37,7 +37,7 @@ _LARGEST_RANGE = {torch.float32: 40.0, torch.float64: 300.0}
 # this saves most of the iterations; an easy problem has converged before it begins.
 _RELAXATION, _LARGEST_STEP, _PLAIN_ITERATIONS = 0.8, 0.5, 20
 _NEGLIGIBLE = -700.0  # exp of less is subnormal in float64, on which arithmetic is slow
-_CHUNK_ELEMENTS = 2**22  # how much of a (B, S, T) array the log-domain solver and the plan's statistics hold at once
+_CHUNK_ELEMENTS = 2**20  # how much of a (B, S, T) array the log-domain solver and the plan's statistics hold at once
 
 
 class SinkhornResult(NamedTuple):

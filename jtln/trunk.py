@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import urllib.error
 from collections.abc import Sequence
@@ -75,14 +76,23 @@ def from_torchvision(image_size: int, name: str = "resnet50", weights: str = "au
         weights: see :func:`alexnet`; "auto" is ImageNet's.
 
     Raises:
-        UserError: torchvision has no such classification network.
+        UserError: torchvision has no such classification network, or it has no linear layer (squeezenet).
     """
     _check_trunk_options(image_size, 0.0)
     choices = torchvision.models.list_models(module=torchvision.models)
     if name not in choices:
-        raise UserError(f"unknown torchvision network '{name}': expected one of {', '.join(choices)}")
-    model = torchvision.models.get_model(name, weights=None, **({"init_weights": True} if name == "googlenet" else {}))
-    last_name, last = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)][-1]
+        near = difflib.get_close_matches(name.lower(), choices, n=5, cutoff=0.4)
+        raise UserError(
+            f"unknown torchvision network '{name}': expected one of torchvision.models.list_models() that classifies "
+            f"images, such as {', '.join(near or ['resnet18', 'resnet50', 'convnext_tiny'])}"
+        )
+    # Without their auxiliary classifiers these two return features alone, in training too.
+    options = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    model = torchvision.models.get_model(name, weights=None, **options)
+    linear = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
+    if not linear:
+        raise UserError(f"expected a network that ends in a linear layer, but got '{name}', which has none")
+    last_name, last = linear[-1]
     parent, _, leaf = last_name.rpartition(".")
     setattr(model.get_submodule(parent), leaf, nn.Identity())
     return _with_weights(Trunk(model, name, last.in_features, IMAGENET_MEAN, IMAGENET_STD), weights, name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,21 @@ def config_dir() -> Path:
     return inside if inside.is_dir() else package.parent / "conf"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run ``python train.py ARGUMENTS``; returns the exit code: 0, 1 for a failed run, 2 for a mistake in the call."""
+def main(arguments: list[str] | None = None, job: Callable[[DictConfig], Any] | None = None) -> int:
+    """Run ``python train.py ARGUMENTS``; returns the exit code: 0, 1 for a failed run, 2 for a mistake in the call.
+
+    Args:
+        arguments: the command line; by default this process's.
+        job: what is done with the composed configuration; by default a training.
+    """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     # Exceptions are to come out of Hydra as they are, to be explained here; Hydra would print them and exit.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     program, sys.argv = sys.argv, [sys.argv[0], *arguments]
     try:
         sys.argv[1:] = _resumed(arguments)
-        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")(_job)()
+        decorate = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")
+        decorate(lambda config: _guarded(job or _train, config))()
     except (HydraException, OmegaConfBaseException, UserError, OSError) as error:
         mistake = explain(error, sys.argv[1:])
         if mistake is None:
@@ -65,10 +72,11 @@ def _resumed(arguments: list[str]) -> list[str]:
     return [*earlier, *now, f'resume="{folder}"', f'hydra.run.dir="{folder}"']
 
 
-def _job(config: DictConfig) -> None:
+def _guarded(job: Callable[[DictConfig], Any], config: DictConfig) -> None:
     """One run. In a multirun a run that fails leaves its error in its folder, and the others go on."""
     try:
-        _run(config)
+        check_types(config)
+        job(config)
     except Exception as error:
         overrides = list(HydraConfig.get().overrides.task)
         mistake = explain(error, overrides)
@@ -83,8 +91,7 @@ def _job(config: DictConfig) -> None:
         SweepTable.failed.append(name)
 
 
-def _run(config: DictConfig) -> Any:
-    check_types(config)
+def _train(config: DictConfig) -> Any:
     # Here, so that --help and a mistake in the call need not wait for PyTorch.
     from jtln.app.build import build
     from jtln.experiment import run

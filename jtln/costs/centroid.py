@@ -92,12 +92,13 @@ class CentroidCost(Cost):
         x = self.source_sum / self.source_weight.clamp_min(1e-12)[:, None]  # (S, D)
         y = self.target_sum / self.target_weight.clamp_min(1e-12)[:, None]  # (T, D)
         if self.metric == "cosine":
-            x, y = nn.functional.normalize(x), nn.functional.normalize(y)
-            distance = (1 - x @ y.t()).clamp_min(0)  # (S, T)
-        else:
-            distance = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")  # (S, T)
-            if self.metric == "sqeuclidean":
-                distance = distance.square()
+            x, y = nn.functional.normalize(x), nn.functional.normalize(y)  # then 1 - cos is |x - y|^2 / 2
+        # Differences, and not products x y^T, which are rounded to bfloat16 inside autocast and to TF32 on some GPUs.
+        distance = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")  # (S, T)
+        if self.metric == "sqeuclidean":
+            distance = distance.square()
+        elif self.metric == "cosine":
+            distance = distance.square() / 2
         seen = (self.source_weight > 0)[:, None] & (self.target_weight > 0)  # (S, T)
         average = distance[seen].mean() if bool(seen.any()) else distance.new_tensor(1.0)
         return torch.where(seen, distance, average)
