@@ -24,14 +24,15 @@ from jtln.costs.table import save_cost
 from jtln.data.made import made_pair
 from jtln.data.pair import Pair, PairSpec
 from jtln.data.transforms import Augment
-from jtln.losses import TransportLoss
-from jtln.module import JTLN
+from jtln.errors import UserError, unknown
+from jtln.losses import GRADIENTS, TransportLoss
+from jtln.module import IMAGES, JTLN, UNITS
 from jtln.pretrain import Pretrained, Pretraining, pretrain
 from jtln.report import strongest_transports, transport_sentences, write_report
 from jtln.schedules import Constant, Schedule
 from jtln.tables import Column, show
 from jtln.training import Budget, Outcome, TrainerSettings, csv_logger, fit_and_test, make_trainer, pair_data
-from jtln.transport import plan_summary
+from jtln.transport import check_epsilon, plan_summary
 from jtln.trunk import Trunk
 
 
@@ -49,6 +50,16 @@ class Method:
     max_iterations: int = 200
     tolerance: float = 1e-4
     ot_schedule: Schedule = field(default_factory=Constant)
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be before any image is read."""
+        check_epsilon(self.epsilon)
+        for key, choices in {"lambda_ot_unit": UNITS, "on": IMAGES, "gradient": GRADIENTS}.items():
+            if getattr(self, key) not in choices:
+                raise unknown(f"method.{key}", getattr(self, key), choices)
+        for key in ("lambda_source", "lambda_ot"):
+            if not getattr(self, key) >= 0:
+                raise UserError(f"expected method.{key} >= 0, but got {getattr(self, key)}")
 
 
 @dataclass(frozen=True)
@@ -222,7 +233,7 @@ def _announce_training(
     else:
         _say(
             "cost",
-            f"{experiment.cost_name}, ({len(pair.source.classes)} x {len(pair.target.classes)}), epsilon {method.epsilon:g}",
+            f"{experiment.cost_name}, {len(pair.source.classes)} x {len(pair.target.classes)}, epsilon {method.epsilon:g}",
         )
     terms = ["CE(target)"]
     if method.lambda_source:

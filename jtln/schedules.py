@@ -1,4 +1,7 @@
-"""Factors that change over training: of the learning rate, and of lambda_ot. Each maps progress in [0, 1] to a factor."""
+"""Factors that change over training: of the learning rate, and of lambda_ot.
+
+Each maps progress in [0, 1] to a factor.
+"""
 
 from __future__ import annotations
 

@@ -15,10 +15,12 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from pytorch_lightning.loggers import CSVLogger, Logger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from jtln.data.loaders import PairData
 from jtln.data.pair import Pair
 from jtln.data.transforms import Augment, ToFloat
+from jtln.errors import UserError
 from jtln.module import HEADS, JTLN
 from jtln.trunk import Trunk
 
@@ -98,18 +100,21 @@ def make_trainer(
         "log_every_n_steps": max(1, min(10, budget.steps_per_epoch)),
         **settings.options,
     }
-    return pl.Trainer(
-        max_epochs=budget.epochs,
-        logger=list(loggers) or False,
-        callbacks=[*extra, *callbacks],
-        default_root_dir=folder,
-        enable_checkpointing=keep_checkpoints,
-        enable_progress_bar=settings.progress_bar,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,  # the loaders share out global batches among the processes themselves
-        **options,
-    )
+    try:
+        return pl.Trainer(
+            max_epochs=budget.epochs,
+            logger=list(loggers) or False,
+            callbacks=[*extra, *callbacks],
+            default_root_dir=folder,
+            enable_checkpointing=keep_checkpoints,
+            enable_progress_bar=settings.progress_bar,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,  # the loaders share out global batches among the processes themselves
+            **options,
+        )
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        raise UserError(f"the trainer cannot be had as configured (trainer.*): {error}") from error
 
 
 def _best_and_last(folder: Path) -> ModelCheckpoint:

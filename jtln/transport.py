@@ -277,7 +277,7 @@ def _masses(log_mass: Tensor, smallest: float) -> tuple[Tensor, Tensor]:
     A zero counts as the ``smallest`` positive number where a logarithm is taken, and as a zero where it is not. So
     does what lies below it, its own logarithm aside: arithmetic on subnormal numbers is slow.
     """
-    mass = torch.where(log_mass > math.log(smallest), log_mass.exp(), 0.0)
+    mass = torch.where(log_mass <= math.log(smallest), 0.0, log_mass.exp())  # NaN stays
     total = mass.sum(1, keepdim=True)  # (B, 1)
     log_mass = torch.where(log_mass == -math.inf, math.log(smallest), log_mass)
     return log_mass - total.log(), mass / total

@@ -147,8 +147,8 @@ def _with_weights(trunk: Trunk, weights: str, torchvision_name: str | None) -> T
         state = _read_weights(Path(weights).expanduser())
     elif torchvision_name is None:
         raise UserError(
-            f"expected trunk.weights=none or a file for {trunk.name}, but got imagenet: there are ImageNet weights only "
-            f"for images of {SMALLEST_FULL} pixels and more (dataset.image_size)"
+            f"expected trunk.weights=none or a file for {trunk.name}, but got imagenet: there are ImageNet weights "
+            f"only for images of {SMALLEST_FULL} pixels and more (dataset.image_size)"
         )
     else:
         state = _fetch_imagenet(torchvision_name)
@@ -161,9 +161,9 @@ def _fetch_imagenet(name: str) -> dict[str, Any]:
         return torchvision.models.get_model_weights(name).DEFAULT.get_state_dict(check_hash=True)
     except (urllib.error.URLError, OSError, RuntimeError) as error:
         raise UserError(
-            f"the ImageNet weights of {name} could not be fetched ({error}): give a file with trunk.weights=FILE, start "
-            "from a random trunk with trunk.weights=none, or train it on the source set first with trunk.weights=none "
-            "pretrain=source"
+            f"the ImageNet weights of {name} could not be fetched ({error}): give a file with trunk.weights=FILE, "
+            "start from a random trunk with trunk.weights=none, or train it on the source set first with "
+            "trunk.weights=none pretrain=source"
         ) from error
 
 
@@ -192,7 +192,7 @@ def _load(trunk: Trunk, state: dict[str, Tensor], origin: str) -> None:
     missing = [key for key in wanted if key not in state or state[key].shape != wanted[key].shape]
     if missing:
         raise UserError(
-            f"expected the weights of {trunk.name} in {origin}, but {len(missing)} of its {len(wanted)} tensors are not "
-            f"there or have another shape, '{missing[0]}' among them: choose the trunk that the file was made with"
+            f"expected the weights of {trunk.name} in {origin}, but {len(missing)} of its {len(wanted)} tensors are "
+            f"not there or have another shape, '{missing[0]}' among them: choose the trunk that the file was made with"
         )
     trunk.body.load_state_dict({key: state[key] for key in wanted})

@@ -77,7 +77,14 @@ def check_types(config: DictConfig) -> None:
     for override in OverridesParser.create().parse_overrides(overrides):
         key = override.key_or_group
         old, new = OmegaConf.select(before, key), OmegaConf.select(config, key)
-        if override.is_add() or override.is_delete() or OmegaConf.is_config(old) or old is None or new is None:
+        if key in _groups() or override.is_add() or override.is_delete() or old is None or new is None:
+            continue
+        if isinstance(old, DictConfig):
+            if not isinstance(new, DictConfig):
+                keys = " and ".join(f"{key}.{name}" for name in old)
+                raise UserError(f"expected values for {keys}, but got the single value {key}={new!r}")
+            continue
+        if OmegaConf.is_config(old):
             continue
         wanted = _KINDS[type(old)]
         if not isinstance(new, float | int if wanted == "a number" else type(old)) or (

@@ -87,9 +87,7 @@ class Fashion(PairSpec):
             setting="source_validation",
         )
         target = self._of_classes(train, self.target_classes)
-        rest, target_val = stratified_split(
-            target.labels, self.seed, self.validation, names=self.target_classes.names
-        )
+        rest, target_val = stratified_split(target.labels, self.seed, self.validation, names=self.target_classes.names)
         shots = rest[few_shot(target.labels[rest], self.shots, self.seed, self.target_classes.names)]
         return Pair(
             name=self.name,
@@ -140,9 +138,7 @@ class FashionFull(Fashion):
 
     name = "fashion_full"
 
-    def __init__(
-        self, root: str, download: bool = True, source_validation: int = 500, **settings: object
-    ) -> None:
+    def __init__(self, root: str, download: bool = True, source_validation: int = 500, **settings: object) -> None:
         super().__init__(source_validation=source_validation, **settings)  # type: ignore[arg-type]
         self.root = Path(root).expanduser()
         self.download = download

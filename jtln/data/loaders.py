@@ -41,9 +41,7 @@ class StreamSampler(Sampler[int]):
         UserError: a number is out of range, or ``world_size`` does not divide ``batch_size``.
     """
 
-    def __init__(
-        self, size: int, batch_size: int, steps: int, seed: int, rank: int = 0, world_size: int = 1
-    ) -> None:
+    def __init__(self, size: int, batch_size: int, steps: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
         for name, value in (("images", size), ("batch_size", batch_size), ("steps", steps)):
             if value < 1:
                 raise UserError(f"expected {name} of 1 or more, but got {value}: set a larger one")
@@ -167,9 +165,7 @@ class PairData(pl.LightningDataModule):
     def train_dataloader(self) -> CombinedLoader:
         sets = {"source": self.pair.source.train, "target": self.pair.target.train}
         sizes = self._batch_sizes()
-        return CombinedLoader(
-            {name: self._train_loader(sets[name], size) for name, size in sizes.items()}, "min_size"
-        )
+        return CombinedLoader({name: self._train_loader(sets[name], size) for name, size in sizes.items()}, "min_size")
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         return [self._eval_loader(getattr(self.pair, name).val) for name in EVALUATED]

@@ -22,16 +22,10 @@ def made_pair(spec: PairSpec, per_class: int = 2, seed: int = 0) -> Pair:
         labels = torch.arange(len(classes)).repeat(per_class)  # (N,)
 
         def part(name: str) -> ArrayImages:
-            noise = torch.randn(
-                len(labels), spec.channels, spec.image_size, spec.image_size, generator=generator
-            )
+            noise = torch.randn(len(labels), spec.channels, spec.image_size, spec.image_size, generator=generator)
             images = (colours[labels] + 0.1 * noise).clamp(0, 1) * 255  # (N, C, H, W)
-            return ArrayImages(
-                images.to(torch.uint8), labels, [f"made/{side}/{name}/{i}" for i in range(len(labels))]
-            )
+            return ArrayImages(images.to(torch.uint8), labels, [f"made/{side}/{name}/{i}" for i in range(len(labels))])
 
         return Task(classes, part("train"), part("val"), part("test"))
 
-    return Pair(
-        spec.name, task("source", spec.source_classes), task("target", spec.target_classes), spec.image_size
-    )
+    return Pair(spec.name, task("source", spec.source_classes), task("target", spec.target_classes), spec.image_size)

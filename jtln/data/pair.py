@@ -72,8 +72,7 @@ def check_classes(source: ClassSet, target: ClassSet) -> None:
     for side, classes in (("source", source), ("target", target)):
         if len(classes) < 2:
             raise UserError(
-                f"expected at least two {side} classes, but got only '{classes.names[0]}': "
-                f"add one to dataset.{side}"
+                f"expected at least two {side} classes, but got only '{classes.names[0]}': add one to dataset.{side}"
             )
     both = [name for name in source if name in target.names]
     if both:

@@ -83,8 +83,7 @@ class Pictograms(PairSpec):
         rest = [name for name in classes if name not in set(chosen)]
         if len(rest) < 2:
             raise UserError(
-                f"expected at least two categories left for the source, but got {len(rest)}: "
-                "shorten dataset.target"
+                f"expected at least two categories left for the source, but got {len(rest)}: shorten dataset.target"
             )
         self.source_classes = classes.subset(rest)
         check_classes(self.source_classes, self.target_classes)
@@ -144,8 +143,7 @@ def _draw(classes: ClassSet, count: int, split_seed: int) -> list[str]:
     names = [name for name in classes if name not in REDRAWN]
     if not 2 <= count <= len(names):
         raise UserError(
-            f"expected 2 to {len(names)} target categories, but got {count}: "
-            "set dataset.target=50, or list their names"
+            f"expected 2 to {len(names)} target categories, but got {count}: set dataset.target=50, or list their names"
         )
     chosen = set(np.random.default_rng([split_seed, 0]).permutation(len(names))[:count].tolist())
     return [name for index, name in enumerate(names) if index in chosen]

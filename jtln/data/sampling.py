@@ -90,9 +90,7 @@ def stratified_split(
     if (per_class is None) == (fraction is None):
         raise UserError(f"expected per_class or fraction, but got per_class={per_class}, fraction={fraction}")
     if per_class is not None and per_class < 1:
-        raise UserError(
-            f"expected 1 or more held-out images a class, but got {per_class}: set dataset.{setting}=1"
-        )
+        raise UserError(f"expected 1 or more held-out images a class, but got {per_class}: set dataset.{setting}=1")
     if fraction is not None and not 0 < fraction < 1:
         raise UserError(f"expected a held-out fraction between 0 and 1, but got {fraction}")
     kept, held = [], []

@@ -19,9 +19,7 @@ class ToFloat(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(
-        self, mean: Sequence[float] = (0.5, 0.5, 0.5), std: Sequence[float] = (0.5, 0.5, 0.5)
-    ) -> None:
+    def __init__(self, mean: Sequence[float] = (0.5, 0.5, 0.5), std: Sequence[float] = (0.5, 0.5, 0.5)) -> None:
         super().__init__()
         # Not saved: a checkpoint's weights load without regard to how the images were read.
         self.register_buffer("mean", torch.tensor(list(mean)).view(1, 3, 1, 1), persistent=False)
@@ -67,9 +65,7 @@ def move(images: Tensor, down: Tensor, right: Tensor, mirrored: Tensor | None = 
         mirrored: (B,) bool, or None for none.
     """
     count, channels, height, width = images.shape
-    rows = (
-        torch.arange(height, device=images.device)[None] - down[:, None]
-    )  # (B, H), where each row comes from
+    rows = torch.arange(height, device=images.device)[None] - down[:, None]  # (B, H), where each row comes from
     columns = torch.arange(width, device=images.device)[None] - right[:, None]  # (B, W)
     rows, columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
     if mirrored is not None:
