@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import platform
-import subprocess
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +25,20 @@ from jtln.errors import UserError, unknown
 from jtln.losses import GRADIENTS, TransportLoss
 from jtln.module import IMAGES, JTLN, UNITS
 from jtln.pretrain import Pretrained, Pretraining, pretrain
+from jtln.provenance import git_commit, hardware, versions
 from jtln.report import strongest_transports, transport_sentences, write_report
 from jtln.schedules import Constant, Schedule
 from jtln.tables import Column, show
-from jtln.training import Budget, Outcome, TrainerSettings, csv_logger, fit_and_test, make_trainer, pair_data
+from jtln.training import (
+    Budget,
+    Outcome,
+    TrainerSettings,
+    csv_logger,
+    fit_and_test,
+    make_trainer,
+    pair_data,
+    steps_done,
+)
 from jtln.transport import check_epsilon, plan_summary
 from jtln.trunk import Trunk
 
@@ -132,12 +139,16 @@ def run(experiment: Experiment) -> dict[str, Any]:
     passes = data.passes(experiment.budget.steps)
     _announce_training(experiment, pair, module, pretrained, passes)
 
-    loggers = [csv_logger(folder), *experiment.loggers]
-    trainer = make_trainer(experiment.trainer, experiment.budget, folder, loggers)
     last = folder / "checkpoints" / "last.ckpt"
-    outcome = fit_and_test(trainer, module, data, last if experiment.resume and last.is_file() else None)
+    checkpoint = last if experiment.resume and last.is_file() else None
+    done = steps_done(checkpoint)
+    if experiment.resume:
+        _say("resumed", f"after {done} steps" if checkpoint else "from the start: there is no checkpoint yet")
+    loggers = [csv_logger(folder, keep_steps=done), *experiment.loggers]
+    trainer = make_trainer(experiment.trainer, experiment.budget, folder, loggers)
+    outcome = fit_and_test(trainer, module, data, checkpoint)
 
-    result = _result(experiment, module, outcome, pretrained)
+    result = _result(experiment, module, trainer, outcome, pretrained)
     if trainer.is_global_zero:
         plan = _mean_plan(module, pair, data.transform_eval) if module.transport is not None else None
         _write_results(experiment, module, result, plan, time.perf_counter() - started)
@@ -231,10 +242,8 @@ def _announce_training(
     if module.transport is None:
         _say("cost", f"none: method={method.name} has no transport loss")
     else:
-        _say(
-            "cost",
-            f"{experiment.cost_name}, {len(pair.source.classes)} x {len(pair.target.classes)}, epsilon {method.epsilon:g}",
-        )
+        sizes = f"{len(pair.source.classes)} x {len(pair.target.classes)}"
+        _say("cost", f"{experiment.cost_name}, {sizes}, epsilon {method.epsilon:g}")
     terms = ["CE(target)"]
     if method.lambda_source:
         terms.append(f"{method.lambda_source:g} CE(source)")
@@ -286,9 +295,10 @@ def _mean_plan(module: JTLN, pair: Pair, transform: Callable[[Tensor], Tensor], 
     return {"plan": (plan / count).cpu(), "plan_entropy": entropy / count}
 
 
-def _result(experiment: Experiment, module: JTLN, outcome: Outcome, pretrained: Pretrained | None) -> dict[str, Any]:
+def _result(
+    experiment: Experiment, module: JTLN, trainer: pl.Trainer, outcome: Outcome, pretrained: Pretrained | None
+) -> dict[str, Any]:
     method = experiment.method
-    packages = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "torchmetrics", "numpy")
     return {
         "method": method.name,
         "dataset": experiment.dataset,
@@ -297,13 +307,9 @@ def _result(experiment: Experiment, module: JTLN, outcome: Outcome, pretrained: 
         "seed": experiment.seed,
         "overrides": list(experiment.overrides),
         "command": experiment.command,
-        "git_commit": _git_commit(),
-        "versions": {
-            "python": platform.python_version(),
-            "jtln": version("jtln"),
-            **{package: version(package) for package in packages},
-        },
-        "hardware": _hardware(module),
+        "git_commit": git_commit(),
+        "versions": versions(),
+        "hardware": hardware(trainer),
         "target": outcome.metrics["target"],
         "source": outcome.metrics["source"],
         "transport": None,
@@ -382,24 +388,3 @@ def _log_summary(logger: Logger, result: dict[str, Any], folder: Path) -> None:
     import wandb
 
     run.log({path.stem: wandb.Image(str(path)) for path in sorted((folder / "plots").glob("*.png"))})
-
-
-def _git_commit() -> str | None:
-    """The commit of the checkout that this code runs from; None where it is an installed package."""
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None
-
-
-def _hardware(module: JTLN) -> str:
-    if module.device.type == "cuda":
-        return torch.cuda.get_device_name(module.device)
-    return f"{module.device.type}, {torch.get_num_threads()} threads"

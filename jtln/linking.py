@@ -13,7 +13,7 @@ from jtln.classes import ClassSet
 from jtln.errors import UserError
 from jtln.wordnet import find_rows, hypernym_chain, name, nouns, resolve
 
-# WordNet's rules of detachment for nouns, morphy(7WN), and -oes, -ves -> -fe, which it leaves to the exception list
+# WordNet's rules of detachment for nouns, morphy(7WN), and -ves and -oes, which it leaves to the exception list
 ENDINGS = (
     ("s", ""),
     ("ses", "s"),
@@ -165,7 +165,8 @@ def _suggest(class_name: str) -> str:
     # difflib against all 117798 lemmas takes seconds a name; a slip rarely changes the first letter or the length much
     near = [lemma for lemma in nouns().lemmas if lemma[0] == form[:1] and abs(len(lemma) - len(form)) <= 2]
     found = difflib.get_close_matches(form, near, n=3, cutoff=0.7)
-    found += [lemma for lemma in _singulars(form.rpartition("_")[2]) if nouns().senses(lemma)][:1]
+    last = form.rpartition("_")[2]
+    found += [lemma for lemma in _singulars(last) if nouns().senses(lemma) and not last.isdigit()][:1]
     return (
         f"did you mean {' or '.join(repr(lemma) for lemma in dict.fromkeys(found))}?" if found else "nothing is close"
     )

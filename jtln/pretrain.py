@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -61,7 +62,7 @@ def cache_key(pair: Pair, trunk: Trunk, settings: Pretraining, augment: Augment 
     """The hash of everything that the pre-trained weights depend on.
 
     Args:
-        depends: what only the caller knows: the configuration of trunk, weights, optimizer, schedule and precision.
+        depends: what only the caller knows: the configuration of trunk, weights, optimizer and precision.
     """
     facts = {
         "format": _FORMAT,
@@ -72,6 +73,7 @@ def cache_key(pair: Pair, trunk: Trunk, settings: Pretraining, augment: Augment 
         "trunk": trunk.name,
         "budget": asdict(settings.budget),
         "seed": settings.seed,
+        "lr_schedule": repr(settings.lr_schedule),
         "augment": None if augment is None else [augment.flip, augment.shift],
         **depends,
     }
@@ -99,8 +101,9 @@ def pretrain(
     key = cache_key(pair, trunk, settings, augment, depends)
     path = None if cache is None else cache / "pretrained" / f"{trunk.name}-{key}.pt"
     if path is not None and path.is_file():
-        kept = torch.load(path, map_location="cpu", weights_only=True)
-        return Pretrained(kept["state"], key, True, kept["accuracy"])
+        kept = _read(path, key)
+        if kept is not None:
+            return kept
 
     module = JTLN(
         trunk,
@@ -139,6 +142,17 @@ def pretrain(
     if path is not None and trainer.is_global_zero:
         _write_atomically(path, {"state": state, "accuracy": accuracy})
     return Pretrained(state, key, False, accuracy)
+
+
+def _read(path: Path, key: str) -> Pretrained | None:
+    """What the cache holds; None where the file is broken, by a full disk, say."""
+    try:
+        kept = torch.load(path, map_location="cpu", weights_only=True)
+        return Pretrained(kept["state"], key, True, kept["accuracy"])
+    except Exception as error:  # what torch.load raises depends on where the file was cut off
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        warnings.warn(f"the cached trunk {path} cannot be read and is trained again: {reason}", stacklevel=2)
+        return None
 
 
 def _write_atomically(path: Path, content: Any) -> None:

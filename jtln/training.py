@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import logging
 import sys
 import time
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
@@ -93,7 +95,7 @@ def make_trainer(
 ) -> pl.Trainer:
     """A Trainer that keeps the checkpoint with the best target validation accuracy, and the last one."""
     _quiet_lightning()
-    extra: list[Callback] = [_Bar(description)] if settings.progress_bar else []
+    extra: list[Callback] = [_SeedEpochs(), *([_Bar(description)] if settings.progress_bar else [])]
     if keep_checkpoints:
         extra.append(_best_and_last(folder))
     options: dict[str, Any] = {
@@ -145,10 +147,13 @@ def fit_and_test(trainer: pl.Trainer, module: JTLN, data: PairData, checkpoint: 
     Args:
         checkpoint: a ``last.ckpt`` to continue from.
     """
-    started, first_step = time.perf_counter(), 0
-    if checkpoint is not None:
-        first_step = int(torch.load(checkpoint, map_location="cpu", weights_only=False)["global_step"])
-    trainer.fit(module, data, ckpt_path=None if checkpoint is None else str(checkpoint), weights_only=False)
+    started, first_step = time.perf_counter(), steps_done(checkpoint)
+    try:
+        trainer.fit(module, data, ckpt_path=None if checkpoint is None else str(checkpoint), weights_only=False)
+    except SystemExit:
+        if trainer.interrupted:  # Lightning takes Ctrl-C for an exit
+            raise KeyboardInterrupt from None
+        raise
     seconds = time.perf_counter() - started
     sizes = [
         data.source_batch_size if module.uses_source else 0,
@@ -159,7 +164,9 @@ def fit_and_test(trainer: pl.Trainer, module: JTLN, data: PairData, checkpoint: 
     best = torch.load(trainer.checkpoint_callback.best_model_path, map_location="cpu", weights_only=False)  # type: ignore
     module.load_state_dict(best["state_dict"])
     values: dict[str, Any] = {}
-    for evaluate in (trainer.validate, trainer.test):
+    # Only the test is logged: the curves hold the chosen checkpoint's validation already, at its own step.
+    for evaluate, loggers in ((trainer.validate, []), (trainer.test, trainer.loggers)):
+        trainer.loggers = loggers
         for part in evaluate(module, datamodule=data, verbose=False):
             values.update(part)
     counts = {
@@ -182,9 +189,33 @@ def fit_and_test(trainer: pl.Trainer, module: JTLN, data: PairData, checkpoint: 
     return Outcome(metrics, seconds, images / max(seconds, 1e-9), int(best["epoch"]))
 
 
-def csv_logger(folder: Path) -> CSVLogger:
-    """Writes ``metrics.csv`` into the folder itself."""
-    return CSVLogger(folder.parent, name=folder.name, version="", flush_logs_every_n_steps=10)
+def steps_done(checkpoint: Path | None) -> int:
+    """The steps behind a checkpoint; 0 without one."""
+    if checkpoint is None:
+        return 0
+    return int(torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=False)["global_step"])
+
+
+def csv_logger(folder: Path, keep_steps: int = 0) -> CSVLogger:
+    """Writes ``metrics.csv`` into the folder itself, after the first ``keep_steps`` steps of one that is there."""
+    path, earlier = folder / "metrics.csv", []
+    if keep_steps and path.is_file():
+        with open(path, newline="", encoding="utf-8") as file:
+            earlier = [row for row in csv.DictReader(file) if int(row["step"]) < keep_steps]
+    logger = CSVLogger(folder.parent, name=folder.name, version="", flush_logs_every_n_steps=10)
+    for row in earlier:  # the logger has deleted the file
+        step = int(row.pop("step"))
+        logger.experiment.log_metrics({key: value for key, value in row.items() if value}, step)  # type: ignore[misc]
+    return logger
+
+
+class _SeedEpochs(Callback):
+    """Dropout and augmentation draw from a stream of each epoch's own, so that a resumed run draws as one that was
+    not cut off; each process has other streams."""
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        entropy = [trainer.datamodule.seed, trainer.current_epoch, trainer.global_rank]  # type: ignore[attr-defined]
+        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
 
 
 class _Bar(TQDMProgressBar):
@@ -257,5 +288,6 @@ def _quiet_lightning() -> None:
         ".*isinstance.treespec, LeafSpec.*",
         ".*GPU available but not used.*",
         ".*total number of parameters detected may be inaccurate.*",
+        ".*recommended to use `self.log.*sync_dist=True.*",  # torchmetrics has counted over all processes
     ):
         warnings.filterwarnings("ignore", message)

@@ -19,6 +19,7 @@ from jtln.errors import UserError, unknown
 
 METRICS = ("path", "wup", "lch", "lin", "jcn", "res")
 TABLE = Path(__file__).parent / "assets" / "wordnet" / "nouns.npz"
+BLOCK = 2048  # synsets at once: all of ImageNet's 21841 at once would need gigabytes
 FAR = 1000  # stands for "not an ancestor": more edges than any path has, and twice it still fits in int16
 
 
@@ -260,6 +261,11 @@ def similarity(source: Sequence[str], target: Sequence[str], metric: str = "path
     if metric not in METRICS:
         raise unknown("WordNet metric", metric, METRICS)
     source_rows, target_rows = find_rows(source), find_rows(target)
+    if max(len(source), len(target)) > BLOCK:
+        starts = range(0, len(source), BLOCK), range(0, len(target), BLOCK)
+        return np.block(
+            [[similarity(source[i : i + BLOCK], target[j : j + BLOCK], metric) for j in starts[1]] for i in starts[0]]
+        )
     if not source_rows or not target_rows:
         return np.zeros((len(source_rows), len(target_rows)))
     closure, node = _close(source_rows + target_rows)
@@ -351,7 +357,7 @@ def distance(source: Sequence[str], target: Sequence[str], metric: str = "path")
     divided by its value for a synset and itself, log 38; ``jcn`` is 1 - (ic1 + ic2 - 2 ic(lcs)) / 2, the form in which
     Seco, Veale & Hayes 2004 make Jiang and Conrath's distance a similarity. A synset and itself are at distance 0 in
     every metric, also where the similarity falls short of 1 (``wup`` with several hypernyms, ``res`` of what is no
-    leaf).
+    leaf), and the order of the two never matters: of NLTK's two values of ``wup`` the larger similarity is taken.
 
     Args:
         source: S synsets.
@@ -371,5 +377,7 @@ def distance(source: Sequence[str], target: Sequence[str], metric: str = "path")
         d = 1 - similarity(source, target, "lch") / math.log(2 * nouns().max_depth)
     else:
         d = 1 - similarity(source, target, metric)
+        if metric == "wup":
+            d = np.minimum(d, 1 - similarity(target, source, metric).T)
     d[np.equal.outer(find_rows(source), find_rows(target))] = 0.0
     return np.maximum(d, 0.0)

@@ -137,6 +137,21 @@ def test_float32_agrees_with_float64(sharpness: float, epsilon: float) -> None:
     assert single.iterations <= double.iterations + 20  # rounding does not keep it from converging
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("spread", [10, 39.9, 40.1, 90, 299, 301, 1000])
+@pytest.mark.parametrize("rest", [0.0, 1e-30, 1e-6])
+def test_all_mass_may_have_to_go_where_the_kernel_is_least(dtype: torch.dtype, spread: float, rest: float) -> None:
+    """The class the source is sure of is the farthest from the one the target is sure of: K = exp(-spread)."""
+    cost = torch.tensor([[0, 0.4, 1], [0.4, 0, 0.4], [1, 0.4, 0]], dtype=dtype)  # its range is 1, minima taken out
+    a = torch.tensor([[1 - 2 * rest, rest, rest]], dtype=dtype)
+    inputs = (a.log(), a.flip(1).log(), cost)
+    result = sinkhorn(*inputs, 1 / spread)
+    exact = sinkhorn(*(x.double() for x in inputs), 1 / spread, method="log", **EXACT)
+    torch.testing.assert_close(result.value.double(), exact.value, rtol=2e-6, atol=2e-6)
+    assert all(bool(x.isfinite().all()) for x in result[:3])
+    assert float(result.marginal_error) <= 1e-6
+
+
 def test_products_rounded_to_bfloat16_or_tf32_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = problem(8, 30, 20, sharpness=3, dtype=torch.float32)
     seen = []

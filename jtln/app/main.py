@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from jtln.app.mistakes import check_types, explain
-from jtln.app.sweep import SweepTable
+from jtln.app.sweep import SWEEP_FOLDER, SweepTable
 from jtln.errors import UserError
 
 
@@ -38,9 +39,13 @@ def main(arguments: list[str] | None = None, job: Callable[[DictConfig], Any] | 
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     # Exceptions are to come out of Hydra as they are, to be explained here; Hydra would print them and exit.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    # PyTorch's threads are to sleep while they wait, not to spin: where runs share the cores, spinning costs a
+    # multiple of the time, and where one runs alone it gains nothing that can be measured.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    SweepTable.failed.clear()
     program, sys.argv = sys.argv, [sys.argv[0], *arguments]
     try:
-        sys.argv[1:] = _resumed(arguments)
+        sys.argv[1:] = [*_resumed(arguments), *_sweep_folder()]
         decorate = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")
         decorate(lambda config: _guarded(job or _train, config))()
     except (HydraException, OmegaConfBaseException, UserError, OSError) as error:
@@ -51,8 +56,9 @@ def main(arguments: list[str] | None = None, job: Callable[[DictConfig], Any] | 
         print(f"error: {mistake}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
         return 130
+    except SystemExit as end:  # Hydra's, after --help and the like
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
     finally:
         sys.argv = program
     return 1 if SweepTable.failed else 0
@@ -67,9 +73,17 @@ def _resumed(arguments: list[str]) -> list[str]:
     overrides = folder / "overrides.yaml"
     if not overrides.is_file():
         raise UserError(f"expected resume= to be the folder of a run, but there is no {overrides}")
+    named = {"resume": f'resume="{folder}"', "hydra.run.dir": f'hydra.run.dir="{folder}"'}
+    now = [argument for argument in arguments if argument.partition("=")[0] not in named]
+    keys = {argument.partition("=")[0] for argument in now}
     earlier = [str(override) for override in OmegaConf.load(overrides)]
-    now = [argument for argument in arguments if not argument.startswith("resume=")]
-    return [*earlier, *now, f'resume="{folder}"', f'hydra.run.dir="{folder}"']
+    return [*(each for each in earlier if each.partition("=")[0] not in keys), *now, *named.values()]
+
+
+def _sweep_folder() -> list[str]:
+    """In a process that another one started (DDP): the first one's sweep folder, which is named after its time."""
+    folder = os.environ.get(SWEEP_FOLDER) if os.environ.get("LOCAL_RANK", "0") != "0" else None
+    return [] if folder is None else [f'hydra.sweep.dir="{folder}"']
 
 
 def _guarded(job: Callable[[DictConfig], Any], config: DictConfig) -> None:
@@ -77,6 +91,10 @@ def _guarded(job: Callable[[DictConfig], Any], config: DictConfig) -> None:
     try:
         check_types(config)
         job(config)
+    except KeyboardInterrupt:
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        print(f"interrupted; to continue: python train.py resume={shlex.quote(str(folder))}", file=sys.stderr)
+        raise
     except Exception as error:
         overrides = list(HydraConfig.get().overrides.task)
         mistake = explain(error, overrides)

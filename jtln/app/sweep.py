@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import statistics
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,6 +15,7 @@ from omegaconf import DictConfig
 
 from jtln.tables import Column, markdown, show
 
+SWEEP_FOLDER = "JTLN_SWEEP_FOLDER"  # environment variable: tells the processes that this one starts where to write
 COLUMNS = (
     ("target test", ("target", "test", "accuracy")),
     ("target val", ("target", "val", "accuracy")),
@@ -32,8 +34,10 @@ class SweepTable(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         SweepTable.failed.clear()
+        os.environ[SWEEP_FOLDER] = str(Path(config.hydra.sweep.dir).resolve())
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        os.environ.pop(SWEEP_FOLDER, None)
         from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
         if rank_zero_only.rank == 0:

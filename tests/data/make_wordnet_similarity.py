@@ -11,27 +11,36 @@ from __future__ import annotations
 import csv
 import math
 import random
+import shutil
 import sys
 import tempfile
 import warnings
 from pathlib import Path
 
+import nltk
 from nltk.corpus.reader.wordnet import WordNetCorpusReader
 
 METRICS = ("path", "wup", "lch", "lin", "jcn", "res")
 
 
+class Reader(WordNetCorpusReader):
+    """NLTK's reader without the mapping between WordNet versions, which needs more files and is for translations."""
+
+    def map_wn(self, version: str = "wordnet") -> None:
+        return None
+
+
 def read(folder: Path, work: Path) -> WordNetCorpusReader:
-    """NLTK's reader on ``folder``, with the files that Debian leaves out made up where similarities do not need them."""
-    for path in folder.iterdir():
-        (work / path.name).symlink_to(path.resolve())
+    """NLTK's reader on ``folder``, with stand-ins for two files that Debian leaves out and similarities do not need."""
+    shutil.copytree(folder, work, dirs_exist_ok=True)
     if not (work / "lexnames").exists():
         (work / "lexnames").write_text("".join(f"{i:02d}\tunknown\t1\n" for i in range(45)))
     if not (work / "index.sense").exists():
         (work / "index.sense").write_text("")
+    nltk.data.path.append(str(work))  # NLTK reads corpora only from folders that are listed as data folders
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # no multilingual data
-        return WordNetCorpusReader(str(work), None)
+        return Reader(str(work), None)
 
 
 def intrinsic(synsets: list) -> dict[str, dict[int, float]]:

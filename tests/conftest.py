@@ -1,0 +1,102 @@
+"""What the tests of whole trainings share: a tiny pair, a tiny trunk, and folders that nothing else uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import nn
+
+from jtln.classes import ClassSet
+from jtln.data.loaders import PairData
+from jtln.data.made import made_pair
+from jtln.data.pair import Pair, PairSpec
+from jtln.module import JTLN
+from jtln.training import Budget, TrainerSettings, make_trainer, pair_data
+from jtln.trunk import Trunk
+
+
+class TinySpec(PairSpec):
+    """Four source and three target classes of made 8 x 8 images; ``load`` makes four images a class and part."""
+
+    name = "tiny"
+    source_classes = ClassSet(["ant", "bee", "cat", "dog"])
+    target_classes = ClassSet(["elk", "fox", "gnu"])
+    image_size = 8
+    channels = 3
+    shots = 4
+    flip = True
+    shift = 1
+
+    def load(self) -> Pair:
+        return made_pair(self, per_class=4)
+
+
+def tiny_trunk(dropout: float = 0.0, dim: int = 6) -> Trunk:
+    """(B, 3, 8, 8) -> (B, dim)"""
+    body = nn.Sequential(nn.AvgPool2d(2), nn.Flatten(), nn.Dropout(dropout), nn.Linear(48, dim), nn.Tanh())
+    return Trunk(body, "tiny", dim, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+@pytest.fixture(autouse=True)
+def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the user's cache, key or run folders."""
+    monkeypatch.setenv("JTLN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for variable in ("WANDB_API_KEY", "LOCAL_RANK", "JTLN_SWEEP_FOLDER"):
+        monkeypatch.delenv(variable, raising=False)
+
+
+@pytest.fixture
+def tiny() -> TinySpec:
+    return TinySpec()
+
+
+@pytest.fixture
+def make_trunk() -> Callable[..., Trunk]:
+    return tiny_trunk
+
+
+CPU = TrainerSettings({"accelerator": "cpu", "devices": 1}, progress_bar=False)
+
+
+@pytest.fixture
+def fit(tmp_path: Path) -> Callable[..., tuple[pl.Trainer, PairData]]:
+    """Train a module on the tiny pair: ``fit(module, steps=..., callbacks=[...])``."""
+
+    def run(
+        module: JTLN,
+        epochs: int = 1,
+        steps: int = 4,
+        callbacks: list[pl.Callback] | None = None,
+        source: int = 8,
+        target: int = 6,
+        **options: Any,
+    ) -> tuple[pl.Trainer, PairData]:
+        budget = Budget(epochs, steps, source, target)
+        data = pair_data(
+            TinySpec().load(),
+            module.trunk,
+            budget,
+            seed=0,
+            augment=None,
+            use_source=module.uses_source,
+            use_target=module.uses_target,
+        )
+        settings = TrainerSettings({**CPU.options, "log_every_n_steps": 1, **options}, progress_bar=False)
+        trainer = make_trainer(settings, budget, tmp_path / "fit", callbacks=callbacks or (), keep_checkpoints=False)
+        trainer.fit(module, data)
+        return trainer, data
+
+    return run
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
