@@ -380,7 +380,7 @@ def _show(result: dict[str, Any], sentences: Sequence[str], folder: Path) -> Non
 
 def _log_summary(logger: Logger, result: dict[str, Any], folder: Path) -> None:
     """The end results and plots to W&B's summary page."""
-    run = logger.experiment
+    run: Any = logger.experiment  # type: ignore[attr-defined]
     for head in ("target", "source"):
         for split in ("val", "test"):
             for key, value in result[head][split].items():

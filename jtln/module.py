@@ -17,6 +17,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from jtln.classes import ClassSet
@@ -59,6 +60,12 @@ class JTLN(pl.LightningModule):
         trunk_lr_factor: the trunk's learning rate over the heads'.
         lr_schedule: factor of all learning rates over training.
     """
+
+    transport: TransportLoss | None
+    cost: Cost | None
+    confusion: MulticlassConfusionMatrix
+    metrics: nn.ModuleDict
+    cost_is_set: Tensor
 
     def __init__(
         self,
@@ -211,8 +218,13 @@ class JTLN(pl.LightningModule):
     # What is logged.
 
     @property
+    def log_every(self) -> int:
+        """Steps from one look at the transport term to the next: the trainer's own pace."""
+        return max(1, int(getattr(self.trainer, "log_every_n_steps", 1)))
+
+    @property
     def _is_logged_step(self) -> bool:
-        return self._trainer is not None and (self.global_step + 1) % self.trainer.log_every_n_steps == 0
+        return self._trainer is not None and (self.global_step + 1) % self.log_every == 0
 
     def _log_losses(
         self,
@@ -263,17 +275,22 @@ class JTLN(pl.LightningModule):
 
     # Evaluation: the target's loader first, then the source's.
 
+    def _metrics(self, split: str, head: str) -> MetricCollection:
+        metrics = self.metrics[f"{split}_{head}"]
+        assert isinstance(metrics, MetricCollection)
+        return metrics
+
     def _evaluate(self, split: str, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> None:
         images, labels = batch
         head = HEADS[dataloader_idx]
         logits = getattr(self(images), head)
-        self.metrics[f"{split}_{head}"].update(logits, labels)
+        self._metrics(split, head).update(logits, labels)
         if (split, head) == ("test", "target"):
             self.confusion.update(logits, labels)
 
     def _report(self, split: str) -> None:
         for head in HEADS:
-            metrics = self.metrics[f"{split}_{head}"]
+            metrics = self._metrics(split, head)
             if metrics["accuracy"].update_called:
                 values = metrics.compute()
                 self.log_dict(values)

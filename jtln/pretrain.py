@@ -131,6 +131,7 @@ def pretrain(
             Path(folder),
             description="pre-training",
             keep_checkpoints=False,
+            hidden=("target val",),
         )
         trainer.fit(module, data)
         accuracy = float(trainer.callback_metrics["val/source/accuracy"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import logging
-import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
@@ -24,6 +23,7 @@ from jtln.data.pair import Pair
 from jtln.data.transforms import Augment, ToFloat
 from jtln.errors import UserError
 from jtln.module import HEADS, JTLN
+from jtln.progress import Progress
 from jtln.trunk import Trunk
 
 
@@ -92,10 +92,11 @@ def make_trainer(
     callbacks: Sequence[Callback] = (),
     description: str = "training",
     keep_checkpoints: bool = True,
+    hidden: tuple[str, ...] = (),
 ) -> pl.Trainer:
     """A Trainer that keeps the checkpoint with the best target validation accuracy, and the last one."""
     _quiet_lightning()
-    extra: list[Callback] = [_SeedEpochs(), *([_Bar(description)] if settings.progress_bar else [])]
+    extra: list[Callback] = [_SeedEpochs(), *([Progress(description, hidden)] if settings.progress_bar else [])]
     if keep_checkpoints:
         extra.append(_best_and_last(folder))
     options: dict[str, Any] = {
@@ -109,7 +110,7 @@ def make_trainer(
             callbacks=[*extra, *callbacks],
             default_root_dir=folder,
             enable_checkpointing=keep_checkpoints,
-            enable_progress_bar=settings.progress_bar,
+            enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,  # the loaders share out global batches among the processes themselves
@@ -216,64 +217,6 @@ class _SeedEpochs(Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         entropy = [trainer.datamodule.seed, trainer.current_epoch, trainer.global_rank]  # type: ignore[attr-defined]
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
-
-
-class _Bar(TQDMProgressBar):
-    """One bar for a whole training, with what the user watches; Lightning's own begins anew at each epoch."""
-
-    def __init__(self, description: str) -> None:
-        # A file or a pipe would keep every refresh; it gets a line for each validation instead.
-        super().__init__(refresh_rate=1 if sys.stderr.isatty() else 0, leave=True)
-        self._description = description
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.train_progress_bar = self.init_train_tqdm()
-        self.train_progress_bar.reset(total=int(trainer.estimated_stepping_batches))
-        self.train_progress_bar.set_description(self._description)
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        pass
-
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        done = trainer.global_step
-        if done % max(1, self.refresh_rate) == 0 or done == self.train_progress_bar.total:
-            self.train_progress_bar.n = done
-            self.train_progress_bar.set_postfix(self._watched(trainer), refresh=True)
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        watched = self._watched(trainer)
-        if self.is_enabled:
-            self.train_progress_bar.set_postfix(watched, refresh=True)
-        elif trainer.is_global_zero:
-            figures = ", ".join(f"{name} {value}" for name, value in watched.items())
-            print(f"{self._description}: step {trainer.global_step}, {figures}", flush=True)
-
-    def on_validation_start(self, *_: Any) -> None:
-        pass
-
-    def on_validation_batch_start(self, *_: Any, **__: Any) -> None:
-        pass
-
-    def on_validation_batch_end(self, *_: Any, **__: Any) -> None:
-        pass
-
-    def on_validation_end(self, *_: Any) -> None:
-        pass
-
-    on_test_start = on_test_end = on_test_batch_start = on_test_batch_end = on_validation_end
-
-    @staticmethod
-    def _watched(trainer: pl.Trainer) -> dict[str, str]:
-        names = {
-            "train/loss": "loss",
-            "val/target/accuracy": "target val",
-            "val/source/accuracy": "source val",
-        }
-        return {
-            short: f"{float(trainer.callback_metrics[key]):.3f}"
-            for key, short in names.items()
-            if key in trainer.callback_metrics
-        }
 
 
 def _quiet_lightning() -> None:

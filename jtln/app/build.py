@@ -27,7 +27,7 @@ from jtln.trunk import Trunk, weights_digest
 def build(config: DictConfig) -> Experiment:
     """The experiment that ``config`` describes; a UserError says which of its values cannot be."""
     hydra = HydraConfig.get()
-    choices = hydra.runtime.choices
+    choices = DictConfig(hydra.runtime.choices)
     overrides = [o for o in hydra.overrides.task if not o.startswith("resume=")]
     folder = Path(hydra.runtime.output_dir)
     smoke = bool(config.debug.smoke)

@@ -23,7 +23,7 @@ def _show_cost(config: DictConfig) -> None:
     from jtln.tables import Column, show
 
     spec, cost = instantiate(config.dataset), instantiate(config.cost)
-    name = str(HydraConfig.get().runtime.choices.cost)
+    name = str(dict(HydraConfig.get().runtime.choices)["cost"])
     if cost.updates != "never":
         raise UserError(f"cost={name} is read off trained features: run train.py, which writes it as cost.csv")
     source, target = spec.source_classes, spec.target_classes

@@ -81,7 +81,7 @@ def check_types(config: DictConfig) -> None:
             continue
         if isinstance(old, DictConfig):
             if not isinstance(new, DictConfig):
-                keys = " and ".join(f"{key}.{name}" for name in old)
+                keys = " and ".join(f"{key}.{name}" for name in map(str, old))
                 raise UserError(f"expected values for {keys}, but got the single value {key}={new!r}")
             continue
         if OmegaConf.is_config(old):

@@ -40,7 +40,7 @@ class SweepTable(Callback):
         os.environ.pop(SWEEP_FOLDER, None)
         from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-        if rank_zero_only.rank == 0:
+        if getattr(rank_zero_only, "rank", 0) == 0:
             summarize(Path(config.hydra.sweep.dir))
 
 

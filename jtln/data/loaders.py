@@ -213,6 +213,7 @@ class PairData(pl.LightningDataModule):
             images,
             batch_sampler=batches,
             collate_fn=_as_it_is,
+            generator=torch.Generator(),  # otherwise each pass draws a number that a resumed run would not draw
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.num_workers > 0,

@@ -1,0 +1,189 @@
+"""The cache of pre-trained trunks: what its key depends on, and what it survives."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from jtln import pretrain as module_under_test
+from jtln.data.fashion import Fashion
+from jtln.data.images import ArrayImages
+from jtln.data.pair import Pair, PairSpec
+from jtln.data.pictograms import Pictograms
+from jtln.data.transforms import Augment
+from jtln.module import JTLN
+from jtln.pretrain import Pretrained, Pretraining, cache_key, pretrain
+from jtln.schedules import Constant, Cosine
+from jtln.training import Budget, TrainerSettings
+from jtln.trunk import Trunk, alexnet
+
+SETTINGS = Pretraining(Budget(2, 3, 8, 1), 0, partial(torch.optim.AdamW, lr=1e-2), Cosine())
+CPU = TrainerSettings({"accelerator": "cpu", "devices": 1}, progress_bar=False)
+
+
+@pytest.fixture
+def run(tiny: PairSpec, make_trunk: Callable[..., Trunk], tmp_path: Path) -> Callable[..., Pretrained]:
+    def pretrained(cache: Path | None = tmp_path / "cache", trunk: Callable[[], Trunk] | None = None) -> Pretrained:
+        return pretrain(
+            tiny.load(), trunk or partial(make_trunk, 0.3), SETTINGS, CPU, augment=Augment(), cache=cache, depends={}
+        )
+
+    return pretrained
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def test_the_second_call_comes_from_the_cache(run: Callable[..., Pretrained], monkeypatch: Any) -> None:
+    first = run()
+    monkeypatch.setattr(module_under_test, "make_trainer", None)  # training again would fail
+    second = run()
+    assert (first.cached, second.cached) == (False, True)
+    assert first.key == second.key
+    assert first.accuracy == second.accuracy
+    assert same(first.state, second.state)
+
+
+def test_without_a_cache_it_is_trained_again_to_the_same_weights(
+    run: Callable[..., Pretrained], tmp_path: Path
+) -> None:
+    first = run(cache=None)
+    torch.manual_seed(99)  # what was drawn before has no influence
+    second = run(cache=None)
+    assert not second.cached
+    assert same(first.state, second.state)
+    assert not files(tmp_path)
+
+
+def test_it_learns_and_hands_over_trunk_and_source_head(
+    run: Callable[..., Pretrained], tiny: PairSpec, make_trunk: Callable[..., Trunk]
+) -> None:
+    pretrained = run()
+    assert {name.partition(".")[0] for name in pretrained.state} == {"trunk", "source_head"}
+    torch.manual_seed(SETTINGS.seed)
+    start = {f"trunk.{name}": value for name, value in make_trunk().state_dict().items()}
+    assert not any(torch.equal(pretrained.state[name], value) for name, value in start.items())
+    module = JTLN(make_trunk(), tiny.source_classes, tiny.target_classes)
+    target_head = module.target_head.weight.clone()
+    pretrained.load_into(module)
+    assert all(torch.equal(module.state_dict()[name], value) for name, value in pretrained.state.items())
+    assert torch.equal(module.target_head.weight, target_head)
+
+
+@pytest.mark.parametrize("left", [0, 1, 100, 0.5, 0.999, "not a checkpoint", {"state": {}}])
+def test_a_broken_file_is_trained_again_and_replaced(left: Any, run: Callable[..., Pretrained], tmp_path: Path) -> None:
+    first = run()
+    (path,) = files(tmp_path / "cache")
+    whole = path.read_bytes()
+    if isinstance(left, dict):
+        torch.save(left, path)
+    else:
+        path.write_bytes(
+            left.encode() if isinstance(left, str) else whole[: int(left * len(whole)) if left < 1 else left]
+        )
+    with pytest.warns(UserWarning, match=f"cached trunk .*{path.name} cannot be read and is trained again"):
+        second = run()
+    assert not second.cached
+    assert same(first.state, second.state)
+    assert run().cached
+    assert files(tmp_path / "cache") == [path]
+
+
+def test_a_reader_never_sees_half_a_file(run: Callable[..., Pretrained], tmp_path: Path, monkeypatch: Any) -> None:
+    """A failing write leaves what was there before, and no litter."""
+
+    def fails(content: Any, file: Any) -> None:
+        file.write(b"half")
+        raise OSError(28, "No space left on device", "x")
+
+    monkeypatch.setattr(torch, "save", fails)
+    with pytest.raises(OSError, match="No space"):
+        run()
+    assert not files(tmp_path / "cache")
+
+
+def test_the_file_appears_under_its_name_only_when_it_is_whole(
+    run: Callable[..., Pretrained], monkeypatch: Any
+) -> None:
+    moved = []
+
+    def replace(temporary: str, path: Path) -> None:
+        assert not path.exists()
+        moved.append(torch.load(temporary, weights_only=True).keys())
+        os.rename(temporary, path)
+
+    monkeypatch.setattr(module_under_test.os, "replace", replace)
+    run()
+    assert moved == [{"state", "accuracy"}]
+
+
+def test_key_follows_everything_that_the_weights_depend_on(tiny: PairSpec, make_trunk: Callable[..., Trunk]) -> None:
+    pair = tiny.load()
+    images = pair.source.train.__getitems__(list(range(len(pair.source.train))))
+    changed = images[0].clone()
+    changed[3, 0, 1, 2] ^= 1  # one pixel by one grey level
+
+    def other_images(pixels: Tensor, labels: Tensor) -> Pair:
+        train = ArrayImages(pixels, labels, pair.source.train.names)
+        return dataclasses.replace(pair, source=dataclasses.replace(pair.source, train=train))
+
+    def key(
+        pair: Pair = pair,
+        trunk: Trunk | None = None,
+        augment: Augment | None = Augment(),  # noqa: B008
+        depends: dict[str, Any] | None = None,
+        **settings: Any,
+    ) -> str:
+        depends = {"optimizer": "1e-3", "trunk": {"width": 0.25}, "weights": "none"} | (depends or {})
+        return cache_key(pair, trunk or make_trunk(), dataclasses.replace(SETTINGS, **settings), augment, depends)
+
+    renamed = dataclasses.replace(pair.source, classes=type(pair.source.classes)(["a", "b", "c", "d"]))
+    variants = {
+        "as it was": key(),
+        "a pixel": key(other_images(changed, images[1])),
+        "a label": key(other_images(images[0], images[1].flip(0))),
+        "class names": key(dataclasses.replace(pair, source=renamed)),
+        "image size": key(dataclasses.replace(pair, image_size=9)),
+        "trunk": key(trunk=alexnet(32, width=0.05)),
+        "width": key(depends={"trunk": {"width": 0.5}}),
+        "weights": key(depends={"weights": "0123"}),
+        "lr": key(depends={"optimizer": "1e-2"}),
+        "seed": key(seed=1),
+        "epochs": key(budget=Budget(3, 3, 8, 1)),
+        "batch size": key(budget=Budget(2, 3, 4, 1)),
+        "schedule": key(lr_schedule=Constant()),
+        "warmup": key(lr_schedule=Cosine(warmup=0.1)),
+        "no augmentation": key(augment=None),
+        "no flip": key(augment=Augment(flip=False)),
+        "shift": key(augment=Augment(shift=3)),
+    }
+    keys = list(variants.values())
+    assert not [name for name, value in variants.items() if keys.count(value) > 1]
+    assert key() == variants["as it was"]
+
+
+@pytest.mark.parametrize("dataset", [Fashion, Pictograms])
+def test_key_is_one_for_all_seeds_and_shots_of_a_sweep(dataset: Any, make_trunk: Callable[..., Trunk]) -> None:
+    pairs = [dataset(seed=0, shots=1).load(), dataset(seed=1, shots=2).load()]
+    assert pairs[0].target.train.fingerprint() != pairs[1].target.train.fingerprint()
+    keys = {cache_key(pair, make_trunk(), SETTINGS, None, {}) for pair in pairs}
+    assert len(keys) == 1
+    assert cache_key(dataset(split_seed=1).load(), make_trunk(), SETTINGS, None, {}) not in keys
+
+
+def test_accuracy_is_of_the_source_validation_part(run: Callable[..., Pretrained], tiny: PairSpec) -> None:
+    assert math.isclose(run().accuracy * len(tiny.load().source.val) % 1, 0, abs_tol=1e-5)
