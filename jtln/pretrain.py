@@ -75,7 +75,7 @@ def cache_key(pair: Pair, trunk: Trunk, settings: Pretraining, augment: Augment 
         "seed": settings.seed,
         "lr_schedule": repr(settings.lr_schedule),
         "augment": None if augment is None else [augment.flip, augment.shift],
-        **depends,
+        "depends": depends,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:20]
 

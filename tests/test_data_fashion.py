@@ -84,9 +84,7 @@ def test_other_classes_are_labelled_in_the_order_given() -> None:
     with np.load(ASSETS / "fashion.npz") as arrays:
         coats = set(arrays["test_index"][arrays["test_labels"] == 4].tolist())
     named = {
-        int(name.split("/")[1])
-        for name, label in zip(target.test.names, target.test.labels, strict=True)
-        if label
+        int(name.split("/")[1]) for name, label in zip(target.test.names, target.test.labels, strict=True) if label
     }
     assert named == coats
 
@@ -175,9 +173,7 @@ def test_made_pair_looks_like_its_spec() -> None:
     assert pair.source.train[0][0].shape == (1, 28, 28)
     assert pair.source.train.labels.bincount().tolist() == [3] * 6
     assert pair.target.train.fingerprint() == made_pair(spec, per_class=3).target.train.fingerprint()
-    names = [
-        n for task in (pair.source, pair.target) for images in parts(task).values() for n in images.names
-    ]
+    names = [n for task in (pair.source, pair.target) for images in parts(task).values() for n in images.names]
     assert len(set(names)) == len(names)
     images, labels = pair.target.train.__getitems__(list(range(12)))
     means = torch.stack([images[labels == label].float().mean() for label in range(4)])

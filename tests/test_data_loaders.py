@@ -35,9 +35,7 @@ def epochs(sampler: StreamSampler, count: int) -> list[int]:
     return indices
 
 
-@pytest.mark.parametrize(
-    ("size", "batch"), [(10, 4), (10, 10), (7, 4), (50, 1), (40, 16), (17, 16), (100, 64)]
-)
+@pytest.mark.parametrize(("size", "batch"), [(10, 4), (10, 10), (7, 4), (50, 1), (40, 16), (17, 16), (100, 64)])
 def test_stream_goes_through_the_set_again_and_again(size: int, batch: int) -> None:
     sampler = StreamSampler(size, batch, steps=5, seed=0)
     assert len(sampler) == 5 * batch
@@ -62,9 +60,7 @@ def test_a_set_smaller_than_the_batch() -> None:
 def test_processes_share_the_global_batches(world_size: int) -> None:
     whole = BatchSampler(StreamSampler(30, 8, 6, seed=2), 8, drop_last=False)
     shares = [
-        BatchSampler(
-            StreamSampler(30, 8, 6, seed=2, rank=rank, world_size=world_size), 8 // world_size, False
-        )
+        BatchSampler(StreamSampler(30, 8, 6, seed=2, rank=rank, world_size=world_size), 8 // world_size, False)
         for rank in range(world_size)
     ]
     for epoch in range(3):

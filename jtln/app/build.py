@@ -31,9 +31,10 @@ def build(config: DictConfig) -> Experiment:
     overrides = [o for o in hydra.overrides.task if not o.startswith("resume=")]
     folder = Path(hydra.runtime.output_dir)
     smoke = bool(config.debug.smoke)
+    for key in ("epochs", "steps_per_epoch", "batch_size.source", "batch_size.target"):
+        _at_least(config, key, 1)
     if smoke:
         config = _shrunk(config)
-    budget = _budget(config, config.batch_size.source, config.batch_size.target)
     spec = instantiate(config.dataset)
     trunk_weights = str(config.trunk.get("weights", "none"))
 
@@ -47,7 +48,7 @@ def build(config: DictConfig) -> Experiment:
         spec=spec,
         cost=instantiate(config.cost),
         make_trunk=make_trunk,
-        budget=budget,
+        budget=Budget(config.epochs, config.steps_per_epoch, config.batch_size.source, config.batch_size.target),
         optimizer=instantiate(config.optimizer),
         lr_schedule=instantiate(config.schedule),
         trunk_lr_factor=float(config.trunk_lr_factor),
@@ -89,12 +90,6 @@ def _shrunk(config: DictConfig) -> DictConfig:
     if config.trunk.get("weights") in ("auto", "imagenet"):
         small["trunk"] = {"weights": "none"}
     return OmegaConf.merge(config, small)  # type: ignore[return-value]
-
-
-def _budget(config: DictConfig, source: int, target: int) -> Budget:
-    for key in ("epochs", "steps_per_epoch", "batch_size.source", "batch_size.target"):
-        _at_least(config, key, 1)
-    return Budget(config.epochs, config.steps_per_epoch, source, target)
 
 
 def _pretraining(config: DictConfig) -> Pretraining:

@@ -114,4 +114,13 @@ def _train(config: DictConfig) -> Any:
     from jtln.app.build import build
     from jtln.experiment import run
 
-    return run(build(config))
+    experiment, failed = build(config), True
+    try:
+        result = run(experiment)
+        failed = False
+    finally:
+        if experiment.loggers:
+            import wandb
+
+            wandb.finish(exit_code=int(failed))  # otherwise the next job of a multirun would be logged into this one
+    return result

@@ -1,0 +1,357 @@
+"""The command line, in this process: every configuration file runs, and every mistake ends in one line."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+import jtln
+from jtln.app.main import config_dir, main
+from jtln.app.sweep import SweepTable
+
+CONF = config_dir()
+FILES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*.yaml"))
+CHOICES = [name for name in FILES if name.count("/") == 1]  # group/file
+QUICK = ["trunk.width=0.05", "trainer.progress_bar=false"]
+# What a file needs beside debug=smoke: a folder that is not there, a machine that is not this one.
+NEEDS = {
+    "dataset/fashion_full": ["dataset.root=/nowhere", "dataset.download=false"],
+    "trainer/ddp": ["trainer.accelerator=cpu", "trainer.devices=1"],  # with more of them: test_ddp.py
+}
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    environment = dict(os.environ)
+    yield
+    for variable in set(os.environ) - set(environment):
+        del os.environ[variable]
+    GlobalHydra.instance().clear()
+
+
+@pytest.fixture
+def train(tmp_path: Path) -> Callable[..., tuple[int, Path]]:
+    """``train("cost=uniform", ...)`` runs ``python train.py debug=smoke ...``; returns exit code and run folder."""
+
+    def run(*overrides: str) -> tuple[int, Path]:
+        folder = tmp_path / "run"
+        quick = QUICK[:1] if not any(each.startswith("trunk=") for each in overrides) else []
+        return main([*QUICK[1:], *quick, "debug=smoke", *overrides, f"hydra.run.dir={folder}"]), folder
+
+    return run
+
+
+def result_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "result.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        pytest.param(name, marks=pytest.mark.gpu if name == "trainer/gpu" else ())
+        for name in CHOICES
+        if "debug" not in name
+    ],
+)
+def test_every_configuration_file_runs(choice: str, train: Callable[..., tuple[int, Path]]) -> None:
+    group, name = choice.split("/")
+    code, folder = train(f"{group}={name}", *NEEDS.get(choice, []))
+    assert code == 0
+    result, config = result_of(folder), OmegaConf.load(folder / "config.yaml")
+    assert result["made_images"] is True
+    assert f"{group}={name}" in result["overrides"]
+    assert config["epochs"] == 2
+    written = OmegaConf.load(CONF / f"{choice}.yaml")
+    if group not in ("debug",) and "defaults" not in written and not NEEDS.get(choice):
+        # The file's own values arrived, but for what debug=smoke makes smaller.
+        small = {"weights", "epochs", "steps_per_epoch", "batch_size", "width", "progress_bar", "seed", "tags"}
+        for key in written.keys() - small:
+            assert config[group][key] == written[key], key
+
+
+def test_there_is_a_file_for_every_choice() -> None:
+    assert {name.split("/")[0] for name in CHOICES} >= {"cost", "dataset", "method", "trunk", "trainer"}
+    assert set(FILES) - set(CHOICES) == {"train", "hydra/help/jtln"}
+
+
+def test_real_images_and_a_pre_trained_trunk(tmp_path: Path) -> None:
+    """debug=none: the images that travel with the package, in the smallest budget."""
+    budget = ["epochs=1", "steps_per_epoch=1", "pretrain.epochs=1", "pretrain.steps_per_epoch=1"]
+    code = main(
+        [*QUICK, *budget, "debug=none", "cost=uniform", "dataset.validation=2", f"hydra.run.dir={tmp_path}/run"]
+    )
+    assert code == 0
+    result = result_of(tmp_path / "run")
+    assert result["made_images"] is False
+    assert (result["target"]["test"]["n"], result["source"]["test"]["n"], result["steps"]) == (4000, 1200, 1)
+    (cached,) = (tmp_path / "cache" / "pretrained").iterdir()
+    assert cached.name == f"{result['trunk']['name']}-{result['trunk']['pretrained']['key']}.pt"
+
+
+def test_help_names_every_group_and_every_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    told = capsys.readouterr().out
+    for choice in CHOICES:
+        group, name = choice.split("/")
+        (line,) = re.findall(rf"^  {group} .*$", told, re.MULTILINE)
+        assert re.search(rf"(?<!\w){name}(?!\w)", line), f"{choice} is missing in: {line}"
+    defaults = [entry for entry in OmegaConf.load(CONF / "train.yaml")["defaults"] if entry != "_self_"]
+    for group, name in ((key, value) for entry in defaults for key, value in entry.items() if "override" not in key):
+        assert f"{name} (default)" in re.findall(rf"^  {group} .*$", told, re.MULTILINE)[0]
+
+
+def test_the_keys_and_examples_of_help_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--help"])
+    told = capsys.readouterr().out
+    listed = re.search(r"Keys used most: (.*?RUN)\.", " ".join(told.split()))
+    assert listed is not None
+    for key in listed.group(1).replace("resume=RUN", "resume").split(", "):
+        value = {"trunk.weights": "none", "resume": "null"}.get(key, "1")
+        assert main([f"{key}={value}", "--cfg", "job"]) == 0, key
+    capsys.readouterr()
+    examples = re.findall(r"^  python train\.py(.*)$", told, re.MULTILINE)
+    assert len(examples) >= 3
+    for example in examples:
+        arguments = [argument.split(",")[0] for argument in example.split() if argument != "-m"]
+        assert main([*arguments, "--cfg", "job"]) == 0, example
+
+
+# Mistakes.
+
+MISTAKES = {
+    "cost=unifrm": "Did you mean 'uniform'",
+    "costs=uniform": "Did you mean 'cost'",
+    "dataset.shot=3": "Did you mean 'shots'",
+    "datset.shots=3": "Did you mean 'dataset'",
+    "dataset.shots=abc": "expected a whole number for dataset.shots, but got 'abc'",
+    "dataset.shots=1000 debug=none": "set dataset.shots to at most",
+    "dataset.shots=0 debug=none": "1 or more labelled images",
+    "seed=-1": ">= 0 for seed, but got -1",
+    "seed=1.5": "expected a whole number for seed",
+    "method.epsilon=0": "epsilon > 0, but got 0",
+    "method.lambda_ot=-1": "method.lambda_ot >= 0",
+    "dataset.source=[Foo,Bar]": "Sandal",
+    "trunk.weights=/nope": "auto, imagenet, none or a file, but there is no file /nope",
+    "lr=3": "unknown key 'lr'",
+    "+cost=uniform": "cost",
+    "dataset=fashion_full dataset.root=/nowhere dataset.download=false debug=none": "/nowhere",
+    "optimizer.lr=high": "expected a number for optimizer.lr, but got 'high'",
+    "dataset.shots=1 foo": "GROUP=FILE or KEY=VALUE, but got 'foo'",
+    "trainer.precision=32-foo": "trainer.*",
+    "trainer.accelerator=abacus": "trainer.*",
+    "trainer.devices=0": "trainer.*",
+    "+trainer.foo=3": "foo",
+    "method.on=sorce": "expected one of source, target, both. Did you mean 'source'",
+    "method.gradient=non": "expected one of both, source, target",
+    "epochs=0": ">= 1 for epochs, but got 0",
+    "batch_size=3": "batch_size.source and batch_size.target",
+    "batch_size.target=0": ">= 1 for batch_size.target",
+    "trunk=torchvision trunk.name=resnt": "resnet",
+    "+dataset.foo=1": "foo",
+    "cost=centroid cost.metric=manhattan": "expected one of euclidean, sqeuclidean, cosine",
+    "cost=wordnet cost.metric=wupp": "Did you mean 'wup'",
+    "schedule.warmup=2": "warmup in [0, 1)",
+    "logger=wandb logger.mode=onlin": "auto, online, offline, disabled",
+    "resume=/nowhere": "no /nowhere/overrides.yaml",
+    "hydra.run.dir=/proc/x": "/proc/x",
+}
+
+
+@pytest.mark.parametrize("call", MISTAKES)
+def test_a_mistake_ends_in_one_line_that_helps(
+    call: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    given = call.split()
+    base = [] if any("debug" in each for each in given) else ["debug=smoke"]
+    folder = [] if "hydra.run.dir" in call else [f"hydra.run.dir={tmp_path}/run"]
+    code = main(["trainer.progress_bar=false", *base, *given, *folder])
+    told = capfd.readouterr()
+    assert "Traceback" not in told.err + told.out
+    lines = [line for line in told.err.splitlines() if line.strip()]
+    assert code == 2, lines
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    assert MISTAKES[call] in lines[0]
+    assert not (tmp_path / "run" / "checkpoints").exists()  # found before anything was trained
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_named(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["trainer=gpu", "debug=smoke"]) == 2
+    assert capfd.readouterr().err.startswith("error: the trainer cannot be had as configured (trainer.*)")
+
+
+@pytest.mark.parametrize("call", ["method.epsilon=0", "method.on=sorce", "seed=-1", "batch_size=3", "epochs=0"])
+def test_what_can_be_seen_at_once_is_said_before_images_are_read(
+    call: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("jtln.data.fashion.Fashion.load", lambda self: pytest.fail("read images"))
+    assert main([call]) == 2
+    assert capsys.readouterr().out == ""
+
+
+def test_a_fault_of_the_program_keeps_its_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("jtln.experiment.run", lambda experiment: [][1])
+    with pytest.raises(IndexError):
+        main(["debug=smoke", "cost=uniform"])
+
+
+# Multirun.
+
+
+def sweep(tmp_path: Path, *overrides: str) -> tuple[int, Path]:
+    folder = tmp_path / "sweep"
+    return main(["-m", *QUICK, *overrides, f"hydra.sweep.dir={folder}"]), folder
+
+
+def test_a_multirun_ends_with_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, folder = sweep(tmp_path, "cost=uniform,centroid", "seed=0,1", "debug=smoke")
+    assert code == 0
+    results = [result_of(folder / str(job)) for job in range(4)]
+    assert [(r["cost"], r["seed"]) for r in results] == [
+        ("uniform", 0),
+        ("uniform", 1),
+        ("centroid (euclidean)", 0),
+        ("centroid (euclidean)", 1),
+    ]
+    header, _, *rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in (folder / "table.md").read_text().splitlines()
+        if line.startswith("|")
+    ]
+    assert len(rows) == 2
+    for row, pair, cost in zip(rows, (results[:2], results[2:]), ("uniform", "centroid"), strict=True):
+        cells = dict(zip(header, row, strict=True))
+        assert f"cost={cost}" in cells["setting"]
+        assert "seed=" not in cells["setting"]
+        assert cells["seeds"] == "2"
+        one, other = (100 * r["target"]["test"]["accuracy"] for r in pair)
+        spread = abs(one - other) / 2**0.5
+        assert cells["target test"] == f"{(one + other) / 2:.1f} ± {spread:.1f}"
+    with open(folder / "table.csv", newline="", encoding="utf-8") as file:
+        table = list(csv.DictReader(file))
+    assert [(row["cost"], row["seed"]) for row in table] == [(r["cost"], str(r["seed"])) for r in results]
+    assert [float(row["target test"]) for row in table] == [r["target"]["test"]["accuracy"] for r in results]
+    assert f"sweep folder: {folder}" in capsys.readouterr().out
+
+
+def test_a_job_that_fails_lets_the_others_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    budget = ["epochs=1", "steps_per_epoch=1", "pretrain=none", "cost=uniform"]
+    code, folder = sweep(tmp_path, "dataset.shots=100000,1", *budget)
+    assert code == 1
+    assert "set dataset.shots to at most" in (folder / "0" / "error.txt").read_text()
+    assert not (folder / "0" / "result.json").exists()
+    assert result_of(folder / "1")["shots"] == 1
+    assert not (folder / "1" / "error.txt").exists()
+    told = capsys.readouterr()
+    assert "failed: job 0: " in told.out
+    assert "Traceback" not in told.err
+    assert main(["--cfg", "job"]) == 0  # the failure is not held against the next call
+    assert not SweepTable.failed
+
+
+def test_a_job_that_crashes_leaves_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jtln.experiment.run", lambda experiment: [][1])
+    code, folder = sweep(tmp_path, "cost=uniform", "seed=0,1", "debug=smoke")
+    assert code == 1
+    assert "IndexError" in (folder / "0" / "error.txt").read_text()
+    assert (folder / "1" / "error.txt").exists()
+    assert not (folder / "table.csv").exists()
+
+
+# Resuming.
+
+
+def test_resume_goes_on_in_the_same_folder(
+    train: Callable[..., tuple[int, Path]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def cut_off(self: Any, trainer: Any, module: Any) -> None:
+        if trainer.current_epoch == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("jtln.training._SeedEpochs.on_train_epoch_start", cut_off)
+        patch.setattr("signal.signal", lambda *_: None)  # Lightning would ignore Ctrl-C from now on
+        code, folder = train("cost=uniform", "method.lambda_ot=0.5")
+    assert code == 130
+    told = capsys.readouterr()
+    assert f"python train.py resume={folder}" in told.err
+    assert not (folder / "result.json").exists()
+    before = (folder / "overrides.yaml").read_text()
+
+    assert main([f"resume={folder}"]) == 0
+    assert "resumed    after 1 steps" in capsys.readouterr().out
+    with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["epoch"], row["step"]) for row in rows if row["train/loss"]] == [("0", "0"), ("1", "1")]
+    assert [(row["epoch"], row["step"]) for row in rows if row["val/target/accuracy"]] == [("0", "0"), ("1", "1")]
+    result = result_of(folder)
+    assert (result["cost"], result["transport"]["lambda_ot"]) == ("uniform", pytest.approx(5.0))
+    assert (folder / "overrides.yaml").read_text() == before
+    assert not list(folder.parent.glob("outputs"))
+
+    assert main([f"resume={folder}", "cost=uniform", "method.epsilon=0.2"]) == 0  # what is given now wins
+    assert result_of(folder)["transport"]["epsilon"] == 0.2
+
+
+# Weights & Biases.
+
+
+def wandb_records(folder: Path) -> list[Any]:
+    """What the one offline W&B run in a run folder holds, record by record."""
+    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.sdk.internal.datastore import DataStore
+
+    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
+    store, records = DataStore(), []
+    store.open_for_scan(str(path))
+    while data := store.scan_data():
+        record = Record()
+        record.ParseFromString(data)
+        records.append(record)
+    return records
+
+
+def test_each_job_is_a_wandb_run_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("HOME", str(tmp_path))  # where a key might be
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked for something"))
+    code, folder = sweep(tmp_path, "cost=uniform", "seed=0,1", "debug=smoke", "logger=wandb")
+    assert code == 0
+    runs = []
+    for job in range(2):
+        records = wandb_records(folder / str(job))
+        (run,) = {each.run.run_id: each.run for each in records if each.HasField("run")}.values()
+        assert run.run_group == folder.name
+        assert f"cost=uniform seed={job}" in run.display_name
+        runs.append(run.run_id)
+        assert [each.exit.exit_code for each in records if each.HasField("exit")] == [0]
+        logged = {item.key or "/".join(item.nested_key): item.value_json for each in records for item in items(each)}
+        test = result_of(folder / str(job))["target"]["test"]["accuracy"]
+        assert json.loads(logged["best/test/target/accuracy"]) == pytest.approx(test)
+        assert "train/loss" in logged
+        assert {"confusion", "training"} <= {key.partition("/")[0] for key in logged}  # the plots
+    assert runs[0] != runs[1]
+
+
+def items(record: Any) -> list[Any]:
+    return [*record.summary.update, *record.history.item]
+
+
+def test_package_says_where_its_configuration_is() -> None:
+    assert (CONF / "train.yaml").is_file()
+    assert Path(jtln.__file__).parent in (CONF.parent, CONF.parent / "jtln")
