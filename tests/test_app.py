@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -310,19 +311,25 @@ def test_resume_goes_on_in_the_same_folder(
 # Weights & Biases.
 
 
-def wandb_records(folder: Path) -> list[Any]:
-    """What the one offline W&B run in a run folder holds, record by record."""
+def wandb_records(folder: Path) -> Iterator[Any]:
+    """What the one offline W&B run in a run folder holds: a LevelDB log of protobuf records after a header of 7 bytes,
+    in blocks of 32 KiB; before each part stand a checksum (4 bytes), its length (2) and its kind (1)."""
     from wandb.proto.wandb_internal_pb2 import Record
-    from wandb.sdk.internal.datastore import DataStore
 
     (path,) = folder.glob("wandb/offline-run-*/*.wandb")
-    store, records = DataStore(), []
-    store.open_for_scan(str(path))
-    while data := store.scan_data():
-        record = Record()
-        record.ParseFromString(data)
-        records.append(record)
-    return records
+    data, position, part = path.read_bytes(), 7, b""
+    while position + 7 <= len(data):
+        if (left := 2**15 - position % 2**15) < 7:
+            position += left
+            continue
+        length, kind = struct.unpack("<HB", data[position + 4 : position + 7])
+        part += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # the whole of a record, or its last part
+            record = Record()
+            record.ParseFromString(part)
+            yield record
+            part = b""
 
 
 def test_each_job_is_a_wandb_run_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -334,7 +341,7 @@ def test_each_job_is_a_wandb_run_of_its_own(tmp_path: Path, monkeypatch: pytest.
     assert code == 0
     runs = []
     for job in range(2):
-        records = wandb_records(folder / str(job))
+        records = list(wandb_records(folder / str(job)))
         (run,) = {each.run.run_id: each.run for each in records if each.HasField("run")}.values()
         assert run.run_group == folder.name
         assert f"cost=uniform seed={job}" in run.display_name

@@ -113,7 +113,10 @@ def _composed(overrides: Sequence[str]) -> DictConfig:
     from jtln.app.main import config_dir
 
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        return compose("train", overrides=choices)
+        try:
+            return compose("train", overrides=choices)
+        except HydraException:  # a file from the user's own --config-dir
+            return compose("train")
 
 
 def _groups() -> Iterable[str]:
