@@ -37,6 +37,7 @@ def main(arguments: list[str] | None = None, job: Callable[[DictConfig], Any] | 
         job: what is done with the composed configuration; by default a training.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    arguments.sort(key=lambda argument: argument not in ("-m", "--multirun"))  # Hydra takes them only in front
     # Exceptions are to come out of Hydra as they are, to be explained here; Hydra would print them and exit.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     # PyTorch's threads are to sleep while they wait, not to spin: where runs share the cores, spinning costs a
@@ -69,7 +70,7 @@ def _resumed(arguments: list[str]) -> list[str]:
     folders = [argument.partition("=")[2] for argument in arguments if argument.startswith("resume=")]
     if not folders or folders[-1] in ("", "null"):
         return arguments
-    folder = Path(folders[-1]).expanduser().resolve()
+    folder = Path(folders[-1].strip("\"'")).expanduser().resolve()
     overrides = folder / "overrides.yaml"
     if not overrides.is_file():
         raise UserError(f"expected resume= to be the folder of a run, but there is no {overrides}")

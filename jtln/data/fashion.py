@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -147,18 +150,30 @@ class FashionFull(Fashion):
         from torchvision.datasets import FashionMNIST  # heavy to import, and needed here alone
 
         try:
+            self._unpack()
             data = FashionMNIST(str(self.root), train=split == "train", download=self.download)
         except (RuntimeError, OSError, ValueError) as error:
             raise self._missing(error) from error
         names = [f"{split}/{i:05d}" for i in range(len(data))]
         return ArrayImages(data.data[:, None], data.targets, names)
 
+    def _unpack(self) -> None:
+        """Unpack a manual copy's .gz files; torchvision takes only those of its own mirror, by their checksum."""
+        for name in FILES:
+            path = self.root / "FashionMNIST" / "raw" / name
+            packed = path.with_name(f"{name}.gz")
+            if packed.is_file() and not path.is_file():
+                temporary = path.with_name(f"{name}.{os.getpid()}.tmp")
+                with gzip.open(packed) as source, open(temporary, "wb") as target:
+                    shutil.copyfileobj(source, target)
+                os.replace(temporary, path)
+
     def _missing(self, error: Exception) -> UserError:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         return UserError(
             f"expected the four files of Fashion-MNIST in {self.root / 'FashionMNIST' / 'raw'}, but got: "
-            f"{reason.rstrip('.:')}. Put {', '.join(FILES)} there (or the same with .gz, which "
-            "dataset.download=true unpacks), or set dataset.root=DIR, where DIR/FashionMNIST/raw holds them"
+            f"{reason.rstrip('.:')}. Put {', '.join(FILES)} there (or the same with .gz), "
+            "or set dataset.root=DIR, where DIR/FashionMNIST/raw holds them"
         )
 
 

@@ -1,0 +1,96 @@
+"""The notebooks run from top to bottom, and what is committed of their outputs is fit to be read by others."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+import pytest
+from ipykernel.kernelspec import write_kernel_spec
+from nbclient import NotebookClient
+from nbformat import NotebookNode
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+LARGEST = 1_500_000  # bytes
+A_MACHINES_PATH = re.compile(r"(?<![\w.:/])/(tmp|home|root|work|Users|usr|opt|var|mnt)/|\b[A-Za-z]:\\\w")
+
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def texts(output: NotebookNode) -> Iterator[str]:
+    """What an output holds that is not a picture."""
+    for key in ("text", "evalue"):
+        if key in output:
+            yield output[key]
+    yield from output.get("traceback", [])
+    for kind, content in output.get("data", {}).items():
+        if not kind.startswith("image/") or kind == "image/svg+xml":
+            yield content if isinstance(content, str) else repr(content)
+
+
+@pytest.fixture
+def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A kernel of the running interpreter, whatever kernels are registered on this machine."""
+    write_kernel_spec(tmp_path / "jupyter" / "kernels" / "python3")
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "0")
+    for variable in ("JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "IPYTHONDIR"):
+        monkeypatch.setenv(variable, str(tmp_path / "jupyter" / variable.lower()))
+    return "python3"
+
+
+def test_there_is_a_notebook() -> None:
+    assert NOTEBOOKS
+
+
+@pytest.mark.slow
+@each_notebook
+def test_runs_without_an_error(path: Path, kernel: str, tmp_path: Path) -> None:
+    notebook, folder = nbformat.read(path, as_version=4), tmp_path / "elsewhere"
+    folder.mkdir()
+    resources = {"metadata": {"path": str(folder)}}
+    client = NotebookClient(notebook, timeout=300, kernel_name=kernel, resources=resources)
+    client.execute()  # raises CellExecutionError at the first cell that fails
+    assert client.km.kernel_spec.argv[0] == sys.executable
+    outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
+    assert not [output for output in outputs if output.get("name") == "stderr"]  # no warnings for a first-time user
+    assert not [text for output in outputs for text in texts(output) if A_MACHINES_PATH.search(text)]
+    assert not list(folder.iterdir())  # it leaves nothing behind where it is run
+
+
+@each_notebook
+def test_is_committed_as_it_was_run(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    counts = [cell.execution_count for cell in code_cells(notebook)]
+    assert counts == list(range(1, len(counts) + 1))
+    outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
+    assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert path.stat().st_size < LARGEST
+
+
+@each_notebook
+def test_committed_outputs_hold_no_path_of_a_machine(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
+    assert not [text for output in outputs for text in texts(output) if A_MACHINES_PATH.search(text)]
+    assert not A_MACHINES_PATH.search(repr(notebook.metadata))
+    assert not [cell.metadata for cell in notebook.cells if A_MACHINES_PATH.search(repr(cell.metadata))]
+
+
+@pytest.mark.parametrize("text", ["/tmp/x", "in '/home/me/run'", "(/work/main)", "C:\\Users", "File /usr/lib/x.py"])
+def test_the_pattern_finds_paths(text: str) -> None:
+    assert A_MACHINES_PATH.search(text)
+
+
+@pytest.mark.parametrize("text", ["T-shirt/top", "https://site.org/home/x", "jtln/costs/base.py", "a/tmp/b"])
+def test_the_pattern_lets_pass_what_is_no_path(text: str) -> None:
+    assert not A_MACHINES_PATH.search(text)
