@@ -299,7 +299,7 @@ def _kernel_solver(
 ) -> tuple[Tensor, Tensor, int, Tensor]:
     """Sinkhorn on the scalings u = exp(f / eps), v = exp(g / eps): the plan is u_i K_ij v_j.
 
-    Peyré & Cuturi, arXiv 1803.00567, eq. (4.15): u = a / (K v), v = b / (K^T u), here for B pairs (a, b) at once.
+    Peyré & Cuturi, arXiv 1803.00567, section 4.2: u = a / (K v), v = b / (K^T u), here for B pairs (a, b) at once.
     """
 
     def relaxed(last: Tensor, new: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ QUICK = ["trunk.width=0.05", "trainer.progress_bar=false"]
 # What a file needs beside debug=smoke: a folder that is not there, a machine that is not this one.
 NEEDS = {
     "dataset/fashion_full": ["dataset.root=/nowhere", "dataset.download=false"],
+    "trunk/torchvision": ["pretrain=none"],  # only to be quick
     "trainer/ddp": ["trainer.accelerator=cpu", "trainer.devices=1"],  # with more of them: test_ddp.py
 }
 
@@ -65,8 +66,12 @@ def result_of(folder: Path) -> dict[str, Any]:
         if "debug" not in name
     ],
 )
-def test_every_configuration_file_runs(choice: str, train: Callable[..., tuple[int, Path]]) -> None:
+def test_every_configuration_file_runs(
+    choice: str, train: Callable[..., tuple[int, Path]], request: pytest.FixtureRequest
+) -> None:
     group, name = choice.split("/")
+    if group not in ("dataset", "cost", "method"):  # nothing else changes what is drawn
+        request.getfixturevalue("no_drawing")
     code, folder = train(f"{group}={name}", *NEEDS.get(choice, []))
     assert code == 0
     result, config = result_of(folder), OmegaConf.load(folder / "config.yaml")
@@ -86,6 +91,7 @@ def test_there_is_a_file_for_every_choice() -> None:
     assert set(FILES) - set(CHOICES) == {"train", "hydra/help/jtln"}
 
 
+@pytest.mark.usefixtures("no_drawing")
 def test_real_images_and_a_pre_trained_trunk(tmp_path: Path) -> None:
     """debug=none: the images that travel with the package, in the smallest budget."""
     budget = ["epochs=1", "steps_per_epoch=1", "pretrain.epochs=1", "pretrain.steps_per_epoch=1"]
@@ -218,6 +224,7 @@ def sweep(tmp_path: Path, *overrides: str) -> tuple[int, Path]:
     return main(["-m", *QUICK, *overrides, f"hydra.sweep.dir={folder}"]), folder
 
 
+@pytest.mark.usefixtures("no_drawing")
 def test_a_multirun_ends_with_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, folder = sweep(tmp_path, "cost=uniform,centroid", "seed=0,1", "debug=smoke")
     assert code == 0
@@ -249,6 +256,7 @@ def test_a_multirun_ends_with_a_table(tmp_path: Path, capsys: pytest.CaptureFixt
     assert f"sweep folder: {folder}" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("no_drawing")
 def test_a_job_that_fails_lets_the_others_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     budget = ["epochs=1", "steps_per_epoch=1", "pretrain=none", "cost=uniform"]
     code, folder = sweep(tmp_path, "dataset.shots=100000,1", *budget)
@@ -276,6 +284,7 @@ def test_a_job_that_crashes_leaves_its_traceback(tmp_path: Path, monkeypatch: py
 # Resuming.
 
 
+@pytest.mark.usefixtures("no_drawing")
 def test_resume_goes_on_in_the_same_folder(
     train: Callable[..., tuple[int, Path]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

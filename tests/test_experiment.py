@@ -113,6 +113,7 @@ def test_the_run_folder(experiment: Experiment, capsys: pytest.CaptureFixture[st
     assert f"run folder: {folder}" in told
 
 
+@pytest.mark.usefixtures("no_drawing")
 def test_the_test_part_is_read_once_and_is_not_the_validation_part(experiment: Experiment, monkeypatch: Any) -> None:
     pair, read = experiment.spec.load(), []
     for head in (pair.source, pair.target):
@@ -138,6 +139,7 @@ class Wrecks(Schedule):
         return 1.0 if progress < 0.5 else -1.0
 
 
+@pytest.mark.usefixtures("no_drawing")
 def test_the_checkpoint_with_the_best_target_validation_accuracy_is_tested(experiment: Experiment) -> None:
     experiment = replace(experiment, budget=Budget(6, 6, 8, 6), lr_schedule=Wrecks())
     result = run(experiment)
@@ -157,6 +159,7 @@ def test_the_checkpoint_with_the_best_target_validation_accuracy_is_tested(exper
     assert result["target"]["test"]["accuracy"] == pytest.approx(float((predicted == labels).float().mean()))
 
 
+@pytest.mark.usefixtures("no_drawing")
 def test_one_seed_gives_the_same_numbers_again_and_another_does_not(experiment: Experiment, tmp_path: Path) -> None:
     results = {}
     for name, seed in (("one", 0), ("again", 0), ("other", 1)):
@@ -169,6 +172,7 @@ def test_one_seed_gives_the_same_numbers_again_and_another_does_not(experiment: 
     assert [results[name]["trunk"]["pretrained"]["cached"] for name in results] == [False, True, True]
 
 
+@pytest.mark.usefixtures("no_drawing")
 def test_a_run_from_the_cache_equals_the_one_that_filled_it(experiment: Experiment, tmp_path: Path) -> None:
     run(experiment)
     run(replace(experiment, folder=tmp_path / "again", cost=CentroidCost()))
@@ -200,6 +204,7 @@ def cut_off(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
             run(experiment)
 
 
+@pytest.mark.usefixtures("no_drawing")
 def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not_been(
     experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,6 +225,7 @@ def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not_been(
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 
 
+@pytest.mark.usefixtures("no_drawing")
 def test_a_finished_run_may_be_resumed(experiment: Experiment) -> None:
     first = run(experiment)
     before = rows(experiment.folder)
@@ -228,6 +234,7 @@ def test_a_finished_run_may_be_resumed(experiment: Experiment) -> None:
     assert rows(experiment.folder) == before
 
 
+@pytest.mark.usefixtures("no_drawing")
 def test_a_run_without_a_checkpoint_starts_anew(experiment: Experiment, capsys: pytest.CaptureFixture[str]) -> None:
     run(replace(experiment, resume=True))
     assert "there is no checkpoint yet" in capsys.readouterr().out

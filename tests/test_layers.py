@@ -16,7 +16,7 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if "assets" not in path.re
 
 # From the bottom to the top; a module imports only from layers below its own, or from its own.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("jtln", "jtln.errors", "jtln.assets", "jtln.provenance", "jtln.tables"),
+    ("jtln", "jtln.errors", "jtln.assets", "jtln.progress", "jtln.provenance", "jtln.tables"),
     ("jtln.classes", "jtln.schedules", "jtln.transport", "jtln.trunk", "jtln.wordnet", "jtln.linking"),
     ("jtln.costs", "jtln.losses", "jtln.metrics", "jtln.data", "jtln.plots"),
     ("jtln.module",),

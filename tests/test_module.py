@@ -343,7 +343,7 @@ def test_what_is_logged_of_the_transport_term(make_module: Callable[..., JTLN], 
         pull[index] = (term(x + step_by) - term(x - step_by)) / 2e-4
     value = term(x)
     assert logged["train/ot"] == pytest.approx(value / (0.7 / EPSILON), rel=1e-4)
-    assert logged["train/ot_share"] == pytest.approx(abs(value) / (abs(value) + float(ce)), rel=1e-4)
+    assert logged["train/ot_share"] == pytest.approx(abs(value) / (abs(value) + float(ce.detach())), rel=1e-4)
     assert logged["train/ot_gradient_ratio"] == pytest.approx(np.linalg.norm(pull) / of_ce, rel=1e-3)
     a, b = (torch.softmax(head(x), 1).detach().numpy() for head in (before.source_head, before.target_head))
     matrix = before.transport.cost.numpy()

@@ -72,11 +72,12 @@ def _order(path: Path) -> tuple[int, str]:
 
 
 def _by_setting(results: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """The results under what was overridden, the seed aside."""
+    """The results under the overrides in which they differ, the seed aside."""
+    shared = set.intersection(*(set(result["overrides"]) for result in results)) if len(results) > 1 else set()
     settings: dict[str, list[dict[str, Any]]] = {}
     for result in results:
-        overrides = [override for override in result["overrides"] if not override.startswith("seed=")]
-        settings.setdefault(" ".join(overrides) or "(defaults)", []).append(result)
+        own = [o for o in result["overrides"] if o not in shared and not o.startswith("seed=")]
+        settings.setdefault(" ".join(own) or "(all)", []).append(result)
     return settings
 
 
