@@ -31,11 +31,11 @@ METHODS = ("auto", "kernel", "log")
 # The kernel's entries lie in [exp(-range), 1], range = (max C - min C) / eps after the rows' and columns' minima are
 # taken out; the scalings u, v then lie within exp(+-2 range). Up to these ranges they fit the type, with room to spare.
 _LARGEST_RANGE = {torch.float32: 40.0, torch.float64: 300.0}
-# Over-relaxation: a potential goes past its update by 0.8 of the step f_new - f_old, of which no more than 0.5 eps is
-# counted upwards. With d = step / eps and x = 0.8 min(d, 0.5) the dual objective changes by the sum of
+# Over-relaxation: a potential goes past its update by 0.75 of the step f_new - f_old, of which no more than 0.5 eps is
+# counted upwards. With d = step / eps and x = 0.75 min(d, 0.5) the dual objective changes by the sum of
 # a_i (d + x - exp(x) + exp(-d)) >= 0 eps over the classes, so it never falls, whatever the problem. At a small epsilon
 # this saves most of the iterations; an easy problem has converged before it begins.
-_RELAXATION, _LARGEST_STEP, _PLAIN_ITERATIONS = 0.8, 0.5, 20
+_RELAXATION, _LARGEST_STEP, _PLAIN_ITERATIONS = 0.75, 0.5, 50
 _NEGLIGIBLE = -700.0  # exp of less is subnormal in float64, on which arithmetic is slow
 _CHUNK_ELEMENTS = 2**20  # how much of a (B, S, T) array the log-domain solver and the plan's statistics hold at once
 
@@ -304,7 +304,8 @@ def _kernel_solver(
 
     def relaxed(last: Tensor, new: Tensor) -> Tensor:
         """K v or K^T u as the over-relaxed step leaves it: log (K v) moves against f, so signs change."""
-        return new * (new / last).clamp_(min=math.exp(-_LARGEST_STEP)) ** _RELAXATION
+        root = (new / last).clamp_(min=math.exp(-_LARGEST_STEP)).sqrt_()
+        return root.mul_(root.sqrt()).mul_(new)  # new (new / last) ** 0.75; a power takes several times as long
 
     kernel = torch.exp(cost / -epsilon)  # (S, T)
     kernel_t = kernel.t().contiguous()  # (T, S)

@@ -355,17 +355,17 @@ def test_marginal_error_is_that_of_the_plan(method: str, iterations: int) -> Non
 
 @pytest.mark.parametrize("method", ["kernel", "log"])
 def test_value_rises_to_the_optimum(method: str) -> None:
-    """The dual objective never falls, over-relaxed (from iteration 21 on) or not."""
+    """The dual objective never falls, over-relaxed (from iteration 51 on) or not."""
     inputs = problem(6, 20, 30)
     values = [
-        sinkhorn(*inputs, 0.005, method=method, max_iterations=n, tolerance=0).value for n in (1, 5, 19, 21, 22, 33, 99)
+        sinkhorn(*inputs, 0.005, method=method, max_iterations=n, tolerance=0).value for n in (1, 5, 49, 51, 52, 63, 99)
     ]
     best = sinkhorn(*inputs, 0.005, tolerance=1e-12, max_iterations=50000).value
     for earlier, later in zip(values, [*values[1:], best], strict=True):
         assert bool((later >= earlier - 1e-12).all())
 
 
-@pytest.mark.parametrize(("shape", "epsilon", "most"), [((64, 100, 31), 0.004, 200), ((16, 40, 30), 1e-3, 1000)])
+@pytest.mark.parametrize(("shape", "epsilon", "most"), [((64, 100, 31), 0.004, 200), ((16, 40, 30), 1e-3, 1500)])
 def test_a_small_epsilon_converges(shape: tuple[int, int, int], epsilon: float, most: int) -> None:
     """Without over-relaxation the first needs 950 iterations, the second 6400."""
     result = sinkhorn(*problem(*shape), epsilon, tolerance=1e-4, max_iterations=most)
