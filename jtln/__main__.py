@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 USAGE = """\
@@ -16,6 +17,8 @@ commands:
 def main() -> int:
     """The console script; returns the exit code."""
     command, arguments = (sys.argv[1:2] or [""])[0], sys.argv[2:]
+    if command not in ("train", "cost") and "LOCAL_RANK" in os.environ:
+        command, arguments = "train", sys.argv[1:]  # a process of trainer=ddp, which Lightning starts without it
     if command == "train":
         from jtln.app.main import main as train
 

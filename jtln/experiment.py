@@ -345,7 +345,8 @@ def _write_results(
         sentences = transport_sentences(strongest, limit=6)
         result["transport"] = {
             "epsilon": module.transport.epsilon,
-            "lambda_ot": module.lambda_ot,
+            "lambda_ot": experiment.method.lambda_ot,
+            "lambda_ot_unit": experiment.method.lambda_ot_unit,
             "on": module.on,
             "plan_entropy": plan["plan_entropy"],
             "strongest": strongest,

@@ -283,10 +283,11 @@ class JTLN(pl.LightningModule):
     def _evaluate(self, split: str, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> None:
         images, labels = batch
         head = HEADS[dataloader_idx]
-        logits = getattr(self(images), head)
-        self._metrics(split, head).update(logits, labels)
+        # Probabilities: of logits that all happen to lie in [0, 1] the calibration error would not know what they are.
+        predictions = getattr(self(images), head).float().softmax(1)
+        self._metrics(split, head).update(predictions, labels)
         if (split, head) == ("test", "target"):
-            self.confusion.update(logits, labels)
+            self.confusion.update(predictions, labels)
 
     def _report(self, split: str) -> None:
         for head in HEADS:
@@ -296,7 +297,7 @@ class JTLN(pl.LightningModule):
                 self.log_dict(values)
                 if (split, head) == ("val", "target"):
                     # What the checkpoint is chosen by: of equals the later one, which has been annealed further.
-                    self.log("val/target/selection", values["val/target/accuracy"] + 1e-6 * self.progress)
+                    self.log("val/target/selection", values["val/target/accuracy"] + 1e-5 * self.progress)
                 metrics.reset()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:

@@ -19,11 +19,13 @@ from torch import Tensor
 import jtln
 from jtln.data.pair import Pair
 from jtln.data.transforms import Augment
+from jtln.errors import UserError
 from jtln.module import JTLN
 from jtln.schedules import Schedule
-from jtln.training import Budget, TrainerSettings, make_trainer, pair_data
+from jtln.training import Budget, TrainerSettings, fit, make_trainer, pair_data
 from jtln.trunk import Trunk
 
+_DECISION = "JTLN_PRETRAINED"  # what the first process found in the cache, for those that it starts
 _FORMAT = 1  # of the cached file; raised when what a key stands for changes
 
 
@@ -100,10 +102,14 @@ def pretrain(
     trunk = make_trunk()
     key = cache_key(pair, trunk, settings, augment, depends)
     path = None if cache is None else cache / "pretrained" / f"{trunk.name}-{key}.pt"
-    if path is not None and path.is_file():
-        kept = _read(path, key)
-        if kept is not None:
-            return kept
+    kept = _read(path, key) if path is not None and path.is_file() else None
+    if kept is not None and _agreed(key, cached=True):
+        return kept
+    if not _agreed(key, cached=False):
+        raise UserError(
+            "the first process found the pre-trained trunk in its cache, but this one did not: give all machines the "
+            "same folder with cache=DIR"
+        )
 
     module = JTLN(
         trunk,
@@ -133,7 +139,7 @@ def pretrain(
             keep_checkpoints=False,
             hidden=("target val",),
         )
-        trainer.fit(module, data)
+        fit(trainer, module, data)
         accuracy = float(trainer.callback_metrics["val/source/accuracy"])
     state = {
         name: value.detach().cpu().clone()
@@ -143,6 +149,19 @@ def pretrain(
     if path is not None and trainer.is_global_zero:
         _write_atomically(path, {"state": state, "accuracy": accuracy})
     return Pretrained(state, key, False, accuracy)
+
+
+def _agreed(key: str, cached: bool) -> bool:
+    """Whether the first process, too, takes (or does not take) the cached trunk.
+
+    It looks before it starts the others, which look seconds later: by then another run may have put the file there,
+    and a process that goes on without pre-training would leave the others waiting for ever.
+    """
+    found = f"{key}:{int(cached)}"
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        os.environ[_DECISION] = found
+        return True
+    return os.environ.pop(_DECISION, found) == found  # once: in a later job of a multirun all look at the same time
 
 
 def _read(path: Path, key: str) -> Pretrained | None:

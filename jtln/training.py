@@ -142,6 +142,16 @@ class Outcome:
     best_epoch: int
 
 
+def fit(trainer: pl.Trainer, module: JTLN, data: PairData, checkpoint: Path | None = None) -> None:
+    """Fit; Ctrl-C stays a KeyboardInterrupt, which Lightning takes for an exit."""
+    try:
+        trainer.fit(module, data, ckpt_path=None if checkpoint is None else str(checkpoint), weights_only=False)
+    except SystemExit:
+        if trainer.interrupted:
+            raise KeyboardInterrupt from None
+        raise
+
+
 def fit_and_test(trainer: pl.Trainer, module: JTLN, data: PairData, checkpoint: Path | None = None) -> Outcome:
     """Fit, take the checkpoint that validation chose, and read the test part, once.
 
@@ -149,12 +159,7 @@ def fit_and_test(trainer: pl.Trainer, module: JTLN, data: PairData, checkpoint: 
         checkpoint: a ``last.ckpt`` to continue from.
     """
     started, first_step = time.perf_counter(), steps_done(checkpoint)
-    try:
-        trainer.fit(module, data, ckpt_path=None if checkpoint is None else str(checkpoint), weights_only=False)
-    except SystemExit:
-        if trainer.interrupted:  # Lightning takes Ctrl-C for an exit
-            raise KeyboardInterrupt from None
-        raise
+    fit(trainer, module, data, checkpoint)
     seconds = time.perf_counter() - started
     sizes = [
         data.source_batch_size if module.uses_source else 0,

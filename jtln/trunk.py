@@ -87,7 +87,11 @@ def from_torchvision(image_size: int, name: str = "resnet50", weights: str = "au
             f"images, such as {', '.join(near or ['resnet18', 'resnet50', 'convnext_tiny'])}"
         )
     # Without their auxiliary classifiers these two return features alone, in training too.
-    options = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    options = (
+        {"aux_logits": False, "init_weights": True, "transform_input": weights in ("auto", "imagenet")}
+        if name in ("googlenet", "inception_v3")
+        else {}
+    )
     model = torchvision.models.get_model(name, weights=None, **options)
     linear = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
     if not linear:

@@ -187,3 +187,18 @@ def test_key_is_one_for_all_seeds_and_shots_of_a_sweep(dataset: Any, make_trunk:
 
 def test_accuracy_is_of_the_source_validation_part(run: Callable[..., Pretrained], tiny: PairSpec) -> None:
     assert math.isclose(run().accuracy * len(tiny.load().source.val) % 1, 0, abs_tol=1e-5)
+
+
+def test_all_processes_do_as_the_first_one_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where another run puts the file into the cache between the first process's look and the second's."""
+    from jtln.pretrain import _agreed
+
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert _agreed("abc", cached=False)  # the first process trains
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert not _agreed("abc", cached=True)  # so the second does not take the file that is there by now
+    assert _agreed("abc", cached=True)  # in a multirun's next job both look at the same time
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert _agreed("abc", cached=True)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert not _agreed("abc", cached=False)

@@ -72,6 +72,10 @@ def test_python_example() -> None:
     assert isinstance(names["loss"].last.value, torch.Tensor)  # type: ignore[attr-defined]
 
 
+def test_no_placeholder_is_left() -> None:
+    assert "@@" not in README
+
+
 def test_links_and_pictures_exist() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert target.startswith("http") or (ROOT / target).is_file(), target

@@ -5,6 +5,7 @@ from __future__ import annotations
 import netrc
 import os
 import shlex
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -61,7 +62,8 @@ def build(config: DictConfig) -> Experiment:
             "trunk": OmegaConf.to_container(config.trunk, resolve=True),
             "weights": weights_digest(trunk_weights),
             "optimizer": str(config.pretrain.get("lr")),
-            "precision": str(config.trainer.get("precision")),
+            "torchvision": version("torchvision"),  # whose default ImageNet weights may change
+            "trainer": {key: value for key, value in config.trainer.items() if key != "progress_bar"},
         },
         cache=None if smoke else _cache(config),
         num_workers=_at_least(config, "num_workers", 0),
@@ -115,6 +117,8 @@ def _at_least(config: DictConfig, key: str, least: int) -> int:
 def _trainer(settings: DictConfig) -> TrainerSettings:
     options: dict[str, Any] = OmegaConf.to_container(settings, resolve=True)  # type: ignore[assignment]
     bar = bool(options.pop("progress_bar", True))
+    if options.get("deterministic") is True:
+        options["deterministic"] = "warn"  # the backward pass of AlexNet's adaptive pooling has no such form on a GPU
     return TrainerSettings({str(key): value for key, value in options.items()}, bar)
 
 

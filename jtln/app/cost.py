@@ -14,7 +14,7 @@ from jtln.errors import UserError
 
 def main(arguments: list[str]) -> int:
     """Print each target class's nearest source classes; write cost.csv and cost.png. Returns the exit code."""
-    return run_main([*arguments, "hydra.run.dir=outputs/cost/${now:%Y-%m-%d_%H-%M-%S}"], job=_show_cost)
+    return run_main(["hydra.run.dir=outputs/cost/${now:%Y-%m-%d_%H-%M-%S}", *arguments], job=_show_cost)
 
 
 def _show_cost(config: DictConfig) -> None:

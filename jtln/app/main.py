@@ -77,6 +77,8 @@ def _resumed(arguments: list[str]) -> list[str]:
     named = {"resume": f'resume="{folder}"', "hydra.run.dir": f'hydra.run.dir="{folder}"'}
     now = [argument for argument in arguments if argument.partition("=")[0] not in named]
     keys = {argument.partition("=")[0] for argument in now}
+    if (folder / "result.json").is_file() and not now:
+        raise UserError(f"the run in {folder} is finished: to train it for longer, give epochs= as well")
     earlier = [str(override) for override in OmegaConf.load(overrides)]
     return [*(each for each in earlier if each.partition("=")[0] not in keys), *now, *named.values()]
 
@@ -105,7 +107,9 @@ def _guarded(job: Callable[[DictConfig], Any], config: DictConfig) -> None:
             print(f"error: {mistake}", file=sys.stderr)
             raise SystemExit(2) from None
         folder, name = Path(HydraConfig.get().runtime.output_dir), " ".join(overrides)
-        (folder / "error.txt").write_text(mistake or "".join(traceback.format_exception(error)), encoding="utf-8")
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            text = mistake or "".join(traceback.format_exception(error))
+            (folder / "error.txt").write_text(text, encoding="utf-8")
         print(f"error: {name}: {mistake or repr(error)} (see {folder / 'error.txt'})", file=sys.stderr)
         SweepTable.failed.append(name)
 

@@ -29,7 +29,7 @@ def explain(error: BaseException, overrides: Sequence[str]) -> str | None:
             return str(cause)
         if isinstance(cause, OSError) and cause.filename is not None:
             return f"{cause.strerror}: {cause.filename}"
-        cause = cause.__cause__ or cause.__context__
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     if isinstance(error, MissingConfigException):
         return _wrong_file(error)
     if isinstance(error, OverrideParseException):
@@ -77,6 +77,8 @@ def check_types(config: DictConfig) -> None:
     for override in OverridesParser.create().parse_overrides(overrides):
         key = override.key_or_group
         old, new = OmegaConf.select(before, key), OmegaConf.select(config, key)
+        if key.startswith("trainer."):  # its values have several types, and the Trainer says what it takes
+            continue
         if key in _groups() or override.is_add() or override.is_delete() or old is None or new is None:
             continue
         if isinstance(old, DictConfig):

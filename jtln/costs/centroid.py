@@ -77,6 +77,8 @@ class CentroidCost(Cost):
             self.prepare(sizes, source[0].shape[1])
         for side, batch, size in zip(("source", "target"), (source, target), sizes, strict=True):
             total, count = _class_sums([batch], size)
+            if not bool(torch.isfinite(total).all()):
+                return  # a step that overflowed, which a gradient scaler skips, too
             keep = 1 - (1 - self.momentum) * (count > 0).float()  # (C,)
             mean = total / count.clamp_min(1)[:, None]  # (C, D)
             setattr(self, f"{side}_sum", torch.lerp(mean, getattr(self, f"{side}_sum"), keep[:, None]))

@@ -205,7 +205,13 @@ class PairData(pl.LightningDataModule):
         return self._loader(images, BatchSampler(sampler, batch_size // world_size, drop_last=False))
 
     def _eval_loader(self, images: ImageSet) -> DataLoader[Any]:
-        sampler = ShardSampler(len(images), *self._process())
+        rank, world_size = self._process()
+        if len(images) < world_size:
+            raise UserError(
+                f"expected at least one image for each of {world_size} processes, but a part of the pair has "
+                f"{len(images)}: lower trainer.devices"
+            )
+        sampler = ShardSampler(len(images), rank, world_size)
         return self._loader(images, BatchSampler(sampler, self.eval_batch_size, drop_last=False))
 
     def _loader(self, images: ImageSet, batches: BatchSampler) -> DataLoader[Any]:
