@@ -35,15 +35,17 @@ class MeanClassAccuracy(Metric):
         return (self.correct[present] / self.total[present]).mean()
 
 
-def classification_metrics(classes: int, prefix: str) -> MetricCollection:
-    """accuracy, mean_class_accuracy, macro_f1 and ece (expected calibration error, 15 bins) of logits (B, classes)."""
-    return MetricCollection(
-        {
-            "accuracy": MulticlassAccuracy(classes, average="micro"),
-            "mean_class_accuracy": MeanClassAccuracy(classes),
-            "macro_f1": MulticlassF1Score(classes, average="macro"),
-            "ece": MulticlassCalibrationError(classes, n_bins=15),
-        },
-        prefix=prefix,
-        compute_groups=False,
-    )
+def classification_metrics(classes: int, prefix: str, whole: bool = True) -> MetricCollection:
+    """accuracy, mean_class_accuracy, macro_f1 and ece (expected calibration error, 15 bins) of (B, classes).
+
+    Args:
+        whole: False leaves out all but the accuracies, for training: the calibration error keeps every prediction.
+    """
+    metrics: dict[str, Metric | MetricCollection] = {
+        "accuracy": MulticlassAccuracy(classes, average="micro"),
+        "mean_class_accuracy": MeanClassAccuracy(classes),
+    }
+    if whole:
+        metrics["macro_f1"] = MulticlassF1Score(classes, average="macro")
+        metrics["ece"] = MulticlassCalibrationError(classes, n_bins=15)
+    return MetricCollection(metrics, prefix=prefix, compute_groups=False)

@@ -123,8 +123,8 @@ class JTLN(pl.LightningModule):
         self.confusion = MulticlassConfusionMatrix(len(target))
         self.metrics = nn.ModuleDict(
             {
-                f"{split}_{head}": classification_metrics(sizes[head], prefix=f"{split}/{head}/")
-                for split in ("val", "test")
+                f"{split}_{head}": classification_metrics(sizes[head], f"{split}/{head}/", whole=split != "train")
+                for split in ("train", "val", "test")
                 for head in HEADS
             }
         )
@@ -141,9 +141,13 @@ class JTLN(pl.LightningModule):
 
         target_loss = source_loss = transport = zero
         if "target" in batch:
-            target_loss = cross_entropy(self.target_head(features["target"]), batch["target"][1])
+            logits, labels = self.target_head(features["target"]), batch["target"][1]
+            target_loss = cross_entropy(logits, labels)
+            self._metrics("train", "target").update(logits.detach(), labels)
         if "source" in batch:
-            source_loss = cross_entropy(self.source_head(features["source"]), batch["source"][1])
+            logits, labels = self.source_head(features["source"]), batch["source"][1]
+            source_loss = cross_entropy(logits, labels)
+            self._metrics("train", "source").update(logits.detach(), labels)
         weight = self.lambda_ot * self.ot_schedule(self.progress)
         if self.transport is not None and weight > 0:
             self._follow_features(features, batch)
@@ -299,6 +303,9 @@ class JTLN(pl.LightningModule):
                     # What the checkpoint is chosen by: of equals the later one, which has been annealed further.
                     self.log("val/target/selection", values["val/target/accuracy"] + 1e-5 * self.progress)
                 metrics.reset()
+
+    def on_train_epoch_end(self) -> None:
+        self._report("train")
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         self._evaluate("val", batch, dataloader_idx)

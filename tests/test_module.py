@@ -214,6 +214,7 @@ def test_metrics_have_a_name_for_each_head_and_split(make_module: Callable[..., 
     assert set(values) == {f"test/{head}/{metric}" for head in ("source", "target") for metric in METRICS}
     train = {"loss", "target_loss", "source_loss", "ot", "lambda_ot", "ot_share", "ot_gradient_ratio", "plan_entropy"}
     train |= {"sinkhorn_iterations", "marginal_error"}
+    train |= {f"{head}/{metric}" for head in ("source", "target") for metric in ("accuracy", "mean_class_accuracy")}
     assert {name for name in names if name.startswith("train/")} == {f"train/{name}" for name in train}
 
 
