@@ -87,7 +87,7 @@ def test_committed_outputs_hold_no_path_of_a_machine(path: Path) -> None:
     assert not [cell.metadata for cell in notebook.cells if A_MACHINES_PATH.search(repr(cell.metadata))]
 
 
-@pytest.mark.parametrize("text", ["/tmp/x", "in '/home/me/run'", "(/work/main)", "C:\\Users", "File /usr/lib/x.py"])
+@pytest.mark.parametrize("text", ["/tmp/x", "in '/home/me/run'", "(/mnt/main)", "C:\\Users", "File /usr/lib/x.py"])
 def test_the_pattern_finds_paths(text: str) -> None:
     assert A_MACHINES_PATH.search(text)
 
