@@ -309,7 +309,7 @@ def test_resume_goes_on_in_the_same_folder(
     assert [(row["epoch"], row["step"]) for row in rows if row["train/loss"]] == [("0", "0"), ("1", "1")]
     assert [(row["epoch"], row["step"]) for row in rows if row["val/target/accuracy"]] == [("0", "0"), ("1", "1")]
     result = result_of(folder)
-    assert (result["cost"], result["transport"]["lambda_ot"]) == ("uniform", pytest.approx(5.0))
+    assert (result["cost"], result["transport"]["lambda_ot"]) == ("uniform", pytest.approx(0.5))
     assert (folder / "overrides.yaml").read_text() == before
     assert not list(folder.parent.glob("outputs"))
 

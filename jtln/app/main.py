@@ -91,6 +91,8 @@ def _sweep_folder() -> list[str]:
 
 def _guarded(job: Callable[[DictConfig], Any], config: DictConfig) -> None:
     """One run. In a multirun a run that fails leaves its error in its folder, and the others go on."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        Path(HydraConfig.get().runtime.output_dir, "error.txt").unlink(missing_ok=True)  # of an earlier try
     try:
         check_types(config)
         job(config)
