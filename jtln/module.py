@@ -21,7 +21,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from jtln.classes import ClassSet
-from jtln.costs import CentroidCost, Cost
+from jtln.costs import Cost
 from jtln.errors import UserError, unknown
 from jtln.losses import TransportLoss
 from jtln.metrics import classification_metrics
@@ -158,7 +158,7 @@ class JTLN(pl.LightningModule):
         loss = cross_entropies + weight * transport
         self._log_losses(batch, loss, target_loss, source_loss, transport, weight)
         if transport is not zero and self._is_logged_step:
-            self._log_transport(loss, cross_entropies, weight * transport, list(features.values()))
+            self._log_transport(cross_entropies, weight * transport, list(features.values()))
         return loss
 
     @property
@@ -197,7 +197,7 @@ class JTLN(pl.LightningModule):
         self.cost_is_set.fill_(True)
 
     def _follow_features(self, features: dict[str, Tensor], batch: Batch) -> None:
-        if isinstance(self.cost, CentroidCost) and self.cost.updates == "ema" and len(batch) == 2:
+        if self.cost is not None and self.cost.updates == "ema" and len(batch) == 2:
             seen = {side: (features[side].detach(), batch[side][1]) for side in batch}
             self.cost.observe(seen["source"], seen["target"], self._sizes())
             self._set_cost()
@@ -205,7 +205,7 @@ class JTLN(pl.LightningModule):
     @torch.no_grad()
     def _read_features(self) -> None:
         """One pass over the training images of both tasks, as the evaluation sees them."""
-        assert isinstance(self.cost, CentroidCost)
+        assert self.cost is not None
         loaders = self.trainer.datamodule.feature_dataloaders()  # type: ignore[attr-defined]
         training = self.trunk.training
         self.trunk.eval()
@@ -250,7 +250,7 @@ class JTLN(pl.LightningModule):
             self.log("train/ot", transport, sync_dist=True, batch_size=1)
             self.log("train/lambda_ot", weight, batch_size=1)
 
-    def _log_transport(self, loss: Tensor, cross_entropies: Tensor, term: Tensor, features: list[Tensor]) -> None:
+    def _log_transport(self, cross_entropies: Tensor, term: Tensor, features: list[Tensor]) -> None:
         """How much the transport term does, and whether its solver converged."""
         assert self.transport is not None
         result = self.transport.last

@@ -204,6 +204,7 @@ def steps_done(checkpoint: Path | None) -> int:
 
 def csv_logger(folder: Path, keep_steps: int = 0) -> CSVLogger:
     """Writes ``metrics.csv`` into the folder itself, after the first ``keep_steps`` steps of one that is there."""
+    _quiet_lightning()
     path, earlier = folder / "metrics.csv", []
     if keep_steps and path.is_file():
         with open(path, newline="", encoding="utf-8") as file:

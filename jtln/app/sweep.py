@@ -33,7 +33,6 @@ class SweepTable(Callback):
     failed: ClassVar[list[str]] = []
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        SweepTable.failed.clear()
         os.environ[SWEEP_FOLDER] = str(Path(config.hydra.sweep.dir).resolve())
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import Tensor, nn
 
 from jtln.classes import ClassSet
 from jtln.errors import UserError, unknown
 from jtln.transport import check_cost
 
+Batch = tuple[Tensor, Tensor]  # features (B, D), labels (B,)
 SCALES = ("max", "range", "none")
 
 
@@ -36,6 +39,19 @@ class Cost(nn.Module):
 
     def prepare(self, sizes: tuple[int, int], dim: int) -> None:
         """Make room for the state of (S, T) classes with features of ``dim`` numbers, where there is any."""
+
+    def fit(self, source: Iterable[Batch], target: Iterable[Batch], sizes: tuple[int, int]) -> None:
+        """Read the features of both training sets: for a metric that ``updates`` "once" or each "epoch".
+
+        Args:
+            source, target: batches of features (B, D) and labels (B,), this process's share of them.
+            sizes: (S, T), the numbers of classes.
+        """
+        raise NotImplementedError(f"{type(self).__name__} reads no features")
+
+    def observe(self, source: Batch, target: Batch, sizes: tuple[int, int]) -> None:
+        """Read the features of one training batch: for a metric that ``updates`` by "ema"."""
+        raise NotImplementedError(f"{type(self).__name__} reads no features")
 
     def distances(self, source: ClassSet, target: ClassSet) -> Tensor:
         """(S, T) distances >= 0 in the metric's own unit."""

@@ -8,13 +8,11 @@ import torch
 from torch import Tensor, distributed, nn
 
 from jtln.classes import ClassSet
-from jtln.costs.base import Cost
+from jtln.costs.base import Batch, Cost
 from jtln.errors import UserError, unknown
 
 METRICS = ("euclidean", "sqeuclidean", "cosine")
 UPDATES = ("once", "epoch", "ema")
-
-Batch = tuple[Tensor, Tensor]  # features (B, D), labels (B,)
 
 
 class CentroidCost(Cost):
@@ -61,12 +59,7 @@ class CentroidCost(Cost):
             setattr(self, f"{side}_weight", weight.new_zeros(size))
 
     def fit(self, source: Iterable[Batch], target: Iterable[Batch], sizes: tuple[int, int]) -> None:
-        """Centroids from one pass over each training set.
-
-        Args:
-            source, target: batches of features (B, D) and labels (B,), this process's share of them.
-            sizes: (S, T), the numbers of classes.
-        """
+        """Centroids from one pass over each training set."""
         self.source_sum, self.source_weight = _class_sums(source, sizes[0])
         self.target_sum, self.target_weight = _class_sums(target, sizes[1])
 
