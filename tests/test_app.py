@@ -211,7 +211,7 @@ def test_what_can_be_seen_at_once_is_said_before_images_are_read(
 def test_a_fault_of_the_program_keeps_its_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("jtln.experiment.run", lambda experiment: [][1])
+    monkeypatch.setattr("jtln.run.run", lambda experiment: [][1])
     with pytest.raises(IndexError):
         main(["debug=smoke", "cost=uniform"])
 
@@ -273,7 +273,7 @@ def test_a_job_that_fails_lets_the_others_go_on(tmp_path: Path, capsys: pytest.C
 
 
 def test_a_job_that_crashes_leaves_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jtln.experiment.run", lambda experiment: [][1])
+    monkeypatch.setattr("jtln.run.run", lambda experiment: [][1])
     code, folder = sweep(tmp_path, "cost=uniform", "seed=0,1", "debug=smoke")
     assert code == 1
     assert "IndexError" in (folder / "0" / "error.txt").read_text()

@@ -15,12 +15,13 @@ import torch
 from PIL import Image
 from pytorch_lightning.loggers import CSVLogger
 
-from jtln import experiment as module_under_test
+from jtln import run as module_under_test
 from jtln.costs import CentroidCost
 from jtln.data.pair import PairSpec
 from jtln.errors import UserError
-from jtln.experiment import Experiment, Method, build_module, run
+from jtln.experiment import Experiment, Method
 from jtln.pretrain import Pretraining
+from jtln.run import build_module, run
 from jtln.schedules import Constant, Schedule
 from jtln.training import Budget, TrainerSettings
 from jtln.trunk import Trunk

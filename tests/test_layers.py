@@ -22,6 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("jtln.module",),
     ("jtln.training", "jtln.pretrain", "jtln.report"),
     ("jtln.experiment",),
+    ("jtln.announce", "jtln.runfolder", "jtln.run"),
     ("jtln.app",),
     ("jtln.__main__",),
 )

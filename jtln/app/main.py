@@ -119,7 +119,7 @@ def _guarded(job: Callable[[DictConfig], Any], config: DictConfig) -> None:
 def _train(config: DictConfig) -> Any:
     # Here, so that --help and a mistake in the call need not wait for PyTorch.
     from jtln.app.build import build
-    from jtln.experiment import run
+    from jtln.run import run
 
     experiment, failed = build(config), True
     try:

@@ -1,0 +1,92 @@
+"""What a run tells the user on the screen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from jtln.data.pair import Pair
+from jtln.experiment import Experiment
+from jtln.module import JTLN
+from jtln.pretrain import Pretrained
+from jtln.schedules import Constant
+from jtln.tables import Column, show
+
+
+@rank_zero_only
+def say(label: str, text: str) -> None:
+    print(f"{label:<10} {text}", flush=True)
+
+
+def _names(names: Sequence[str], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (f", ... ({len(names)} in all)" if len(names) > most else "")
+
+
+def announce_data(experiment: Experiment, pair: Pair) -> None:
+    source, target, shots = pair.source, pair.target, experiment.spec.shots
+    per_class = "all" if shots is None else f"{shots} a class"
+    made = " (made images: nothing can be concluded)" if experiment.made_images is not None else ""
+    say("pair", f"{experiment.dataset}, {pair.image_size} x {pair.image_size} pixels{made}")
+    parts = "{} classes; {} training, {} validation, {} test images: {}"
+    say("source", parts.format(len(source.classes), *_sizes(source), _names(source.classes.names)))
+    say("target", parts.format(len(target.classes), *_sizes(target), _names(target.classes.names)))
+    say("shots", f"{per_class}, {len(target.train)} labelled target images")
+
+
+def _sizes(task: Any) -> tuple[int, int, int]:
+    return len(task.train), len(task.val), len(task.test)
+
+
+def announce_training(
+    experiment: Experiment, pair: Pair, module: JTLN, pretrained: Pretrained | None, passes: dict[str, float]
+) -> None:
+    method, budget = experiment.method, experiment.budget
+    origin = "not pre-trained here"
+    if pretrained is not None:
+        origin = (
+            f"pre-trained on the source set, validation accuracy {pretrained.accuracy:.1%}"
+            f"{' (from the cache)' if pretrained.cached else ''}"
+        )
+    say("trunk", f"{module.trunk.name}, {module.trunk.dim} features; {origin}")
+    if module.transport is None:
+        say("cost", f"none: method={method.name} has no transport loss")
+    else:
+        sizes = f"{len(pair.source.classes)} x {len(pair.target.classes)}"
+        say("cost", f"{experiment.cost_name}, {sizes}, epsilon {method.epsilon:g}")
+    terms = ["CE(target)"]
+    if method.lambda_source:
+        terms.append(f"{method.lambda_source:g} CE(source)")
+    if method.lambda_ot:
+        unit = "/epsilon" if method.lambda_ot_unit == "1/epsilon" else ""
+        change = "" if isinstance(method.ot_schedule, Constant) else ", annealed"
+        terms.append(f"{method.lambda_ot:g}{unit} OT(on {method.on} images{change})")
+    say("method", f"{method.name}: " + " + ".join(terms))
+    rates = " and ".join(
+        f"{size} {side} images (seen {passes[side]:.1f} times)"
+        for side, size in (("source", budget.source_batch_size), ("target", budget.target_batch_size))
+        if side in passes
+    )
+    say(
+        "training",
+        f"{budget.steps} steps of {rates}, validated {budget.epochs} times, seed {experiment.seed}",
+    )
+
+
+def show_result(result: dict[str, Any], sentences: Sequence[str], folder: Path) -> None:
+    columns = [
+        Column("accuracy in %"),
+        *(Column(name, right=True) for name in ("validation", "test", "mean class, test", "test images")),
+    ]
+    rows = []
+    for head in ("target", "source"):
+        val, test = result[head]["val"], result[head]["test"]
+        figures = (val["accuracy"], test["accuracy"], test["mean_class_accuracy"])
+        rows.append([head, *(f"{100 * figure:.1f}" for figure in figures), str(test["n"])])
+    print()
+    show(f"{result['method']} on {result['dataset']}", columns, rows)
+    for sentence in sentences:
+        print(f"  {sentence}")
+    print(f"\nrun folder: {folder}  (report.html, result.json, plots/, checkpoints/)")

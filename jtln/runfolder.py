@@ -1,0 +1,134 @@
+"""What a run writes into its folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from torch import Tensor
+
+from jtln import plots
+from jtln.announce import show_result
+from jtln.costs.table import save_cost
+from jtln.data.pair import Pair
+from jtln.experiment import Experiment
+from jtln.module import JTLN
+from jtln.pretrain import Pretrained
+from jtln.provenance import git_commit, hardware, versions
+from jtln.report import strongest_transports, transport_sentences, write_report
+from jtln.training import Outcome
+from jtln.transport import plan_summary
+
+
+@rank_zero_only
+def write_settings(experiment: Experiment) -> None:
+    experiment.folder.mkdir(parents=True, exist_ok=True)
+    (experiment.folder / "config.yaml").write_text(experiment.config, encoding="utf-8")
+    lines = "".join(f"- {json.dumps(override)}\n" for override in experiment.overrides)
+    (experiment.folder / "overrides.yaml").write_text(lines or "[]\n", encoding="utf-8")
+
+
+@torch.no_grad()
+def mean_plan(module: JTLN, pair: Pair, transform: Callable[[Tensor], Tensor], batch: int = 256) -> dict[str, Any]:
+    """The mean transport plan over the validation images of the task (or tasks) that feed the transport loss."""
+    assert module.transport is not None
+    module.eval()
+    plan, entropy, count = torch.zeros_like(module.transport.cost), 0.0, 0
+    for side in ("source", "target"):
+        images = getattr(pair, side).val
+        if module.on not in (side, "both"):
+            continue
+        for start in range(0, len(images), batch):
+            pixels, _ = images.__getitems__(list(range(start, min(start + batch, len(images)))))
+            module.transport(*module(transform(pixels.to(module.device))))
+            assert module.transport.last is not None
+            summary = plan_summary(module.transport.last, module.transport.cost, module.transport.epsilon)
+            plan += summary.mean_plan * len(pixels)
+            entropy += float(summary.entropy.sum())
+            count += len(pixels)
+    return {"plan": (plan / count).cpu(), "plan_entropy": entropy / count}
+
+
+def describe(
+    experiment: Experiment, module: JTLN, trainer: pl.Trainer, outcome: Outcome, pretrained: Pretrained | None
+) -> dict[str, Any]:
+    method = experiment.method
+    return {
+        "method": method.name,
+        "dataset": experiment.dataset,
+        "cost": experiment.cost_name if module.transport is not None else None,
+        "shots": experiment.spec.shots,
+        "seed": experiment.seed,
+        "overrides": list(experiment.overrides),
+        "command": experiment.command,
+        "git_commit": git_commit(),
+        "versions": versions(),
+        "hardware": hardware(trainer),
+        "target": outcome.metrics["target"],
+        "source": outcome.metrics["source"],
+        "transport": None,
+        "trunk": {
+            "name": module.trunk.name,
+            "pretrained": None
+            if pretrained is None
+            else {
+                "key": pretrained.key,
+                "cached": pretrained.cached,
+                "source_val_accuracy": pretrained.accuracy,
+            },
+        },
+        "steps": experiment.budget.steps,
+        "best_epoch": outcome.best_epoch,
+        "made_images": experiment.made_images is not None,
+        "seconds": outcome.seconds,
+        "images_per_second": outcome.images_per_second,
+    }
+
+
+def write_results(
+    experiment: Experiment, module: JTLN, result: dict[str, Any], plan: dict[str, Any] | None, seconds: float
+) -> None:
+    folder, source, target = experiment.folder, module.source, module.target
+    pictures = folder / "plots"
+    pictures.mkdir(exist_ok=True)
+    sentences: list[str] = []
+    if plan is not None and module.transport is not None:
+        cost = module.transport.cost.cpu()
+        save_cost(folder / "cost.csv", cost, source, target)
+        strongest = strongest_transports(plan["plan"], source.names, target.names)
+        sentences = transport_sentences(strongest, limit=6)
+        result["transport"] = {
+            "epsilon": module.transport.epsilon,
+            "lambda_ot": experiment.method.lambda_ot,
+            "lambda_ot_unit": experiment.method.lambda_ot_unit,
+            "on": module.on,
+            "plan_entropy": plan["plan_entropy"],
+            "strongest": strongest,
+        }
+        title = f"cost {experiment.cost_name}"
+        plots.cost_heatmap(cost, source.names, target.names, title).savefig(pictures / "cost.png")
+        plots.plan_heatmap(plan["plan"], source.names, target.names).savefig(pictures / "plan.png")
+    result["seconds_in_all"] = seconds
+    plots.training_curves(folder / "metrics.csv").savefig(pictures / "training.png")
+    plots.confusion(module.test_confusion.cpu(), target.names).savefig(pictures / "confusion.png")
+    (folder / "result.json").write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_report(folder)
+    show_result(result, sentences, folder)
+
+
+def log_summary(logger: Logger, result: dict[str, Any], folder: Path) -> None:
+    """The end results and plots to W&B's summary page."""
+    run: Any = logger.experiment  # type: ignore[attr-defined]
+    for head in ("target", "source"):
+        for split in ("val", "test"):
+            for key, value in result[head][split].items():
+                run.summary[f"best/{split}/{head}/{key}"] = value
+    import wandb
+
+    run.log({path.stem: wandb.Image(str(path)) for path in sorted((folder / "plots").glob("*.png"))})
