@@ -26,14 +26,20 @@ def _names(names: Sequence[str], most: int = 8) -> str:
 
 
 def announce_data(experiment: Experiment, pair: Pair) -> None:
-    source, target, shots = pair.source, pair.target, experiment.spec.shots
-    per_class = "all" if shots is None else f"{shots} a class"
+    spec, source, target = experiment.spec, pair.source, pair.target
+    per_class = "all" if spec.shots is None else f"{spec.shots} a class"
+    if spec.rate is not None:
+        per_class = f"{spec.rate:.3g} of each class"
     made = " (made images: nothing can be concluded)" if experiment.made_images is not None else ""
     say("pair", f"{experiment.dataset}, {pair.image_size} x {pair.image_size} pixels{made}")
     parts = "{} classes; {} training, {} validation, {} test images: {}"
     say("source", parts.format(len(source.classes), *_sizes(source), _names(source.classes.names)))
     say("target", parts.format(len(target.classes), *_sizes(target), _names(target.classes.names)))
-    say("shots", f"{per_class}, {len(target.train)} labelled target images")
+    if spec.dropped:
+        say("overlap", f"left out of the source, as they are target classes, too: {_names(spec.dropped)}")
+    say("shots" if spec.rate is None else "rate", f"{per_class}, {len(target.train)} labelled target images")
+    if pair.skipped:
+        say("skipped", f"unreadable images: {len(pair.skipped)}, listed in {experiment.folder / 'skipped.csv'}")
 
 
 def _sizes(task: Any) -> tuple[int, int, int]:
@@ -63,7 +69,13 @@ def announce_training(
         unit = "/epsilon" if method.lambda_ot_unit == "1/epsilon" else ""
         change = "" if isinstance(method.ot_schedule, Constant) else ", annealed"
         terms.append(f"{method.lambda_ot:g}{unit} OT(on {method.on} images{change})")
-    say("method", f"{method.name}: " + " + ".join(terms))
+    if method.penalty is not None:
+        terms.append(f"{type(method.penalty).__name__}({method.penalty.extra_repr()})")
+    if method.head_start is not None:
+        start = "the transported source head" if pretrained is not None else "random: no source head is pre-trained"
+        say("head", f"starts at {start}")
+    frozen = ", trunk frozen" if method.freeze_trunk else ""
+    say("method", f"{method.name}: " + " + ".join(terms) + frozen)
     rates = " and ".join(
         f"{size} {side} images (seen {passes[side]:.1f} times)"
         for side, size in (("source", budget.source_batch_size), ("target", budget.target_batch_size))
@@ -73,6 +85,16 @@ def announce_training(
         "training",
         f"{budget.steps} steps of {rates}, validated {budget.epochs} times, seed {experiment.seed}",
     )
+
+
+def head_sentences(start: dict[str, float | bool] | None, classes: int) -> list[str]:
+    """What the cost knew before training, in words; nothing where the head began at random."""
+    if start is None:
+        return []
+    right = f"right on {start['accuracy']:.1%} of the labelled images before it had seen one (chance {1 / classes:.1%})"
+    if start["used"]:
+        return [f"the target head began at the transported source head: {right}"]
+    return [f"the target head began at zero: what the cost transports to it does not fit the labelled images, {right}"]
 
 
 def show_result(result: dict[str, Any], sentences: Sequence[str], folder: Path) -> None:

@@ -13,7 +13,9 @@ from pytorch_lightning.loggers import Logger
 from jtln.costs import Cost
 from jtln.data.pair import PairSpec
 from jtln.errors import UserError, unknown
+from jtln.heads import TransportedHead
 from jtln.losses import GRADIENTS
+from jtln.methods import Penalty
 from jtln.module import IMAGES, UNITS
 from jtln.pretrain import Pretraining
 from jtln.schedules import Constant, Schedule
@@ -36,6 +38,13 @@ class Method:
     max_iterations: int = 200
     tolerance: float = 1e-4
     ot_schedule: Schedule = field(default_factory=Constant)
+    head_start: TransportedHead | None = None  # how the target head begins
+    penalty: Penalty | None = None  # a baseline's own term
+    freeze_trunk: bool = False
+
+    @property
+    def uses_cost(self) -> bool:
+        return self.lambda_ot > 0 or self.head_start is not None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be before any image is read."""
@@ -69,10 +78,26 @@ class Experiment:
     pretraining: Pretraining | None = None
     pretraining_depends: dict[str, Any] = field(default_factory=dict)
     cache: Path | None = None
-    num_workers: int = 0
+    num_workers: int | None = None  # None: as the data and the machine suggest
+    test_views: str = "none"
     loggers: Sequence[Logger] = ()
     made_images: int | None = None  # a few made images a class in place of real ones
     resume: bool = False
     config: str = ""  # the composed configuration, YAML
     overrides: Sequence[str] = ()
     command: str = "python train.py"
+    settings: dict[str, str] = field(default_factory=dict)  # hashes: of the run, and of its row in a table
+
+    def __post_init__(self) -> None:
+        """Refuse a source head that nothing has taught where one is read."""
+        penalty, method = self.method.penalty, self.method
+        readers = {
+            f"method={method.name}": penalty is not None and penalty.needs_source_head,
+            f"cost={self.cost_name}": method.lambda_ot > 0 and self.cost.needs_source_head,
+        }
+        for reader, reads in readers.items():
+            if reads and self.pretraining is None:
+                raise UserError(
+                    f"expected a source head that was trained on the source set for {reader}, but got pretrain=none: "
+                    "give pretrain=source"
+                )

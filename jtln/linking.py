@@ -6,31 +6,37 @@ import difflib
 import functools
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from jtln.classes import ClassSet
-from jtln.errors import UserError
-from jtln.wordnet import find_rows, hypernym_chain, name, nouns, resolve
+from jtln.errors import UserError, unknown
+from jtln.spelling import below, closest, head, read, rows_of
+from jtln.wordnet import find_rows, hypernym_chain, name, nouns, resolve, senses
 
-# WordNet's rules of detachment for nouns, morphy(7WN), and -ves and -oes, which it leaves to the exception list
-ENDINGS = (
-    ("s", ""),
-    ("ses", "s"),
-    ("ves", "f"),
-    ("ves", "fe"),
-    ("xes", "x"),
-    ("zes", "z"),
-    ("ches", "ch"),
-    ("shes", "sh"),
-    ("oes", "o"),
-    ("men", "man"),
-    ("ies", "y"),
-)
+SENSES = ("pictured", "first")
+UNKNOWN = ("error", "head")
+SLIP = 0.9  # difflib's ratio of two spellings that differ by a slip of the pen
 REMEDY = (
-    "Give their synsets: ClassSet(names, synsets), or a CSV file with the columns class,synset; a synset is written "
-    "'n02084071' or 'dog.n.01'."
+    "Give their synsets in a CSV file with the columns class,synset, where a synset is written 'n02084071' or "
+    "'dog.n.01': `python -m jtln classes dataset=...` writes one to correct, dataset.links=FILE reads it. In Python: "
+    "ClassSet(names, synsets)."
 )
+HEADS = " Or let names count as what they are probably a kind of, where that is known: cost.unknown_names=head."
+# What the classes of an image data set are, first to last. Of 1705 names in the reviewed tables in jtln/assets that
+# WordNet knows (ImageNet's, Caltech's, CIFAR's ...), the most frequent sense of the likeliest kind is right for 1506,
+# and the most frequent sense of all, which has an otter's fur before the otter and a writer before the crane, for 1360.
+_THINGS = ("animal.n.01", "artifact.n.01", "produce.n.01", "body_part.n.01")
+_PEOPLE = ("person.n.01",)
+_REST = (
+    "plant.n.02",
+    "fungus.n.01",
+    "matter.n.03",
+    "part.n.03",
+    "location.n.01",
+    "constellation.n.02",
+)  # trees, dishes, furs, places
+_PHYSICAL = ("physical_entity.n.01",)
 
 
 class Link(NamedTuple):
@@ -39,56 +45,112 @@ class Link(NamedTuple):
     Attributes:
         name: the class's name.
         synset: its WordNet 3.0 id, such as "n02084071".
-        how: "given" (the dataset's own mapping), "id" (an ImageNet id in the name) or "lemma" (by the name).
-        others: the ids of the other senses of the matching lemma, most frequent first.
+        how: "given" (the dataset's own mapping), "id" (an ImageNet id in the name), "lemma" (by the name) or "head"
+            (by the last word of a name that is unknown as a whole).
+        others: the ids of the other senses of the matching lemma, the likeliest first.
+        note: empty, or how freely the name was read: "read as 'polar bear'".
     """
 
     name: str
     synset: str
     how: str
     others: tuple[str, ...] = ()
+    note: str = ""
+
+
+class Unmatched(NamedTuple):
+    """A class that no synset was found for.
+
+    Attributes:
+        name: the class's name.
+        given: the synset that it was given, or the id in its name, where that does not exist; else empty.
+        near: lemmas that are spelled like the name, the most alike first.
+        heads: the ids of what the name is probably a kind of, the likeliest first: a helmet for "bike_helmet".
+    """
+
+    name: str
+    given: str = ""
+    near: tuple[str, ...] = ()
+    heads: tuple[str, ...] = ()
 
 
 class AmbiguousClassWarning(UserWarning):
-    """Class names have several meanings and the most frequent one was taken."""
+    """Class names have several meanings, or were read freely, and the likeliest meaning was taken."""
 
 
-def link(classes: ClassSet) -> tuple[Link, ...]:
+def link(classes: ClassSet, senses: str = "pictured", unknown_names: str = "error") -> tuple[Link, ...]:
     """One link for each class, in order.
 
-    A given synset counts most, then an ImageNet id in the name (``n02084071-toy_dog``), then the name as a WordNet
-    lemma: case, spaces, hyphens and underscores are folded, plurals reduced, a number before the name
-    (``003.backpack``) or a final ``-101`` removed, and of alternatives (``T-shirt/top``) the first one known is taken.
-    Where a lemma has several senses the first, which is the most frequent, is taken, and one
-    :class:`AmbiguousClassWarning` lists them.
+    A given synset counts most, then an ImageNet id in the name (``n02084071-toy_dog``), then the name as
+    :func:`jtln.spelling.read` reads it. Where a name has several senses one is taken, and one
+    :class:`AmbiguousClassWarning` lists them all.
+
+    Args:
+        classes: S classes.
+        senses: which of several senses is taken: the most frequent one that is "pictured" (animals, things, produce
+            and parts of the body before plants, dishes, materials and places, these before people, and people before
+            what cannot be seen), or simply the "first", which is the most frequent.
+        unknown_names: "error", or "head": a name that is unknown as a whole is linked to the thing that it names a
+            kind of (``bike_helmet`` to the helmet), which the warning tells; without such a thing it is an error, too.
 
     Raises:
         UserError: a given synset or an id does not exist, or names are unknown; it lists them all.
     """
-    given = {
-        index: synset for index in range(len(classes)) if (synset := classes.synset(index) or _id(classes.names[index]))
-    }
-    find_rows(given.values())  # all mistakes in one message
-    links, unknown_names = [], []
-    for index, class_name in enumerate(classes):
-        if index in given:
-            links.append(Link(class_name, resolve(given[index]), "given" if classes.synset(index) else "id"))
-        elif found := _senses(class_name):
-            links.append(Link(class_name, found[0], "lemma", found[1:]))
-        else:
-            unknown_names.append(class_name)
-    if unknown_names:
-        hints = "".join(f"\n  {unknown_name}: {_suggest(unknown_name)}" for unknown_name in unknown_names)
-        raise UserError(f"expected class names that WordNet 3.0 knows as nouns, but got:{hints}\n{REMEDY}")
-    if ambiguous := [each for each in links if each.others]:
-        lines = "".join(f"\n  {_senses_text(each)}" for each in ambiguous)
-        warnings.warn(
-            f"{len(ambiguous)} of {len(links)} class names have several meanings in WordNet; the most frequent one was "
-            f"taken:{lines}\nWhere that is wrong: {REMEDY}",
-            AmbiguousClassWarning,
-            stacklevel=2,
+    if unknown_names not in UNKNOWN:
+        raise unknown("treatment of unknown names", unknown_names, UNKNOWN)
+    found = link_all(classes, senses)
+    missing = [each for each in found if isinstance(each, Unmatched)]
+    find_rows(each.given for each in missing if each.given)  # all mistakes in one message
+    if lost := [each for each in missing if unknown_names == "error" or not each.heads]:
+        told = "".join(f"\n  {each.name}: {suggestion(each)}" for each in lost)
+        raise UserError(
+            f"expected class names that WordNet 3.0 knows as nouns, but {len(lost)} of {len(found)} are unknown:{told}"
+            f"\n{REMEDY}" + (HEADS if unknown_names == "error" and any(each.heads for each in lost) else "")
         )
-    return tuple(links)
+    links = tuple(
+        each if isinstance(each, Link) else Link(each.name, each.heads[0], "head", each.heads[1:]) for each in found
+    )
+    _warn(links)
+    return links
+
+
+def link_all(classes: ClassSet, senses: str = "pictured") -> tuple[Link | Unmatched, ...]:
+    """What :func:`link` finds for each class, in order, without a warning and without an error for unknown names."""
+    if senses not in SENSES:
+        raise unknown("choice of senses", senses, SENSES)
+
+    def one(index: int, class_name: str) -> Link | Unmatched:
+        given = classes.synset(index) or _id(class_name)
+        if given:
+            if nouns().find(given) is None:
+                return Unmatched(class_name, given)
+            return Link(class_name, resolve(given), "given" if classes.synset(index) else "id")
+        if reading := read(class_name):
+            first, *others = _ordered(reading.senses, senses)
+            return Link(class_name, first, "lemma", tuple(others), reading.note)
+        return Unmatched(class_name, "", tuple(closest(class_name)), _ordered(head(class_name), senses))
+
+    return tuple(one(index, class_name) for index, class_name in enumerate(classes))
+
+
+def suggestion(each: Unmatched) -> str:
+    """What to write in place of an unmatched name, in words."""
+    if each.given:
+        return f"WordNet 3.0 has no noun synset '{each.given}'"
+    near = f"did you mean {' or '.join(map(repr, each.near))}?" if each.near else ""
+    kind = f"perhaps a kind of {explain(each.heads[0])}" if each.heads else ""
+    return "; ".join(filter(None, (near, kind))) or "nothing is close"
+
+
+def ideas(each: Unmatched) -> tuple[str, ...]:
+    """Synset ids that an unmatched name may stand for: what it is a kind of, and what is spelled alike.
+
+    A slip ("zebbra") counts more than the last word of the name, which counts more than what is a little alike.
+    """
+    near = [(lemma, _ordered(senses(lemma), "pictured")[0]) for lemma in each.near]
+    joined = each.name.lower().replace(" ", "_").replace("-", "_")
+    slips = [first for lemma, first in near if difflib.SequenceMatcher(None, lemma, joined).ratio() >= SLIP]
+    return tuple(dict.fromkeys([*slips, *each.heads, *(first for _, first in near)]))
 
 
 def explain(synset: str) -> str:
@@ -100,73 +162,52 @@ def explain(synset: str) -> str:
     return f"{name(synset)} ({'an' if above[0] in 'aeiou' else 'a'} {above})"
 
 
-def _senses_text(each: Link) -> str:
-    return f"{each.name} -> {explain(each.synset)}; others: {', '.join(map(explain, each.others))}"
-
-
 def _id(class_name: str) -> str | None:
     match = re.search(r"(?<![0-9A-Za-z])n\d{8}(?!\d)", class_name)
     return match[0] if match else None
 
 
-def _senses(class_name: str) -> tuple[str, ...]:
-    """The ids of what the name may mean; of several lemmas that it may be, those of the first that is spelled alike."""
-    for spelling in _spellings(class_name):
-        forms = list(_singulars(_fold(spelling)))
-        spelled = [form for form in forms if nouns().senses(form)][:1]
-        lemmas = spelled or [lemma for form in forms for lemma in _joined().get(_join(form), ())]
-        if rows := dict.fromkeys(row for lemma in lemmas for row in nouns().senses(lemma)):
-            return tuple(nouns().id(row) for row in rows)
-    return ()
-
-
-def _spellings(class_name: str) -> Iterator[str]:
-    """The name as it is, without its number, and the parts between slashes, commas and semicolons."""
-    whole = class_name.strip()
-    bare = re.sub(r"^\d+[._\-\s]+(?=[^\W\d])|-101$", "", whole)
-    yield whole
-    yield bare
-    if len(parts := re.split(r"[/,;]", bare)) > 1:
-        yield from (part.strip() for part in parts if part.strip())
-
-
-def _fold(text: str) -> str:
-    return re.sub(r"[\s_]+", "_", text.strip().lower())
-
-
-def _singulars(form: str) -> Iterator[str]:
-    """The form itself and its possible singulars, also with hyphens between the words read as spaces."""
-    for spelling in dict.fromkeys((form, form.replace("-", "_"))):
-        yield spelling
-        yield from nouns().exceptions.get(spelling, ())
-        head, mark, last = spelling.rpartition("_")
-        yield from (head + mark + singular for singular in nouns().exceptions.get(last, ()) if mark)
-        if not spelling.endswith("ss"):
-            yield from (spelling[: -len(old)] + new for old, new in ENDINGS if spelling.endswith(old))
-
-
-def _join(form: str) -> str:
-    return re.sub(r"[-_.']", "", form)
+def _ordered(ids: Sequence[str], choice: str) -> tuple[str, ...]:
+    return tuple(sorted(ids, key=_rank)) if choice == "pictured" else tuple(ids)
 
 
 @functools.cache
-def _joined() -> dict[str, list[str]]:
-    """Lemmas by their letters alone: "tshirt" -> ["t-shirt"]."""
-    lemmas: dict[str, list[str]] = {}
-    strip = str.maketrans("", "", "-_.'")
-    for lemma in nouns().lemmas:
-        lemmas.setdefault(lemma.translate(strip), []).append(lemma)
-    return lemmas
+def _rank(synset: str) -> int:
+    """How likely a picture shows it: 0 (a thing) to 3 (nothing that can be seen)."""
+    row = rows_of([synset])
+    if not below(row, _rows(_PHYSICAL)):
+        return 3
+    for rank, kinds in ((0, _THINGS), (2, _PEOPLE), (1, _REST)):
+        if below(row, _rows(kinds)):
+            return rank
+    return 0
 
 
-def _suggest(class_name: str) -> str:
-    """The closest lemmas, and the last word where it is one: "fighter-jet" is some kind of "jet"."""
-    form = _fold(list(_spellings(class_name))[-1]).replace("-", "_")
-    # difflib against all 117798 lemmas takes seconds a name; a slip rarely changes the first letter or the length much
-    near = [lemma for lemma in nouns().lemmas if lemma[0] == form[:1] and abs(len(lemma) - len(form)) <= 2]
-    found = difflib.get_close_matches(form, near, n=3, cutoff=0.7)
-    last = form.rpartition("_")[2]
-    found += [lemma for lemma in _singulars(last) if nouns().senses(lemma) and not last.isdigit()][:1]
-    return (
-        f"did you mean {' or '.join(repr(lemma) for lemma in dict.fromkeys(found))}?" if found else "nothing is close"
-    )
+@functools.cache
+def _rows(synsets: tuple[str, ...]) -> tuple[int, ...]:
+    return tuple(find_rows(synsets))
+
+
+def _warn(links: Sequence[Link]) -> None:
+    ambiguous = [each for each in links if each.others and each.how == "lemma"]
+    free = [each for each in links if each.note or each.how == "head"]
+    told = []
+    if ambiguous:
+        lines = "".join(f"\n  {_senses_text(each)}" for each in ambiguous)
+        told.append(
+            f"{len(ambiguous)} of {len(links)} class names have several meanings in WordNet; the likeliest one was "
+            f"taken:{lines}"
+        )
+    if free:
+        lines = "".join(
+            f"\n  {each.name} -> {explain(each.synset)}: {each.note or 'the kind of thing that it names'}"
+            for each in free
+        )
+        told.append(f"{len(free)} of {len(links)} class names are not in WordNet as they are:{lines}")
+    if told:
+        told.append(f"Where that is wrong: {REMEDY}")
+        warnings.warn("\n".join(told), AmbiguousClassWarning, stacklevel=3)
+
+
+def _senses_text(each: Link) -> str:
+    return f"{each.name} -> {explain(each.synset)}; others: {', '.join(map(explain, each.others))}"

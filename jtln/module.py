@@ -1,16 +1,18 @@
 """Joint transfer learning with an optimal-transport loss: the model and its training step.
 
-    L = lambda_target * CE(t(x_t), y_t) + lambda_source * CE(s(x_s), y_s) + lambda_ot * OT_eps(s(x), t(x); C)
+    L = lambda_target * CE(t(x_t), y_t) + lambda_source * CE(s(x_s), y_s) + lambda_ot * OT_eps(s(x), t(x); C) + penalty
 
 A trunk shared by two tasks, a linear head for each: s(x) over the S source classes, t(x) over the T target classes.
 The transport loss compares the two heads' predictions on the same image under a cost matrix C (S, T), which says how
 the two sets of categories are related. After Lu, Chen & Saidi, arXiv 1709.02995; only its abstract was read, and what
-images feed the term, where its gradient goes and how its weight changes over training are ours.
+images feed the term, where its gradient goes and how its weight changes over training are ours. The penalty is a
+baseline's own term (jtln.methods).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
@@ -21,9 +23,11 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from jtln.classes import ClassSet
-from jtln.costs import Cost
+from jtln.costs import Cost, SourceHead
 from jtln.errors import UserError, unknown
+from jtln.heads import TransportedHead
 from jtln.losses import TransportLoss
+from jtln.methods import Penalty, Seen
 from jtln.metrics import classification_metrics
 from jtln.schedules import Constant, Schedule
 from jtln.transport import plan_summary
@@ -33,7 +37,7 @@ HEADS = ("target", "source")  # in the order of the evaluation loaders
 IMAGES = ("source", "target", "both")
 UNITS = ("1/epsilon", "1")
 
-Batch = dict[str, tuple[Tensor, Tensor]]  # "source" and "target": images (B, 3, H, W), labels (B,)
+Batch = dict[str, tuple[Tensor, Tensor]]  # "source", "target", in this order: images (B, 3, H, W), labels (B,)
 
 
 class Logits(NamedTuple):
@@ -51,6 +55,9 @@ class JTLN(pl.LightningModule):
         source, target: the two label sets.
         transport: called with (source_logits (B, S), target_logits (B, T)), returns a scalar; None leaves the term out.
         cost: the metric that keeps the transport's matrix up to date while features change; None if it never changes.
+        penalty: a baseline's own term, with its weight; None adds none.
+        head_start: how the target head begins, with the transport's cost; None begins at random.
+        freeze_trunk: whether the trunk stays as it is, its dropout and batch norms as in evaluation.
         lambda_target, lambda_source, lambda_ot: the weights of the three terms, >= 0.
         lambda_ot_unit: "1/epsilon" multiplies lambda_ot by 1/epsilon, so that it weighs the soft labels which the
             transport teaches alike at every epsilon; "1" takes it as it is.
@@ -63,6 +70,8 @@ class JTLN(pl.LightningModule):
 
     transport: TransportLoss | None
     cost: Cost | None
+    penalty: Penalty | None
+    head_evidence: Tensor
     confusion: MulticlassConfusionMatrix
     metrics: nn.ModuleDict
     cost_is_set: Tensor
@@ -74,7 +83,10 @@ class JTLN(pl.LightningModule):
         target: ClassSet,
         transport: TransportLoss | None = None,
         cost: Cost | None = None,
+        penalty: Penalty | None = None,
         *,
+        head_start: TransportedHead | None = None,
+        freeze_trunk: bool = False,
         lambda_target: float = 1.0,
         lambda_source: float = 1.0,
         lambda_ot: float = 1.0,
@@ -103,6 +115,9 @@ class JTLN(pl.LightningModule):
         self.target_head = nn.Linear(trunk.dim, len(target))
         self.transport = transport
         self.cost = cost
+        self.penalty = penalty
+        self.head_start = head_start if transport is not None else None
+        self.freeze_trunk = freeze_trunk
         self.source, self.target = source, target
         self.lambda_target, self.lambda_source = lambda_target, lambda_source
         unit = 1.0 if transport is None or lambda_ot_unit == "1" else 1.0 / transport.epsilon
@@ -113,12 +128,16 @@ class JTLN(pl.LightningModule):
         self.trunk_lr_factor = trunk_lr_factor
         self.lr_schedule = lr_schedule or Constant()
         self.uses_source = lambda_source > 0 or self.lambda_ot > 0  # otherwise no source image need be read
-        self.uses_target = lambda_target > 0 or (self.lambda_ot > 0 and on != "source")
-        self.source_head.requires_grad_(self.uses_source)
+        self.uses_target = lambda_target > 0 or penalty is not None or (self.lambda_ot > 0 and on != "source")
+        self.trunk.requires_grad_(not freeze_trunk)
+        self.source_head.requires_grad_(self.uses_source or (penalty is not None and penalty.needs_source_head))
         self.target_head.requires_grad_(self.uses_target or self.lambda_ot > 0)
         self.register_buffer("cost_is_set", torch.tensor(cost is None or cost.updates == "never"))
+        self.register_buffer("head_evidence", torch.full((3,), -1.0))  # HeadEvidence, once the head has begun
         if cost is not None:
             cost.prepare((len(source), len(target)), trunk.dim)
+        if penalty is not None:
+            penalty.prepare(self)
         sizes = {"target": len(target), "source": len(source)}
         self.confusion = MulticlassConfusionMatrix(len(target))
         self.metrics = nn.ModuleDict(
@@ -128,6 +147,13 @@ class JTLN(pl.LightningModule):
                 for head in HEADS
             }
         )
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> JTLN:
+        super().train(mode)
+        if self.freeze_trunk:
+            self.trunk.eval()
+        return self
 
     def forward(self, images: Tensor) -> Logits:
         """images (B, 3, H, W), normalised as ``trunk.mean`` and ``trunk.std`` say -> logits (B, S) and (B, T)."""
@@ -139,7 +165,7 @@ class JTLN(pl.LightningModule):
         features = dict(zip(batch, self.trunk(images).split([len(batch[side][1]) for side in batch]), strict=True))
         zero = images.new_zeros(())
 
-        target_loss = source_loss = transport = zero
+        target_loss = source_loss = transport = penalty = zero
         if "target" in batch:
             logits, labels = self.target_head(features["target"]), batch["target"][1]
             target_loss = cross_entropy(logits, labels)
@@ -153,10 +179,12 @@ class JTLN(pl.LightningModule):
             self._follow_features(features, batch)
             x = torch.cat([features[side] for side in batch if self.on in (side, "both")])
             transport = self.transport(self.source_head(x), self.target_head(x))
+        if self.penalty is not None:
+            penalty = self.penalty(self, Seen(*batch["target"], features["target"]))
 
         cross_entropies = self.lambda_target * target_loss + self.lambda_source * source_loss
-        loss = cross_entropies + weight * transport
-        self._log_losses(batch, loss, target_loss, source_loss, transport, weight)
+        loss = cross_entropies + weight * transport + penalty
+        self._log_losses(batch, loss, target_loss, source_loss, transport, weight, penalty)
         if transport is not zero and self._is_logged_step:
             self._log_transport(cross_entropies, weight * transport, list(features.values()))
         return loss
@@ -169,19 +197,37 @@ class JTLN(pl.LightningModule):
         return self.trainer.global_step / max(1, self.trainer.estimated_stepping_batches)
 
     def configure_optimizers(self) -> Any:
-        heads = [p for head in (self.source_head, self.target_head) for p in head.parameters() if p.requires_grad]
-        optimizer = self.optimizer([{"params": heads, "name": "heads"}])
+        # A penalty that goes on training the pre-trained source head does so at the trunk's rate.
+        slow = self.penalty is not None and self.penalty.needs_source_head
+        heads: list[nn.Module] = [self.target_head] if slow else [self.source_head, self.target_head]
+        optimizer = self.optimizer([{"params": _learning(*heads), "name": "heads"}])
         rate = optimizer.param_groups[0]["lr"] * self.trunk_lr_factor
-        optimizer.add_param_group({"params": list(self.trunk.parameters()), "lr": rate, "name": "trunk"})
+        pretrained = _learning(self.trunk, self.source_head) if slow else _learning(self.trunk)
+        if pretrained:
+            optimizer.add_param_group({"params": pretrained, "lr": rate, "name": "trunk"})
+        if self.penalty is not None and self.penalty.replaces_weight_decay:
+            for group in optimizer.param_groups:
+                group["weight_decay"] = 0.0
         steps = max(1, int(self.trainer.estimated_stepping_batches))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.lr_schedule(min(1.0, step / steps)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    # The cost matrix follows the features.
+    # The penalty and the cost matrix read the training images.
 
     def on_train_start(self) -> None:
-        if self.cost is not None and self.cost.updates in ("once", "epoch") and not bool(self.cost_is_set):
+        if self.penalty is not None and not bool(self.penalty.started):
+            with self._as_evaluated():
+                self.penalty.start(self)
+            self.penalty.started.fill_(True)
+        begins = self.head_start is not None and bool(self.head_evidence[0] < 0)  # and is not resumed
+        wanted = ("once", "epoch", "ema") if begins else ("once", "epoch")
+        if self.cost is not None and self.cost.updates in wanted and not bool(self.cost_is_set):
             self._read_features()
+        if self.head_start is not None and self.transport is not None and begins:
+            with self._as_evaluated():
+                heads = self.source_head, self.target_head
+                evidence = self.head_start.start(*heads, self.transport.cost, self.features_of("target"))
+            self.head_evidence.copy_(torch.tensor(evidence))
 
     def on_train_epoch_start(self) -> None:
         if self.cost is not None and self.cost.updates == "epoch" and self.current_epoch > 0:
@@ -202,22 +248,38 @@ class JTLN(pl.LightningModule):
             self.cost.observe(seen["source"], seen["target"], self._sizes())
             self._set_cost()
 
-    @torch.no_grad()
     def _read_features(self) -> None:
-        """One pass over the training images of both tasks, as the evaluation sees them."""
+        """One pass over the training images of the tasks that the cost reads."""
         assert self.cost is not None
-        loaders = self.trainer.datamodule.feature_dataloaders()  # type: ignore[attr-defined]
+        with self._as_evaluated():
+            head = SourceHead(self.source_head, self.features_of("source", "val"))
+            self.cost.fit(self.features_of("source"), self.features_of("target"), self._sizes(), head)
+        self._set_cost()
+
+    @contextmanager
+    def _as_evaluated(self) -> Iterator[None]:
         training = self.trunk.training
         self.trunk.eval()
-
-        def batches(side: str) -> Iterable[tuple[Tensor, Tensor]]:
-            for images, labels in loaders[side]:
-                images, labels = images.to(self.device), labels.to(self.device)
-                yield self.trunk(self.trainer.datamodule.transform_eval(images)), labels  # type: ignore[attr-defined]
-
-        self.cost.fit(batches("source"), batches("target"), self._sizes())
+        with torch.no_grad():
+            yield
         self.trunk.train(training)
-        self._set_cost()
+
+    def images_of(self, side: str, part: str = "train") -> Iterator[tuple[Tensor, Tensor]]:
+        """This process's share of a task's images as the evaluation sees them, each once: (B, 3, H, W), labels (B,).
+
+        Args:
+            side: "source" or "target".
+            part: "train" or "val".
+        """
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        loader = data.feature_dataloaders()[side] if part == "train" else data.val_dataloader()[HEADS.index(side)]
+        for images, labels in loader:
+            yield data.transform_eval(images.to(self.device)), labels.to(self.device)
+
+    def features_of(self, side: str, part: str = "train") -> Iterator[tuple[Tensor, Tensor]]:
+        """The same through the trunk as it is now: (B, D), labels (B,)."""
+        for images, labels in self.images_of(side, part):
+            yield self.trunk(images), labels
 
     # What is logged.
 
@@ -238,6 +300,7 @@ class JTLN(pl.LightningModule):
         source_loss: Tensor,
         transport: Tensor,
         weight: float,
+        penalty: Tensor,
     ) -> None:
         if self._trainer is None:
             return
@@ -249,6 +312,8 @@ class JTLN(pl.LightningModule):
         if self.transport is not None:
             self.log("train/ot", transport, sync_dist=True, batch_size=1)
             self.log("train/lambda_ot", weight, batch_size=1)
+        if self.penalty is not None:
+            self.log("train/penalty", penalty, sync_dist=True, batch_size=1)
 
     def _log_transport(self, cross_entropies: Tensor, term: Tensor, features: list[Tensor]) -> None:
         """How much the transport term does, and whether its solver converged."""
@@ -256,25 +321,15 @@ class JTLN(pl.LightningModule):
         result = self.transport.last
         if result is None:
             return
-        pulls = [
-            torch.linalg.vector_norm(
-                torch.cat(
-                    [
-                        gradient.flatten()
-                        for gradient in torch.autograd.grad(part, features, retain_graph=True, allow_unused=True)
-                        if gradient is not None
-                    ]
-                )
-            )
-            for part in (term, cross_entropies)
-        ]
-        values = {
+        values: dict[str, Any] = {
             "train/ot_share": term.detach().abs() / (term.detach().abs() + cross_entropies.detach()),
-            "train/ot_gradient_ratio": pulls[0] / pulls[1].clamp_min(1e-12),
             "train/plan_entropy": plan_summary(result, self.transport.cost, self.transport.epsilon).entropy.mean(),
             "train/sinkhorn_iterations": float(result.iterations),
             "train/marginal_error": result.marginal_error.max(),
         }
+        if features[0].requires_grad:  # not where the trunk is frozen
+            pulls = [_gradient_norm(part, features) for part in (term, cross_entropies)]
+            values["train/ot_gradient_ratio"] = pulls[0] / pulls[1].clamp_min(1e-12)
         self.log_dict(values, sync_dist=True, batch_size=1)
 
     # Evaluation: the target's loader first, then the source's.
@@ -285,10 +340,12 @@ class JTLN(pl.LightningModule):
         return metrics
 
     def _evaluate(self, split: str, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> None:
-        images, labels = batch
+        images, labels = batch  # (B, 3, H, W), or (B, V, 3, H, W) with several views of each
         head = HEADS[dataloader_idx]
+        views = images.unsqueeze(1) if images.ndim == 4 else images
         # Probabilities: of logits that all happen to lie in [0, 1] the calibration error would not know what they are.
-        predictions = getattr(self(images), head).float().softmax(1)
+        predictions = getattr(self(views.flatten(0, 1)), head).float().softmax(1)
+        predictions = predictions.unflatten(0, views.shape[:2]).mean(1)
         self._metrics(split, head).update(predictions, labels)
         if (split, head) == ("test", "target"):
             self.confusion.update(predictions, labels)
@@ -320,6 +377,15 @@ class JTLN(pl.LightningModule):
         self.test_confusion = self.confusion.compute()  # (T, T) counts, true class in rows
         self.confusion.reset()
         self._report("test")
+
+
+def _learning(*modules: nn.Module) -> list[nn.Parameter]:
+    return [p for module in modules for p in module.parameters() if p.requires_grad]
+
+
+def _gradient_norm(value: Tensor, inputs: list[Tensor]) -> Tensor:
+    gradients = torch.autograd.grad(value, inputs, retain_graph=True, allow_unused=True)
+    return torch.linalg.vector_norm(torch.cat([each.flatten() for each in gradients if each is not None]))
 
 
 def _default_optimizer(groups: Iterable[dict[str, Any]]) -> torch.optim.Optimizer:

@@ -8,7 +8,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class Pretraining:
 
     Attributes:
         budget: epochs, steps and source batch size.
+        passes: whether an epoch is, in place of the budget's, one pass over the source training set of 100 to 1000 steps.
         seed: of initialisation, order and augmentation; not the run's, so that all runs share one trunk.
         optimizer, lr_schedule: as :class:`JTLN` takes them; the trunk learns at the heads' rate.
     """
@@ -43,6 +44,13 @@ class Pretraining:
     seed: int
     optimizer: Callable[[Iterable[dict[str, Any]]], torch.optim.Optimizer]
     lr_schedule: Schedule
+    passes: bool = False
+
+    def fitted(self, images: int) -> Pretraining:
+        """The same for a source training set of so many images: no batch holds an image twice."""
+        batch = min(self.budget.source_batch_size, images)
+        steps = min(max(-(-images // batch), 100), 1000) if self.passes else self.budget.steps_per_epoch
+        return replace(self, budget=replace(self.budget, source_batch_size=batch, steps_per_epoch=steps), passes=False)
 
 
 @dataclass(frozen=True)
@@ -76,7 +84,7 @@ def cache_key(pair: Pair, trunk: Trunk, settings: Pretraining, augment: Augment 
         "budget": asdict(settings.budget),
         "seed": settings.seed,
         "lr_schedule": repr(settings.lr_schedule),
-        "augment": None if augment is None else [augment.flip, augment.shift],
+        "augment": None if augment is None else repr(augment),
         "depends": depends,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:20]
@@ -91,7 +99,7 @@ def pretrain(
     augment: Augment | None,
     cache: Path | None,
     depends: dict[str, Any],
-    num_workers: int = 0,
+    num_workers: int | None = None,
 ) -> Pretrained:
     """The pre-trained trunk: from the cache, or trained now and put there.
 

@@ -74,11 +74,18 @@ def write_report(folder: Path) -> Path:
         _repeat(result),
         _accuracies(result),
         _transport(_mapping(result.get("transport"))),
-        _pictures(sorted((folder / "plots").glob("*.png"))),
+        pictures(sorted((folder / "plots").glob("*.png"))),
         _configuration(folder),
         _versions(result),
     ]
-    page = (
+    path = folder / "report.html"
+    path.write_text(page(title, parts), encoding="utf-8")
+    return path
+
+
+def page(title: str, parts: Iterable[str]) -> str:
+    """A self-contained HTML page from its title, plain text, and its sections, HTML; empty ones are left out."""
+    return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n'
@@ -86,9 +93,6 @@ def write_report(folder: Path) -> Path:
         + "\n".join(part for part in parts if part)
         + "\n</main>\n</body>\n</html>\n"
     )
-    path = folder / "report.html"
-    path.write_text(page, encoding="utf-8")
-    return path
 
 
 def strongest_transports(
@@ -223,7 +227,8 @@ def _transport(transport: Mapping[str, Any]) -> str:
     return f"<section><h2>What the transport moved</h2>\n{listed}\n{_facts(numbers)}</section>"
 
 
-def _pictures(paths: Iterable[Path]) -> str:
+def pictures(paths: Iterable[Path]) -> str:
+    """A section that shows PNG files, which are put into the page."""
     figures = []
     for path in paths:
         name = escape(path.stem.replace("_", " ").replace("-", " ").capitalize())

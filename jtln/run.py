@@ -11,13 +11,13 @@ import torch
 
 from jtln.announce import announce_data, announce_training, say
 from jtln.data.made import made_pair
-from jtln.data.pair import Pair
+from jtln.data.pair import Pair, PairSpec
 from jtln.data.transforms import Augment
 from jtln.experiment import Experiment
 from jtln.losses import TransportLoss
 from jtln.module import JTLN
 from jtln.pretrain import Pretrained, pretrain
-from jtln.runfolder import describe, log_summary, mean_plan, write_results, write_settings
+from jtln.runfolder import describe, log_summary, mean_plan, write_results, write_settings, write_split
 from jtln.training import Budget, csv_logger, fit_and_test, make_trainer, pair_data, steps_done
 
 
@@ -31,7 +31,8 @@ def run(experiment: Experiment) -> dict[str, Any]:
     write_settings(experiment)
     pair = spec.load() if experiment.made_images is None else made_pair(spec, per_class=experiment.made_images)
     experiment = replace(experiment, budget=_fitting(experiment.budget, pair))
-    augment = Augment(flip=spec.flip, shift=spec.shift) if experiment.augment else None
+    augment = _augment(spec) if experiment.augment else None
+    write_split(folder, pair)
     announce_data(experiment, pair)
 
     pretrained = None
@@ -39,7 +40,7 @@ def run(experiment: Experiment) -> dict[str, Any]:
         pretrained = pretrain(
             pair,
             experiment.make_trunk,
-            replace(experiment.pretraining, budget=_fitting(experiment.pretraining.budget, pair)),
+            experiment.pretraining.fitted(len(pair.source.train)),
             experiment.trainer,
             augment=augment,
             cache=experiment.cache,
@@ -57,6 +58,7 @@ def run(experiment: Experiment) -> dict[str, Any]:
         use_source=module.uses_source,
         use_target=module.uses_target,
         num_workers=experiment.num_workers,
+        test_views=experiment.test_views,
     )
     passes = data.passes(experiment.budget.steps)
     announce_training(experiment, pair, module, pretrained, passes)
@@ -83,7 +85,7 @@ def build_module(experiment: Experiment, pair: Pair, pretrained: Pretrained | No
     """The network with its objective, started from the pre-trained weights where there are any."""
     method, source, target = experiment.method, pair.source.classes, pair.target.classes
     transport = cost = None
-    if method.lambda_ot > 0:
+    if method.uses_cost:
         cost = experiment.cost
         reads_features = cost.updates != "never"
         matrix = torch.ones(len(source), len(target)) if reads_features else cost.matrix(source, target)
@@ -100,6 +102,9 @@ def build_module(experiment: Experiment, pair: Pair, pretrained: Pretrained | No
         target,
         transport,
         cost,
+        method.penalty,
+        head_start=method.head_start if pretrained is not None else None,  # a random source head knows nothing
+        freeze_trunk=method.freeze_trunk,
         lambda_source=method.lambda_source,
         lambda_ot=method.lambda_ot,
         lambda_ot_unit=method.lambda_ot_unit,
@@ -112,6 +117,11 @@ def build_module(experiment: Experiment, pair: Pair, pretrained: Pretrained | No
     if pretrained is not None:
         pretrained.load_into(module)
     return module
+
+
+def _augment(spec: PairSpec) -> Augment:
+    same_size = spec.crop is None and spec.stored_size == spec.image_size
+    return Augment(spec.flip, spec.shift, spec.crop, None if same_size else spec.image_size)
 
 
 def _fitting(budget: Budget, pair: Pair) -> Budget:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from jtln import plots
-from jtln.announce import show_result
+from jtln.announce import head_sentences, show_result
 from jtln.costs.table import save_cost
 from jtln.data.pair import Pair
 from jtln.experiment import Experiment
+from jtln.heads import HeadEvidence
 from jtln.module import JTLN
 from jtln.pretrain import Pretrained
 from jtln.provenance import git_commit, hardware, versions
@@ -32,6 +34,28 @@ def write_settings(experiment: Experiment) -> None:
     (experiment.folder / "config.yaml").write_text(experiment.config, encoding="utf-8")
     lines = "".join(f"- {json.dumps(override)}\n" for override in experiment.overrides)
     (experiment.folder / "overrides.yaml").write_text(lines or "[]\n", encoding="utf-8")
+
+
+@rank_zero_only
+def write_split(folder: Path, pair: Pair) -> None:
+    """split.csv: the target's labelled and validation images; skipped.csv: the broken ones, where there are any."""
+    target = pair.target
+    rows = [
+        (part, target.classes.names[label], image)
+        for part, images in (("train", target.train), ("val", target.val))
+        for image, label in zip(images.names, images.labels.tolist(), strict=True)
+    ]
+    _write_table(folder / "split.csv", ("part", "class", "image"), rows)
+    if pair.skipped:
+        _write_table(folder / "skipped.csv", ("image", "reason"), pair.skipped)
+
+
+def _write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    # A file's name may be in another encoding than the system's: what cannot be written is written as \udcXX.
+    with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(rows)
 
 
 @torch.no_grad()
@@ -64,9 +88,11 @@ def describe(
         "dataset": experiment.dataset,
         "cost": experiment.cost_name if module.transport is not None else None,
         "shots": experiment.spec.shots,
+        "rate": experiment.spec.rate,
         "seed": experiment.seed,
         "overrides": list(experiment.overrides),
         "command": experiment.command,
+        "settings": experiment.settings,
         "git_commit": git_commit(),
         "versions": versions(),
         "hardware": hardware(trainer),
@@ -91,6 +117,14 @@ def describe(
     }
 
 
+def head_start(module: JTLN) -> dict[str, float | bool] | None:
+    """What the labelled images said of the target head before it had seen one; None where it began at random."""
+    if bool(module.head_evidence[0] < 0):
+        return None
+    evidence = HeadEvidence(*module.head_evidence.tolist())
+    return {"accuracy": evidence.accuracy, "sharpness": evidence.sharpness, "used": bool(evidence.used)}
+
+
 def write_results(
     experiment: Experiment, module: JTLN, result: dict[str, Any], plan: dict[str, Any] | None, seconds: float
 ) -> None:
@@ -110,7 +144,9 @@ def write_results(
             "on": module.on,
             "plan_entropy": plan["plan_entropy"],
             "strongest": strongest,
+            "head_start": head_start(module),
         }
+        sentences = [*head_sentences(result["transport"]["head_start"], len(target)), *sentences]
         title = f"cost {experiment.cost_name}"
         plots.cost_heatmap(cost, source.names, target.names, title).savefig(pictures / "cost.png")
         plots.plan_heatmap(plan["plan"], source.names, target.names).savefig(pictures / "plan.png")

@@ -20,7 +20,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from jtln.data.loaders import PairData
 from jtln.data.pair import Pair
-from jtln.data.transforms import Augment, ToFloat
+from jtln.data.transforms import Augment, CentreCrop, ToFloat, Views
 from jtln.errors import UserError
 from jtln.module import HEADS, JTLN
 from jtln.progress import Progress
@@ -65,10 +65,15 @@ def pair_data(
     use_source: bool = True,
     use_target: bool = True,
     eval_batch_size: int = 256,
-    num_workers: int = 0,
+    num_workers: int | None = None,
+    test_views: str = "none",
 ) -> PairData:
-    """The loaders of a pair for a trunk: normalised as the trunk wants it, augmented in training."""
-    to_float = ToFloat(trunk.mean, trunk.std)
+    """The loaders of a pair for a trunk: normalised as the trunk wants it, augmented in training.
+
+    Where the sets' images are larger than the network's, evaluation takes the square in their middle, or the
+    ``test_views`` of them: "none", "flip" or "ten_crop".
+    """
+    to_float, middle = ToFloat(trunk.mean, trunk.std), CentreCrop(pair.image_size)
     return PairData(
         pair,
         source_batch_size=budget.source_batch_size,
@@ -77,8 +82,9 @@ def pair_data(
         eval_batch_size=eval_batch_size,
         seed=seed,
         num_workers=num_workers,
-        transform_train=to_float if augment is None else torch.nn.Sequential(augment, to_float),
-        transform_eval=to_float,
+        transform_train=torch.nn.Sequential(middle if augment is None else augment, to_float),
+        transform_eval=torch.nn.Sequential(middle, to_float),
+        views=None if test_views == "none" else Views(test_views, pair.image_size),
         use_source=use_source,
         use_target=use_target,
     )
@@ -232,6 +238,7 @@ def _quiet_lightning() -> None:
     for message in (
         ".*does not have many workers.*",
         ".*The number of training batches.*",
+        ".*in eval mode at the start of training.*",  # a frozen trunk, a penalty's copy of the pre-trained one
         ".*Experiment logs directory.*",
         ".*Checkpoint directory.*",
         ".*isinstance.treespec, LeafSpec.*",

@@ -23,9 +23,19 @@ from jtln.app.sweep import SweepTable
 CONF = config_dir()
 FILES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*.yaml"))
 CHOICES = [name for name in FILES if name.count("/") == 1]  # group/file
+WITHIN = [name for name in FILES if name.count("/") == 2 and not name.startswith("hydra/")]  # in a group of a group
 QUICK = ["trunk.width=0.05", "trainer.progress_bar=false"]
+PHOTOGRAPHS = ["aircraft", "caltech101", "caltech256", "cars", "cub200", "dtd", "flowers102", "food101", "imagenet"]
+PHOTOGRAPHS += ["office31", "pets", "places365"]
+
 # What a file needs beside debug=smoke: a folder that is not there, a machine that is not this one.
-NEEDS = {
+NEEDS: dict[str, list[str]] = {
+    **{f"dataset/{name}": ["dataset.image_size=32"] for name in PHOTOGRAPHS},  # only to be quick
+    "cost/taxonomy": [f"cost.file={Path(__file__).parent / 'data' / 'fashion_paths.csv'}"],
+    "dataset/folder": [
+        f"dataset.{side}.root={Path(__file__).parent / 'data' / f'own_{side}.csv'}" for side in ("source", "target")
+    ]
+    + ["dataset.image_size=32"],
     "dataset/fashion_full": ["dataset.root=/nowhere", "dataset.download=false"],
     "trunk/torchvision": ["pretrain=none"],  # only to be quick
     "trainer/ddp": ["trainer.accelerator=cpu", "trainer.devices=1"],  # with more of them: test_ddp.py
@@ -63,7 +73,7 @@ def result_of(folder: Path) -> dict[str, Any]:
     [
         pytest.param(name, marks=pytest.mark.gpu if name == "trainer/gpu" else ())
         for name in CHOICES
-        if "debug" not in name
+        if name.split("/")[0] not in ("debug", "study")  # a study is many runs: test_app_report.py
     ],
 )
 def test_every_configuration_file_runs(
@@ -88,7 +98,22 @@ def test_every_configuration_file_runs(
 
 def test_there_is_a_file_for_every_choice() -> None:
     assert {name.split("/")[0] for name in CHOICES} >= {"cost", "dataset", "method", "trunk", "trainer"}
-    assert set(FILES) - set(CHOICES) == {"train", "hydra/help/jtln"}
+    assert {name.rpartition("/")[0] for name in WITHIN} >= {"dataset/protocol", "dataset/source"}
+    assert set(FILES) - set(CHOICES) - set(WITHIN) == {"train", "hydra/help/jtln"}
+
+
+@pytest.mark.usefixtures("no_drawing")
+@pytest.mark.parametrize("name", [name for name in WITHIN if "/source/" in name])
+def test_every_source_of_a_data_set_runs(name: str, train: Callable[..., tuple[int, Path]]) -> None:
+    """The protocols are run by the data sets that follow them."""
+    group, _, source = name.rpartition("/")
+    needs = NEEDS["dataset/folder"][:1] if source == "folder" else []
+    code, folder = train("dataset=dtd", f"{group}={source}", "dataset.image_size=32", *needs)
+    assert code == 0
+    written = OmegaConf.load(CONF / f"{name}.yaml").source
+    got = OmegaConf.load(folder / "config.yaml").dataset.source
+    assert (got is None) == (written is None)
+    assert got is None or got["_target_"] == written["_target_"]
 
 
 @pytest.mark.usefixtures("no_drawing")
@@ -109,9 +134,9 @@ def test_real_images_and_a_pre_trained_trunk(tmp_path: Path) -> None:
 def test_help_names_every_group_and_every_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     told = capsys.readouterr().out
-    for choice in CHOICES:
-        group, name = choice.split("/")
-        (line,) = re.findall(rf"^  {group} .*$", told, re.MULTILINE)
+    for choice in [*CHOICES, *(each for each in WITHIN if each.startswith("dataset/"))]:
+        group, _, name = choice.rpartition("/")
+        (line,) = re.findall(rf"^  {group} .*(?:\n {{20,}}.*)*$", told, re.MULTILINE)
         assert re.search(rf"(?<!\w){name}(?!\w)", line), f"{choice} is missing in: {line}"
     defaults = [entry for entry in OmegaConf.load(CONF / "train.yaml")["defaults"] if entry != "_self_"]
     for group, name in ((key, value) for entry in defaults for key, value in entry.items() if "override" not in key):
@@ -148,7 +173,7 @@ MISTAKES = {
     "seed=1.5": "expected a whole number for seed",
     "method.epsilon=0": "epsilon > 0, but got 0",
     "method.lambda_ot=-1": "method.lambda_ot >= 0",
-    "dataset.source=[Foo,Bar]": "Sandal",
+    "dataset.source_classes=[Foo,Bar]": "Sandal",
     "trunk.weights=/nope": "auto, imagenet, none or a file, but there is no file /nope",
     "lr=3": "unknown key 'lr'",
     "+cost=uniform": "cost",
@@ -203,7 +228,7 @@ def test_a_gpu_that_is_not_there_is_named(capfd: pytest.CaptureFixture[str]) -> 
 def test_what_can_be_seen_at_once_is_said_before_images_are_read(
     call: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("jtln.data.fashion.Fashion.load", lambda self: pytest.fail("read images"))
+    monkeypatch.setattr("jtln.data.categories.CategoryPair.load", lambda self: pytest.fail("read images"))
     assert main([call]) == 2
     assert capsys.readouterr().out == ""
 

@@ -35,6 +35,84 @@ def test_reads_a_table(tmp_path: Path) -> None:
         ClassSet.from_csv(file)
 
 
+PLANES = ClassSet(["737-700", "A320", "kite"], None, [("Boeing", "Boeing 737"), "Airbus/A320", None])
+
+
+def test_paths_lie_in_a_hierarchy() -> None:
+    assert PLANES.paths == (("Boeing", "Boeing 737"), ("Airbus", "A320"), None)
+    assert (PLANES.path(0), PLANES.path(2), PETS.path(0)) == (("Boeing", "Boeing 737"), None, None)
+    assert PLANES.subset(["kite", "A320"]).paths == (None, ("Airbus", "A320"))
+    assert PETS.subset(["dog"]).paths is None
+    assert hash(PLANES) != hash(ClassSet(PLANES.names))
+    with pytest.raises(UserError, match="expected one path for each of 2 classes, but got 1"):
+        ClassSet(["cat", "dog"], None, ["pet"])
+
+
+def test_a_table_with_paths(tmp_path: Path) -> None:
+    file = tmp_path / "classes.csv"
+    file.write_text(
+        "\ufeffclass;synset;path\r\n737-700;;Boeing / Boeing 737\r\nkite;kite.n.03;\r\n;;\r\n", encoding="utf-8"
+    )
+    planes = ClassSet.from_csv(file)  # as a spreadsheet writes it
+    assert planes == ClassSet(["737-700", "kite"], [None, "kite.n.03"], [("Boeing", "Boeing 737"), None])
+
+
+@pytest.mark.parametrize("lone", ["names", "synsets", "paths"])
+def test_a_lone_string_is_not_a_list_of_letters(lone: str) -> None:
+    given = {"names": ["c", "a", "t"], lone: "cat"}
+    with pytest.raises(UserError, match=r"expected a list of .*, but got the text 'cat': write \['cat'\]"):
+        ClassSet(**given)
+
+
+def links(tmp_path: Path, text: str) -> Path:
+    file = tmp_path / "links.csv"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def test_links_count_more_than_what_is_known(tmp_path: Path) -> None:
+    file = links(
+        tmp_path, "class,synset,path,note\nfox,n02118333,wild,x\ncat,,pets,\nmouse,mouse.n.04,,\nfox,n02118333,wild,\n"
+    )
+    assert PETS.with_links(file, also=["mouse", "rat"]) == ClassSet(
+        PETS.names, ["cat.n.01", None, "n02118333"], ["pets", None, "wild"]
+    )
+    assert PETS.with_links(links(tmp_path, "synset,class\ndog.n.01,dog\n")).synsets == ("cat.n.01", "dog.n.01", None)
+    assert ClassSet(["cat"]).with_links(links(tmp_path, "class,synset\ncat,\n")) == ClassSet(["cat"])
+    assert PLANES.with_links(links(tmp_path, "class,synset\n")) == PLANES
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "class,synset\nfix,fox.n.01\ncow,\n",
+            r"2 of its 2 are none of the 4 classes:\s+'fix': did you mean 'fox'\?\s+'cow'",
+        ),
+        (
+            "class,synset\nfox,fox.n.01\ndog,dog.n.99\ncat,n1\n",
+            r"links\.csv: expected WordNet .* but got: dog\.n\.99, n1",
+        ),
+        ("name,synset\nfox,\n", r"columns 'class' and 'synset' in .*links\.csv, but got: name, synset"),
+        ("", r"columns 'class' and 'synset' in .*links\.csv, but got: an empty file"),
+        ("class,synset\nfox,fox.n.01\nfox,dog.n.01\n", "two lines for 'fox' that differ"),
+    ],
+)
+def test_mistakes_in_links(text: str, told: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=told):
+        PETS.with_links(links(tmp_path, text), also=["mouse"])
+
+
+def test_a_table_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"expected a CSV file with the columns .*No such file.*nowhere\.csv"):
+        PETS.with_links(tmp_path / "nowhere.csv")
+    with pytest.raises(UserError, match="directory"):
+        ClassSet.from_csv(tmp_path)
+    (tmp_path / "latin.csv").write_bytes("class,synset\nKäfer,\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"expected UTF-8 text in .*latin\.csv"):
+        ClassSet.from_csv(tmp_path / "latin.csv")
+
+
 def test_mistakes() -> None:
     with pytest.raises(UserError, match="at least one class"):
         ClassSet([])

@@ -77,3 +77,26 @@ def test_wrong_arrays_are_refused() -> None:
         ArrayImages(images.images[0], images.labels, images.names)
     with pytest.raises(UserError, match="7 images, 7 labels and 6 names"):
         ArrayImages(images.images, images.labels, images.names[1:])
+
+
+def test_a_subset_with_other_labels() -> None:
+    images = made()
+    for kind in (images, OneByOne(images)):
+        part = kind.subset((i for i in (5, 3, 1)), torch.tensor([9, 8, 7], dtype=torch.int32))
+        assert part.labels.tolist() == [9, 8, 7]
+        assert part.labels.dtype == torch.int64
+        assert part[1][1] == 8
+        pixels, labels = part.subset([2, 0]).__getitems__([1, 0])
+        assert labels.tolist() == [9, 7]
+        assert torch.equal(pixels, images.images[[5, 1]])
+        assert kind.labels[5] == 2
+        with pytest.raises(UserError, match="one label"):
+            kind.subset([0, 1], torch.tensor([1]))
+
+
+def test_what_is_at_hand() -> None:
+    images = made()
+    assert images.at_hand
+    assert images.subset([1]).at_hand
+    assert not OneByOne(images).at_hand
+    assert not OneByOne(images).subset([1]).at_hand

@@ -5,12 +5,18 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import BatchSampler
+from torchvision.transforms.v2 import functional as v2
 
+from jtln.app.mistakes import explain
 from jtln.classes import ClassSet
+from jtln.data.files import BadImage
 from jtln.data.images import ArrayImages
 from jtln.data.loaders import PairData, ShardSampler, StreamSampler
 from jtln.data.pair import Pair, Task
+from jtln.data.transforms import VIEWS, ToFloat, Views
 from jtln.errors import UserError
+from jtln.module import JTLN
+from jtln.training import Budget, pair_data
 
 
 def numbered(count: int, classes: int, side: str) -> ArrayImages:
@@ -22,7 +28,7 @@ def numbered(count: int, classes: int, side: str) -> ArrayImages:
 @pytest.fixture
 def pair() -> Pair:
     def task(sizes: tuple[int, int, int], names: str) -> Task:
-        return Task(ClassSet(names), *(numbered(size, len(names), names) for size in sizes))
+        return Task(ClassSet(tuple(names)), *(numbered(size, len(names), names) for size in sizes))
 
     return Pair("numbers", task((50, 9, 11), "abcde"), task((7, 5, 13), "xyz"), image_size=4)
 
@@ -205,3 +211,112 @@ def test_an_unattached_module_gives_loaders(pair: Pair) -> None:
     images, labels = module.on_after_batch_transfer(batches[0]["target"], 0)
     assert images.shape == (4, 3, 4, 4)
     assert torch.equal(labels, batches[0]["target"][1])
+
+
+class OnDisk(ArrayImages):
+    """Says of itself what a set that reads files would say; image 3 is broken."""
+
+    at_hand = False
+    broken = -1
+
+    def __getitems__(self, indices: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.broken in indices:
+            raise BadImage("pictures/3.jpg", "the file is empty")
+        return super().__getitems__(indices)
+
+
+def on_disk(pair: Pair) -> Pair:
+    def slow(images: ArrayImages) -> OnDisk:
+        return OnDisk(images.images, images.labels, images.names)
+
+    tasks = [
+        Task(task.classes, *(slow(part) for part in (task.train, task.val, task.test)))
+        for task in (pair.source, pair.target)
+    ]
+    return Pair("numbers", *tasks, image_size=4)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_file_is_one_message(
+    pair: Pair, tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker's exception would come with the worker's traceback."""
+    monkeypatch.setattr(OnDisk, "broken", 3)
+    with pytest.raises(BadImage) as caught:
+        trainer(tmp_path, epochs=9).fit(Watcher(), data(on_disk(pair), num_workers=workers))
+    message = str(BadImage("pictures/3.jpg", "the file is empty"))
+    assert explain(caught.value, []) == message
+    assert "Traceback" not in message
+    with pytest.raises(BadImage, match=r"pictures/3\.jpg"):
+        list(data(on_disk(pair), num_workers=workers).feature_dataloaders()["target"])
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize(
+    ("available", "expected"),
+    [(1, (1, 1, 1)), (4, (3, 1, 2)), (6, (4, 2, 3)), (64, (5, 3, 4))],
+)
+def test_processes_by_the_cores(
+    pair: Pair, available: int, expected: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The training loaders share them by their batches, 8 and 4 images; validation is read one task after the other."""
+    monkeypatch.setattr("jtln.data.loaders.cores", lambda: available)
+    memory, files = data(pair), data(on_disk(pair))
+    assert [loader.num_workers for loader in memory.train_dataloader().flattened] == [0, 0]
+    source, target = files.train_dataloader().flattened
+    assert (source.num_workers, target.num_workers, files.val_dataloader()[0].num_workers) == expected
+    assert source.persistent_workers
+    assert [loader.num_workers for loader in data(pair, num_workers=2).train_dataloader().flattened] == [2, 2]
+    (alone,) = data(on_disk(pair), use_target=False).train_dataloader().flattened
+    assert alone.num_workers == min(8, available)
+
+
+def test_views_are_for_validation_and_test(pair: Pair, tmp_path: Path) -> None:
+    model = Watcher()
+    several = data(pair, views=Views("ten_crop", 3), eval_batch_size=40)
+    trainer(tmp_path, epochs=1).fit(model, several)
+    trainer(tmp_path, epochs=1).test(model, several, verbose=False)
+    for split in ("val", "test"):
+        assert {shape[1:] for _, _, shape, _ in model.seen[split]} == {(10, 3, 3, 3)}
+        assert all(shape[0] == len(labels) <= 4 for _, _, shape, labels in model.seen[split])
+    tested = [label for index, _, _, labels in model.seen["test"] for label in labels if index == 0]
+    assert tested == pair.target.test.labels.tolist()
+    assert all(len(batch["source"]) == 8 for batch in model.seen["train"])
+    assert next(iter(several.feature_dataloaders()["target"]))[0].shape[1:] == (1, 4, 4)
+
+
+@pytest.mark.parametrize("kind", VIEWS)
+def test_probabilities_are_averaged_over_views(tmp_path: Path, make_trunk: Any, kind: str) -> None:
+    """The accuracy and the cross-entropy of the mean prediction, by hand, on images larger than the network's."""
+    generator = torch.Generator().manual_seed(0)
+
+    def task(names: tuple[str, ...]) -> Task:
+        images = torch.randint(0, 256, (30, 3, 11, 11), generator=generator, dtype=torch.uint8)
+        part = ArrayImages(images, torch.arange(30) % len(names), [f"{names[0]}{i}" for i in range(30)])
+        return Task(ClassSet(names), part, part, part)
+
+    pair = Pair("large", task(("a", "b", "c", "d")), task(("x", "y", "z")), image_size=8)
+    torch.manual_seed(0)
+    model = JTLN(make_trunk(), pair.source.classes, pair.target.classes, lambda_ot=0.0)
+    torch.nn.init.normal_(model.target_head.weight, std=5.0)
+    model.eval()
+    images = pair.target.test.images
+    to_float = ToFloat(model.trunk.mean, model.trunk.std)
+    views = {
+        "none": [v2.center_crop(images, [8, 8])],
+        "flip": [v2.center_crop(images, [8, 8]), v2.horizontal_flip(v2.center_crop(images, [8, 8]))],
+        "ten_crop": list(v2.ten_crop(images, [8, 8])),
+    }[kind]
+    with torch.no_grad():
+        wanted = torch.stack([model(to_float(view)).target.softmax(1) for view in views]).mean(0)
+    wanted_accuracy = (wanted.argmax(1) == pair.target.test.labels).float().mean()
+
+    budget = Budget(1, 1, 4, 4)
+    loaders = pair_data(pair, model.trunk, budget, seed=0, augment=None, eval_batch_size=16, test_views=kind)
+    seen: list[torch.Tensor] = []
+    model.confusion.update = lambda predictions, labels: seen.append(predictions)
+    values = trainer(tmp_path, epochs=1).test(model, loaders, verbose=False)[0]
+    assert torch.allclose(torch.cat(seen), wanted, atol=1e-6)
+    assert values["test/target/accuracy"] == pytest.approx(float(wanted_accuracy))
+    trained = loaders.on_after_batch_transfer({"target": pair.target.train.__getitems__([0, 1])}, 0)
+    assert trained["target"][0].shape == (2, 3, 8, 8)

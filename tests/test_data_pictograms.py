@@ -111,7 +111,7 @@ def test_seeds(pair: Pair) -> None:
 
 
 def test_named_targets_and_original_size() -> None:
-    target = Pictograms(target=["volcano", "comet"], image_size=64, shots=2).load().target
+    target = Pictograms(target_classes=["volcano", "comet"], image_size=64, shots=2).load().target
     assert target.classes.names == ("volcano", "comet")
     assert target.train.names[0].startswith("volcano/")
     assert target.train.labels.tolist() == [0, 0, 1, 1]
@@ -128,9 +128,9 @@ def test_named_targets_and_original_size() -> None:
         ({"shots": 0}, "expected 1 to 3 shots"),
         ({"validation": 4}, "dataset.validation=1"),
         ({"validation": 0}, "dataset.validation=1"),
-        ({"target": 199}, "expected 2 to 198 target categories"),
-        ({"target": ["volcano", "comett"]}, "Did you mean 'comet'"),
-        ({"target": "volcano"}, "at least two target classes"),
+        ({"target_classes": 199}, "expected 2 to 198 classes"),
+        ({"target_classes": ["volcano", "comett"]}, "Did you mean 'comet'"),
+        ({"target_classes": "volcano"}, "at least two target classes"),
     ],
 )
 def test_mistakes_are_explained(settings: dict, message: str) -> None:

@@ -1,10 +1,11 @@
+import itertools
 import random
 
 import numpy as np
 import pytest
 import torch
 
-from jtln.data.sampling import few_shot, stratified_split
+from jtln.data.sampling import few_shot, share_of_each, stratified_split
 from jtln.errors import UserError
 
 LABELS = torch.tensor([0, 1, 2, 2, 1, 0] * 10 + [2] * 7)  # 20, 20 and 27 images
@@ -19,6 +20,25 @@ def test_few_shot_is_balanced_nested_and_seeded() -> None:
     assert torch.equal(larger, few_shot(LABELS, 10, seed=3))
     assert not torch.equal(larger, few_shot(LABELS, 10, seed=4))
     assert few_shot(LABELS, None, seed=3).tolist() == list(range(67))
+
+
+def test_a_share_of_each_class_is_nested_and_seeded() -> None:
+    ladder = [share_of_each(LABELS, rate, seed=3) for rate in (0.01, 0.1, 0.15, 0.5, 1.0)]
+    for smaller, larger in itertools.pairwise(ladder):
+        assert set(smaller.tolist()) < set(larger.tolist())
+    counts = [LABELS[chosen].bincount().tolist() for chosen in ladder]
+    assert counts == [[1, 1, 1], [2, 2, 3], [3, 3, 4], [10, 10, 14], [20, 20, 27]]  # of 20, 20 and 27
+    assert set(few_shot(LABELS, 2, seed=3).tolist()) < set(ladder[2].tolist()) < set(few_shot(LABELS, 4, 3).tolist())
+    assert not torch.equal(ladder[2], share_of_each(LABELS, 0.15, seed=4))
+    assert torch.equal(share_of_each(LABELS, None, seed=3), ladder[-1])
+
+
+@pytest.mark.parametrize("rate", [0.0, -0.5, 1.1])
+def test_a_share_is_one(rate: float) -> None:
+    with pytest.raises(UserError, match=r"in \(0, 1\]"):
+        share_of_each(LABELS, rate, seed=0)
+    with pytest.raises(UserError, match=r"class 3 \('yak'\) has none"):
+        share_of_each(LABELS, 0.5, seed=0, names=["cat", "dog", "owl", "yak"])
 
 
 def test_every_image_can_be_chosen() -> None:

@@ -52,7 +52,7 @@ def experiment(tiny: PairSpec, make_trunk: Callable[..., Trunk], tmp_path: Path)
         pretraining=Pretraining(Budget(1, 3, 8, 1), 0, partial(torch.optim.AdamW, lr=1e-2), Constant()),
         cache=tmp_path / "cache",
         config="seed: 0\n",
-        overrides=["cost=centroid", "dataset.source=[a b]"],
+        overrides=["cost=centroid", "dataset.source_classes=[a b]"],
         command="python train.py cost=centroid",
     )
 
@@ -72,11 +72,11 @@ def test_the_run_folder(experiment: Experiment, capsys: pytest.CaptureFixture[st
     folder = experiment.folder
     found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     pictures = {f"plots/{name}.png" for name in ("confusion", "cost", "plan", "training")}
-    texts = {"config.yaml", "overrides.yaml", "result.json", "metrics.csv", "cost.csv", "report.html"}
+    texts = {"config.yaml", "overrides.yaml", "result.json", "metrics.csv", "cost.csv", "split.csv", "report.html"}
     assert found == texts | pictures | {"checkpoints/best.ckpt", "checkpoints/last.ckpt"}
 
     assert (folder / "config.yaml").read_text() == "seed: 0\n"
-    assert (folder / "overrides.yaml").read_text() == '- "cost=centroid"\n- "dataset.source=[a b]"\n'
+    assert (folder / "overrides.yaml").read_text() == '- "cost=centroid"\n- "dataset.source_classes=[a b]"\n'
     read = json.loads((folder / "result.json").read_text())
     assert read == json.loads(json.dumps(result))
     assert read.keys() >= KEYS

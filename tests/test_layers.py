@@ -16,13 +16,16 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if "assets" not in path.re
 
 # From the bottom to the top; a module imports only from layers below its own, or from its own.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("jtln", "jtln.errors", "jtln.assets", "jtln.progress", "jtln.provenance", "jtln.tables"),
-    ("jtln.classes", "jtln.schedules", "jtln.transport", "jtln.trunk", "jtln.wordnet", "jtln.linking"),
-    ("jtln.costs", "jtln.losses", "jtln.metrics", "jtln.data", "jtln.plots"),
+    ("jtln", "jtln.errors", "jtln.assets", "jtln.progress", "jtln.provenance", "jtln.statistics", "jtln.tables"),
+    ("jtln.classes", "jtln.schedules", "jtln.transport", "jtln.trunk", "jtln.wordnet", "jtln.spelling", "jtln.linking"),
+    ("jtln.pooling", "jtln.relation"),
+    ("jtln.costs", "jtln.losses", "jtln.heads", "jtln.metrics", "jtln.data", "jtln.plots"),
+    ("jtln.methods",),
     ("jtln.module",),
     ("jtln.training", "jtln.pretrain", "jtln.report"),
     ("jtln.experiment",),
     ("jtln.announce", "jtln.runfolder", "jtln.run"),
+    ("jtln.study",),
     ("jtln.app",),
     ("jtln.__main__",),
 )

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from jtln import pretrain as module_under_test
-from jtln.data.fashion import Fashion
+from jtln.data.categories import CategoryPair
+from jtln.data.fashion import SOURCE, TARGET, Fashion
 from jtln.data.images import ArrayImages
 from jtln.data.pair import Pair, PairSpec
 from jtln.data.pictograms import Pictograms
@@ -176,7 +177,13 @@ def test_key_follows_everything_that_the_weights_depend_on(tiny: PairSpec, make_
     assert key() == variants["as it was"]
 
 
-@pytest.mark.parametrize("dataset", [Fashion, Pictograms])
+def fashion(**settings: Any) -> CategoryPair:
+    return CategoryPair(
+        "fashion", Fashion(), source_classes=SOURCE, target_classes=TARGET, validation=20, image_size=28, **settings
+    )
+
+
+@pytest.mark.parametrize("dataset", [fashion, Pictograms])
 def test_key_is_one_for_all_seeds_and_shots_of_a_sweep(dataset: Any, make_trunk: Callable[..., Trunk]) -> None:
     pairs = [dataset(seed=0, shots=1).load(), dataset(seed=1, shots=2).load()]
     assert pairs[0].target.train.fingerprint() != pairs[1].target.train.fingerprint()
@@ -202,3 +209,13 @@ def test_all_processes_do_as_the_first_one_found(monkeypatch: pytest.MonkeyPatch
     assert _agreed("abc", cached=True)
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert not _agreed("abc", cached=False)
+
+
+@pytest.mark.parametrize(
+    ("images", "steps", "batch"), [(40, 100, 40), (6400, 100, 64), (6401, 101, 64), (10**6, 1000, 64)]
+)
+def test_an_epoch_is_a_pass_over_the_source_within_limits(images: int, steps: int, batch: int) -> None:
+    settings = Pretraining(Budget(5, 1, 64, 1), 0, partial(torch.optim.AdamW, lr=1e-3), Constant(), passes=True)
+    budget = settings.fitted(images).budget
+    assert (budget.epochs, budget.steps_per_epoch, budget.source_batch_size) == (5, steps, batch)
+    assert dataclasses.replace(settings, passes=False).fitted(images).budget.steps_per_epoch == 1

@@ -17,10 +17,13 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger
 
-from jtln.errors import UserError
+from jtln.data.pair import PairSpec
+from jtln.data.transforms import VIEWS
+from jtln.errors import UserError, unknown
 from jtln.experiment import Experiment, Method
 from jtln.pretrain import Pretraining
 from jtln.schedules import Cosine
+from jtln.study.job import row_hash, settings_hash
 from jtln.training import Budget, TrainerSettings
 from jtln.trunk import Trunk, weights_digest
 
@@ -31,12 +34,15 @@ def build(config: DictConfig) -> Experiment:
     choices = DictConfig(hydra.runtime.choices)
     overrides = [o for o in hydra.overrides.task if not o.startswith("resume=")]
     folder = Path(hydra.runtime.output_dir)
+    config = OmegaConf.masked_copy(config, [str(key) for key in config if key != "study"])  # this is one run
+    settings: Any = OmegaConf.to_container(config, resolve=True)
     smoke = bool(config.debug.smoke)
     for key in ("epochs", "steps_per_epoch", "batch_size.source", "batch_size.target"):
         _at_least(config, key, 1)
     if smoke:
         config = _shrunk(config)
-    spec = instantiate(config.dataset)
+    # Images are kept decoded in the user's cache folder, too, where the configuration names none.
+    spec = instantiate(OmegaConf.merge(config, {"cache": str(_cache(config))}).dataset)
     trunk_weights = str(config.trunk.get("weights", "none"))
 
     def make_trunk() -> Trunk:
@@ -45,7 +51,7 @@ def build(config: DictConfig) -> Experiment:
     return Experiment(
         method=Method(**instantiate(config.method, _convert_="all")),
         dataset=spec.name,
-        cost_name=_cost_name(config, str(choices.cost)),
+        cost_name=_cost_name(config, choices),
         spec=spec,
         cost=instantiate(config.cost),
         make_trunk=make_trunk,
@@ -66,14 +72,35 @@ def build(config: DictConfig) -> Experiment:
             "trainer": {key: value for key, value in config.trainer.items() if key != "progress_bar"},
         },
         cache=None if smoke else _cache(config),
-        num_workers=_at_least(config, "num_workers", 0),
+        num_workers=_num_workers(config),
+        test_views=_test_views(config, spec),
         loggers=[_wandb(config.logger, spec.name, choices, overrides, folder)] if config.logger.wandb else [],
         made_images=int(config.debug.per_class) if smoke else None,
         resume=config.resume is not None,
         config=OmegaConf.to_yaml(config, resolve=True),
         overrides=overrides,
         command=" ".join(["python train.py", *map(shlex.quote, overrides)]),
+        settings={"run": settings_hash(settings), "row": row_hash(settings)},
     )
+
+
+def _num_workers(config: DictConfig) -> int | None:
+    if isinstance(config.num_workers, str):
+        if config.num_workers == "auto":
+            return None
+        raise UserError(f"expected auto or a whole number >= 0 for num_workers, but got {config.num_workers!r}")
+    return _at_least(config, "num_workers", 0)
+
+
+def _test_views(config: DictConfig, spec: PairSpec) -> str:
+    if config.test_views not in VIEWS:
+        raise unknown("test_views", config.test_views, VIEWS)
+    if config.test_views == "ten_crop" and spec.stored_size == spec.image_size:
+        raise UserError(
+            f"expected images larger than the network's {spec.image_size} pixels for test_views=ten_crop, but got them "
+            "of that size: set dataset.stored_size to a larger one where the dataset has it, or test_views=flip"
+        )
+    return str(config.test_views)
 
 
 def _shrunk(config: DictConfig) -> DictConfig:
@@ -100,11 +127,12 @@ def _pretraining(config: DictConfig) -> Pretraining:
     from torch.optim import AdamW
 
     settings = config.pretrain
-    for key in ("epochs", "steps_per_epoch", "batch_size"):
+    passes = settings.steps_per_epoch == "auto"
+    for key in ("epochs", "batch_size") if passes else ("epochs", "steps_per_epoch", "batch_size"):
         _at_least(config, f"pretrain.{key}", 1)
-    budget = Budget(settings.epochs, settings.steps_per_epoch, settings.batch_size, 1)
+    budget = Budget(settings.epochs, 1 if passes else settings.steps_per_epoch, settings.batch_size, 1)
     optimizer = partial(AdamW, lr=float(settings.lr), weight_decay=1e-2)
-    return Pretraining(budget, int(settings.seed), optimizer, Cosine(warmup=0.1))
+    return Pretraining(budget, int(settings.seed), optimizer, Cosine(warmup=0.1), passes)
 
 
 def _at_least(config: DictConfig, key: str, least: int) -> int:
@@ -122,10 +150,12 @@ def _trainer(settings: DictConfig) -> TrainerSettings:
     return TrainerSettings({str(key): value for key, value in options.items()}, bar)
 
 
-def _cost_name(config: DictConfig, choice: str) -> str:
-    """The group's choice with its metric: "wordnet (wup)"."""
-    metric = config.cost.get("metric")
-    return choice if metric is None else f"{choice} ({metric})"
+def _cost_name(config: DictConfig, choices: DictConfig) -> str:
+    """The group's choice with its metric, or with the cost that it is made of: "permuted wordnet (wup)"."""
+    inner = choices.get("cost@cost.of")
+    name = str(choices.cost) if inner is None else f"{choices.cost} {inner}"
+    metric = OmegaConf.select(config, "cost.metric" if inner is None else "cost.of.metric")
+    return name if metric is None else f"{name} ({metric})"
 
 
 def _cache(config: DictConfig) -> Path:

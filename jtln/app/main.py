@@ -18,6 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from jtln.app.mistakes import check_types, explain
+from jtln.app.study import is_study
+from jtln.app.study import main as study
 from jtln.app.sweep import SWEEP_FOLDER, SweepTable
 from jtln.errors import UserError
 
@@ -37,6 +39,8 @@ def main(arguments: list[str] | None = None, job: Callable[[DictConfig], Any] | 
         job: what is done with the composed configuration; by default a training.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if job is None and is_study(arguments):
+        return study(arguments)
     arguments.sort(key=lambda argument: argument not in ("-m", "--multirun"))  # Hydra takes them only in front
     # Exceptions are to come out of Hydra as they are, to be explained here; Hydra would print them and exit.
     os.environ["HYDRA_FULL_ERROR"] = "1"

@@ -77,7 +77,7 @@ def check_types(config: DictConfig) -> None:
     for override in OverridesParser.create().parse_overrides(overrides):
         key = override.key_or_group
         old, new = OmegaConf.select(before, key), OmegaConf.select(config, key)
-        if key.startswith("trainer."):  # its values have several types, and the Trainer says what it takes
+        if key.startswith("trainer.") or key in _OF_SEVERAL_TYPES:  # what takes these says what it takes
             continue
         if key in _groups() or override.is_add() or override.is_delete() or old is None or new is None:
             continue
@@ -99,6 +99,10 @@ def check_types(config: DictConfig) -> None:
             raise UserError(f"expected {wanted} for {key}, but got {new!r}")
 
 
+# A number, a share, a word or a list of names: jtln.data.categories checks them.
+_OF_SEVERAL_TYPES = frozenset(
+    f"dataset.{key}" for key in ("target_classes", "source_classes", "validation", "source_validation", "decoded")
+)
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
@@ -122,6 +126,8 @@ def _composed(overrides: Sequence[str]) -> DictConfig:
 
 
 def _groups() -> Iterable[str]:
+    """Every configuration group, "dataset/source" among them."""
     from jtln.app.main import config_dir
 
-    return sorted(path.name for path in config_dir().iterdir() if path.is_dir() and path.name != "hydra")
+    folders = {path.parent.relative_to(config_dir()).as_posix() for path in config_dir().glob("*/**/*.yaml")}
+    return sorted(folder for folder in folders if not folder.startswith("hydra"))

@@ -6,13 +6,13 @@ import csv
 import json
 import math
 import os
-import statistics
 from pathlib import Path
 from typing import Any, ClassVar
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from jtln.statistics import mean_and_spread
 from jtln.tables import Column, markdown, show
 
 SWEEP_FOLDER = "JTLN_SWEEP_FOLDER"  # environment variable: tells the processes that this one starts where to write
@@ -83,8 +83,8 @@ def _by_setting(results: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]
 def _row(label: str, members: list[dict[str, Any]]) -> list[str]:
     cells = [label, str(len(members))]
     for _, path in COLUMNS:
-        cells.append(_mean_and_spread([100 * _value(member, path) for member in members], digits=1))
-    return [*cells, _mean_and_spread([member["seconds"] for member in members], digits=0)]
+        cells.append(mean_and_spread([100 * _value(member, path) for member in members], digits=1))
+    return [*cells, mean_and_spread([member["seconds"] for member in members], digits=0)]
 
 
 def _value(result: dict[str, Any], path: tuple[str, ...]) -> float:
@@ -92,11 +92,6 @@ def _value(result: dict[str, Any], path: tuple[str, ...]) -> float:
     for key in path:
         node = node.get(key, math.nan) if isinstance(node, dict) else math.nan
     return float(node)
-
-
-def _mean_and_spread(values: list[float], digits: int) -> str:
-    mean = f"{statistics.fmean(values):.{digits}f}"
-    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
 def _write_csv(path: Path, results: list[dict[str, Any]]) -> None:

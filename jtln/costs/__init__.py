@@ -1,8 +1,20 @@
 """Cost metrics: what it costs to explain a source class by a target class."""
 
-from jtln.costs.base import Cost
+from jtln.costs.base import Cost, SourceHead
 from jtln.costs.centroid import CentroidCost
+from jtln.costs.permuted import PermutedCost
+from jtln.costs.posterior import PosteriorCost
+from jtln.costs.taxonomy import TaxonomyCost
 from jtln.costs.uniform import UniformCost
 from jtln.costs.wordnet import WordNetCost
 
-__all__ = ["CentroidCost", "Cost", "UniformCost", "WordNetCost"]
+__all__ = [
+    "CentroidCost",
+    "Cost",
+    "PermutedCost",
+    "PosteriorCost",
+    "SourceHead",
+    "TaxonomyCost",
+    "UniformCost",
+    "WordNetCost",
+]

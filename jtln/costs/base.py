@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -12,6 +13,13 @@ from jtln.transport import check_cost
 
 Batch = tuple[Tensor, Tensor]  # features (B, D), labels (B,)
 SCALES = ("max", "range", "none")
+
+
+class SourceHead(NamedTuple):
+    """What a metric may ask of the source head, as it is at the time."""
+
+    logits: Callable[[Tensor], Tensor]  # features (B, D) -> (B, S)
+    held_out: Iterable[Batch]  # features (B, D) and labels (B,) of source images that it is not trained on
 
 
 class Cost(nn.Module):
@@ -27,9 +35,11 @@ class Cost(nn.Module):
     Attributes:
         updates: when the training reads features for it: "never", "once" (before the first step), "epoch" (before
             each epoch) or "ema" (from every training batch).
+        needs_source_head: whether it reads the source head, which then has to be pre-trained.
     """
 
     updates: str = "never"
+    needs_source_head: bool = False
 
     def __init__(self, scale: str = "max") -> None:
         super().__init__()
@@ -40,12 +50,19 @@ class Cost(nn.Module):
     def prepare(self, sizes: tuple[int, int], dim: int) -> None:
         """Make room for the state of (S, T) classes with features of ``dim`` numbers, where there is any."""
 
-    def fit(self, source: Iterable[Batch], target: Iterable[Batch], sizes: tuple[int, int]) -> None:
+    def fit(
+        self,
+        source: Iterable[Batch],
+        target: Iterable[Batch],
+        sizes: tuple[int, int],
+        head: SourceHead | None = None,
+    ) -> None:
         """Read the features of both training sets: for a metric that ``updates`` "once" or each "epoch".
 
         Args:
             source, target: batches of features (B, D) and labels (B,), this process's share of them.
             sizes: (S, T), the numbers of classes.
+            head: the source head; a metric that ``needs_source_head`` cannot do without.
         """
         raise NotImplementedError(f"{type(self).__name__} reads no features")
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from jtln.classes import ClassSet
-from jtln.costs.base import Batch, Cost
+from jtln.costs.base import Batch, Cost, SourceHead
 from jtln.errors import UserError, unknown
+from jtln.pooling import class_sums
 
 METRICS = ("euclidean", "sqeuclidean", "cosine")
 UPDATES = ("once", "epoch", "ema")
@@ -58,10 +59,16 @@ class CentroidCost(Cost):
             setattr(self, f"{side}_sum", weight.new_zeros(size, dim))
             setattr(self, f"{side}_weight", weight.new_zeros(size))
 
-    def fit(self, source: Iterable[Batch], target: Iterable[Batch], sizes: tuple[int, int]) -> None:
+    def fit(
+        self,
+        source: Iterable[Batch],
+        target: Iterable[Batch],
+        sizes: tuple[int, int],
+        head: SourceHead | None = None,
+    ) -> None:
         """Centroids from one pass over each training set."""
-        self.source_sum, self.source_weight = _class_sums(source, sizes[0])
-        self.target_sum, self.target_weight = _class_sums(target, sizes[1])
+        self.source_sum, self.source_weight = class_sums(source, sizes[0])
+        self.target_sum, self.target_weight = class_sums(target, sizes[1])
 
     @torch.no_grad()
     def observe(self, source: Batch, target: Batch, sizes: tuple[int, int]) -> None:
@@ -69,7 +76,7 @@ class CentroidCost(Cost):
         if not self.source_sum.numel():
             self.prepare(sizes, source[0].shape[1])
         for side, batch, size in zip(("source", "target"), (source, target), sizes, strict=True):
-            total, count = _class_sums([batch], size)
+            total, count = class_sums([batch], size)
             if not bool(torch.isfinite(total).all()):
                 return  # a step that overflowed, which a gradient scaler skips, too
             keep = 1 - (1 - self.momentum) * (count > 0).float()  # (C,)
@@ -97,21 +104,3 @@ class CentroidCost(Cost):
         seen = (self.source_weight > 0)[:, None] & (self.target_weight > 0)  # (S, T)
         average = distance[seen].mean() if bool(seen.any()) else distance.new_tensor(1.0)
         return torch.where(seen, distance, average)
-
-
-@torch.no_grad()
-def _class_sums(batches: Iterable[Batch], classes: int) -> Batch:
-    """Sum of the features (C, D) and number of images (C,) of every class, over all processes."""
-    total = count = None
-    for features, labels in batches:
-        if total is None or count is None:
-            total = features.new_zeros(classes, features.shape[1], dtype=torch.float32)
-            count = features.new_zeros(classes, dtype=torch.float32)
-        total.index_add_(0, labels, features.detach().float())
-        count.index_add_(0, labels, torch.ones_like(labels, dtype=torch.float32))
-    if total is None or count is None:
-        raise UserError("expected at least one batch of features, but got none")
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.all_reduce(total)
-        distributed.all_reduce(count)
-    return total, count

@@ -8,7 +8,7 @@ from torch import Tensor
 from jtln.classes import ClassSet
 from jtln.costs.base import Cost
 from jtln.errors import unknown
-from jtln.linking import Link, link
+from jtln.linking import SENSES, UNKNOWN, Link, link
 from jtln.wordnet import METRICS, distance
 
 
@@ -19,25 +19,37 @@ class WordNetCost(Cost):
         metric: the similarity: "path", "wup", "lch", "lin", "jcn" or "res" (see :func:`jtln.wordnet.similarity`; how
             each becomes a distance, :func:`jtln.wordnet.distance`).
         scale: how the distances are brought to [0, 1], see :class:`Cost`.
+        senses: which of a name's several meanings is taken, "pictured" or "first", see :func:`jtln.linking.link`.
+        unknown_names: "error", or "head" to link a name that is unknown as a whole to the thing it names a kind of.
 
     Attributes:
         source_links, target_links: how the classes were linked to synsets, after the first :meth:`distances`.
 
     Raises:
-        UserError: the metric is unknown.
+        UserError: the metric or another choice is unknown.
     """
 
-    def __init__(self, metric: str = "wup", scale: str = "max") -> None:
+    def __init__(
+        self, metric: str = "wup", scale: str = "max", senses: str = "pictured", unknown_names: str = "error"
+    ) -> None:
         super().__init__(scale)
-        if metric not in METRICS:
-            raise unknown("WordNet metric", metric, METRICS)
+        for kind, got, choices in (
+            ("WordNet metric", metric, METRICS),
+            ("choice of senses", senses, SENSES),
+            ("treatment of unknown names", unknown_names, UNKNOWN),
+        ):
+            if got not in choices:
+                raise unknown(kind, got, choices)
         self.metric = metric
+        self.senses = senses
+        self.unknown_names = unknown_names
         self.source_links: tuple[Link, ...] = ()
         self.target_links: tuple[Link, ...] = ()
 
     def distances(self, source: ClassSet, target: ClassSet) -> Tensor:
         """(S, T) float32 in [0, 1]; 0 for the same synset. Raises a UserError where a class has no synset."""
-        self.source_links, self.target_links = link(source), link(target)
+        self.source_links = link(source, self.senses, self.unknown_names)
+        self.target_links = link(target, self.senses, self.unknown_names)
         source_synsets = [each.synset for each in self.source_links]
         target_synsets = [each.synset for each in self.target_links]
         return torch.from_numpy(distance(source_synsets, target_synsets, self.metric)).float()

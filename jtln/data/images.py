@@ -23,10 +23,12 @@ class ImageSet(Dataset[tuple[Tensor, int]], ABC):
     Attributes:
         labels: (N,) int64.
         names: (N,) what each image is called in reports; within a pair no two images share a name.
+        at_hand: whether pixels lie in memory or are mapped into it, so that no process need read them ahead.
     """
 
     labels: Tensor
     names: Sequence[str]
+    at_hand: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -40,9 +42,14 @@ class ImageSet(Dataset[tuple[Tensor, int]], ABC):
         images, labels = zip(*(self[index] for index in indices), strict=True)
         return torch.stack(images), torch.tensor(labels)
 
-    def subset(self, indices: Iterable[int] | Tensor) -> ImageSet:
-        """The images at ``indices``, in that order; pixels are read when they are asked for."""
-        return _Subset(self, torch.as_tensor(indices, dtype=torch.int64))
+    def subset(self, indices: Iterable[int] | Tensor, labels: Tensor | None = None) -> ImageSet:
+        """The images at ``indices``, in that order; pixels are read when they are asked for.
+
+        Args:
+            labels: (len(indices),) integers that take the place of the set's own labels.
+        """
+        chosen = as_indices(indices)
+        return _Subset(self, chosen, self.labels[chosen] if labels is None else labels)
 
     def fingerprint(self) -> str:
         """A hash (32 hex digits) of sizes, labels and pixels in order, and so not of where they came from."""
@@ -67,6 +74,8 @@ class ArrayImages(ImageSet):
         UserError: the sizes do not fit together, or the pixels are not uint8.
     """
 
+    at_hand = True
+
     def __init__(self, images: Tensor, labels: Tensor, names: Sequence[str]) -> None:
         if images.ndim != 4 or images.shape[1] not in (1, 3) or images.dtype != torch.uint8:
             raise UserError(
@@ -89,23 +98,37 @@ class ArrayImages(ImageSet):
         chosen = torch.as_tensor(indices, dtype=torch.int64)
         return self.images[chosen], self.labels[chosen]
 
-    def subset(self, indices: Iterable[int] | Tensor) -> ArrayImages:
-        chosen = torch.as_tensor(indices, dtype=torch.int64)
+    def subset(self, indices: Iterable[int] | Tensor, labels: Tensor | None = None) -> ArrayImages:
+        chosen = as_indices(indices)
         names = [self.names[index] for index in chosen.tolist()]
-        return ArrayImages(self.images[chosen], self.labels[chosen], names)
+        return ArrayImages(self.images[chosen], self.labels[chosen] if labels is None else labels, names)
 
 
 class _Subset(ImageSet):
-    """Some images of another set, left where they are."""
+    """Some images of another set, left where they are, with labels of their own."""
 
-    def __init__(self, whole: ImageSet, indices: Tensor) -> None:
+    def __init__(self, whole: ImageSet, indices: Tensor, labels: Tensor) -> None:
+        check_labels(len(indices), labels)
         self.whole = whole
+        self.at_hand = whole.at_hand
         self.indices = indices.tolist()
-        self.labels = whole.labels[indices]
+        self.labels = labels.to(torch.int64)
         self.names = [whole.names[index] for index in self.indices]
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.whole[self.indices[index]]
+        return self.whole[self.indices[index]][0], int(self.labels[index])
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        return self.whole.__getitems__([self.indices[index] for index in indices])
+        images, _ = self.whole.__getitems__([self.indices[index] for index in indices])
+        return images, self.labels[torch.as_tensor(indices, dtype=torch.int64)]
+
+
+def as_indices(indices: Iterable[int] | Tensor) -> Tensor:
+    """(M,) int64, from any iterable of whole numbers."""
+    return torch.as_tensor(indices if isinstance(indices, Tensor) else list(indices), dtype=torch.int64)
+
+
+def check_labels(images: int, labels: Tensor) -> None:
+    """Raise a UserError unless there is one label an image."""
+    if len(labels) != images:
+        raise UserError(f"expected one label an image, but got {images} images and {len(labels)} labels")

@@ -10,11 +10,12 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import CombinedLoader
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
+from jtln.data.decoded import cores
 from jtln.data.images import ImageSet
 from jtln.data.pair import Pair
-from jtln.data.transforms import ToFloat
+from jtln.data.transforms import ToFloat, Views
 from jtln.errors import UserError
 
 Transform = Callable[[Tensor], Tensor]
@@ -130,8 +131,11 @@ class PairData(pl.LightningDataModule):
         source_batch_size, target_batch_size: of the global batches, over all processes.
         eval_batch_size: of one process.
         seed: of the training order, >= 0.
-        num_workers: processes that read images; 0 is best for a set in memory.
+        num_workers: processes that read images for each loader; None takes none for a set whose pixels are at hand,
+            and for others a core each, up to 8, which the two training loaders share.
         transform_train, transform_eval: (B, C, H, W) uint8 -> (B, 3, H, W) float32; ``ToFloat()`` by default.
+        views: several views of every validation and test image, (B, V, 3, H, W) after ``transform_eval``; None gives
+            the image itself, (B, 3, H, W).
         use_source, use_target: whether training reads these images; evaluation always offers both tasks.
     """
 
@@ -143,9 +147,10 @@ class PairData(pl.LightningDataModule):
         target_batch_size: int = 16,
         eval_batch_size: int = 256,
         seed: int = 0,
-        num_workers: int = 0,
+        num_workers: int | None = None,
         transform_train: Transform | None = None,
         transform_eval: Transform | None = None,
+        views: Views | None = None,
         use_source: bool = True,
         use_target: bool = True,
     ) -> None:
@@ -159,6 +164,7 @@ class PairData(pl.LightningDataModule):
         self.num_workers = num_workers
         self.transform_train = transform_train or ToFloat()
         self.transform_eval = transform_eval or ToFloat()
+        self.views = views
         self.use_source = use_source
         self.use_target = use_target
 
@@ -168,10 +174,10 @@ class PairData(pl.LightningDataModule):
         return CombinedLoader({name: self._train_loader(sets[name], size) for name, size in sizes.items()}, "min_size")
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
-        return [self._eval_loader(getattr(self.pair, name).val) for name in EVALUATED]
+        return [self._eval_loader(getattr(self.pair, name).val, self.views) for name in EVALUATED]
 
     def test_dataloader(self) -> list[DataLoader[Any]]:
-        return [self._eval_loader(getattr(self.pair, name).test) for name in EVALUATED]
+        return [self._eval_loader(getattr(self.pair, name).test, self.views) for name in EVALUATED]
 
     def feature_dataloaders(self) -> dict[str, DataLoader[Any]]:
         """This process's share of both tasks' training images, each once and in order, untransformed."""
@@ -184,7 +190,10 @@ class PairData(pl.LightningDataModule):
         if isinstance(batch, dict):
             return {name: (transform(images), labels) for name, (images, labels) in batch.items()}
         images, labels = batch
-        return transform(images), labels
+        if training or self.views is None:
+            return transform(images), labels
+        views = self.views(images)  # (B, V, C, H, W)
+        return transform(views.flatten(0, 1)).unflatten(0, views.shape[:2]), labels
 
     def passes(self, total_steps: int) -> dict[str, float]:
         """How often ``total_steps`` training batches go through each training set."""
@@ -202,9 +211,10 @@ class PairData(pl.LightningDataModule):
     def _train_loader(self, images: ImageSet, batch_size: int) -> DataLoader[Any]:
         rank, world_size = self._process()
         sampler = StreamSampler(len(images), batch_size, self.steps_per_epoch, self.seed, rank, world_size)
-        return self._loader(images, BatchSampler(sampler, batch_size // world_size, drop_last=False))
+        share = batch_size / sum(self._batch_sizes().values())
+        return self._loader(images, BatchSampler(sampler, batch_size // world_size, drop_last=False), share)
 
-    def _eval_loader(self, images: ImageSet) -> DataLoader[Any]:
+    def _eval_loader(self, images: ImageSet, views: Views | None = None) -> DataLoader[Any]:
         rank, world_size = self._process()
         if len(images) < world_size:
             raise UserError(
@@ -212,22 +222,57 @@ class PairData(pl.LightningDataModule):
                 f"{len(images)}: lower trainer.devices"
             )
         sampler = ShardSampler(len(images), rank, world_size)
-        return self._loader(images, BatchSampler(sampler, self.eval_batch_size, drop_last=False))
+        batch_size = max(1, self.eval_batch_size // (1 if views is None else len(views)))
+        return self._loader(images, BatchSampler(sampler, batch_size, drop_last=False), 0.5)
 
-    def _loader(self, images: ImageSet, batches: BatchSampler) -> DataLoader[Any]:
-        return DataLoader(
-            images,
+    def _loader(self, images: ImageSet, batches: BatchSampler, share: float) -> DataLoader[Any]:
+        """A loader that takes ``share`` of the processes there are to be."""
+        workers = self.num_workers
+        if workers is None:
+            devices = 1 if self.trainer is None else self.trainer.num_devices
+            workers = 0 if images.at_hand else max(1, round(share * min(8, cores() // devices)))
+        return _Loader(
+            _Guarded(images),
             batch_sampler=batches,
             collate_fn=_as_it_is,
             generator=torch.Generator(),  # otherwise each pass draws a number that a resumed run would not draw
-            num_workers=self.num_workers,
+            num_workers=workers,
             pin_memory=torch.cuda.is_available(),
-            persistent_workers=self.num_workers > 0,
+            persistent_workers=workers > 0,
         )
 
     def _process(self) -> tuple[int, int]:
         """This process's rank and the number of processes."""
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+
+class _Guarded(Dataset[Any]):
+    """An image set that gives a user's mistake (a broken file, say) as a value.
+
+    Raised in a worker process, it would come with that process's traceback in its message.
+    """
+
+    def __init__(self, images: ImageSet) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor] | UserError:
+        try:
+            return self.images.__getitems__(indices)
+        except UserError as error:
+            return error
+
+
+class _Loader(DataLoader[Any]):
+    """Raises what _Guarded caught."""
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        for batch in super().__iter__():
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
 
 
 def _as_it_is(batch: Batch) -> Batch:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from jtln.classes import ClassSet
+from jtln.data.decoded import Skipped
 from jtln.data.images import ImageSet
 from jtln.errors import UserError
 
@@ -26,12 +27,20 @@ class Task:
 
 @dataclass(frozen=True)
 class Pair:
-    """A large source task and a small target task, with images of one size (``image_size`` a side)."""
+    """A large source task and a small target task.
+
+    Attributes:
+        name: what results are filed under.
+        source, target: the tasks.
+        image_size: the side of the images as the network sees them, in pixels; the sets' own may be larger.
+        skipped: the broken images that were left out, where the user asked for that.
+    """
 
     name: str
     source: Task
     target: Task
     image_size: int
+    skipped: tuple[Skipped, ...] = ()
 
 
 class PairSpec(ABC):
@@ -41,11 +50,16 @@ class PairSpec(ABC):
         name: what results are filed under.
         source_classes: the source task's classes.
         target_classes: the target task's classes, none of which is a source class.
-        image_size: the side of every image, in pixels.
+        image_size: the side of the images as the network sees them, in pixels.
+        stored_size: the side of the images in the sets, >= image_size, which it is unless it is set. Evaluation takes
+            the square in their middle.
         channels: 1 (grey) or 3 (RGB).
-        shots: labelled target images a class; None means all there are.
+        shots: labelled target images a class; None means all there are, or the share ``rate`` of them.
+        rate: the share of the target's training images that is labelled, in (0, 1]; None means all, or ``shots``.
         flip: whether a mirrored image still shows its class, so that training may flip it.
         shift: by how many pixels training may move an image.
+        crop: the smallest share of an image's area, in (0, 1], that training cuts out at random; None cuts nothing.
+        dropped: the classes that the source would have, were they not target classes as well.
     """
 
     name: str
@@ -56,27 +70,30 @@ class PairSpec(ABC):
     shots: int | None
     flip: bool
     shift: int
+    rate: float | None = None
+    crop: float | None = None
+    dropped: tuple[str, ...] = ()
+
+    @cached_property
+    def stored_size(self) -> int:
+        return self.image_size
 
     @abstractmethod
     def load(self) -> Pair:
         """Read the images and split them."""
 
 
-def as_list(names: Sequence[str]) -> list[str]:
-    """``names`` as a list, where a lone string (``dataset.target=Bag``) is one name and not its letters."""
-    return [names] if isinstance(names, str) else list(names)
-
-
-def check_classes(source: ClassSet, target: ClassSet) -> None:
-    """Raise a UserError where a side has one class only, or a class is on both sides."""
+def check_classes(source: ClassSet, target: ClassSet, disjoint: bool = True) -> None:
+    """Raise a UserError where a side has one class only, or, if ``disjoint``, a class is on both sides."""
     for side, classes in (("source", source), ("target", target)):
         if len(classes) < 2:
             raise UserError(
-                f"expected at least two {side} classes, but got only '{classes.names[0]}': add one to dataset.{side}"
+                f"expected at least two {side} classes, but got only '{classes.names[0]}': "
+                f"add one to dataset.{side}_classes"
             )
     both = [name for name in source if name in target.names]
-    if both:
+    if both and disjoint:
         raise UserError(
             "expected source and target classes to be different ones, but got on both sides: "
-            f"{', '.join(both)}. Take them out of dataset.source or dataset.target"
+            f"{', '.join(both)}. Take them out of dataset.source_classes or dataset.target_classes"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,8 @@ from PIL import Image
 
 from jtln.classes import ClassSet
 from jtln.data.images import ArrayImages
-from jtln.data.pair import Pair, PairSpec, Task, as_list, check_classes
+from jtln.data.pair import Pair, PairSpec, Task, check_classes
+from jtln.data.selection import Wanted, select
 from jtln.errors import UserError
 
 ASSETS = Path(__file__).parents[1] / "assets" / "pictograms"
@@ -41,7 +41,7 @@ class Pictograms(PairSpec):
         shots: labelled style groups, and so images a target category.
         validation: style groups for validation.
         image_size: the side to which the 64 x 64 pixels are resized (Lanczos).
-        target: the target categories by name, or how many of them ``split_seed`` draws.
+        target_classes: the target categories by name, or how many, or which share of them ``split_seed`` draws.
         split_seed: draws the target categories and the source's held-out styles.
         seed: shuffles the target's style groups.
         flip: whether training mirrors images.
@@ -60,14 +60,14 @@ class Pictograms(PairSpec):
         shots: int = 1,
         validation: int = 1,
         image_size: int = 32,
-        target: Sequence[str] | int = 50,
+        target_classes: Wanted = 50,
         split_seed: int = 0,
         seed: int = 0,
         flip: bool = True,
         shift: int = 2,
     ) -> None:
         most = len(GROUPS) - 1 - validation
-        if validation < 1 or most < 1:
+        if not isinstance(validation, int) or validation < 1 or most < 1:
             raise UserError(
                 f"expected 1 to {len(GROUPS) - 2} validation style groups, but got {validation}: "
                 "set dataset.validation=1"
@@ -78,12 +78,14 @@ class Pictograms(PairSpec):
                 f"and testing at least 1, but got {shots}: set dataset.shots to at most {most}"
             )
         classes = ClassSet.from_csv(ASSETS / "classes.csv")
-        chosen = _draw(classes, target, split_seed) if isinstance(target, int) else as_list(target)
+        drawn_from = [name for name in classes if name not in REDRAWN]
+        chosen = select(classes, target_classes, "target_classes", (split_seed, 0), drawn_from)
         self.target_classes = classes.subset(chosen)
         rest = [name for name in classes if name not in set(chosen)]
         if len(rest) < 2:
             raise UserError(
-                f"expected at least two categories left for the source, but got {len(rest)}: shorten dataset.target"
+                f"expected at least two categories left for the source, but got {len(rest)}: "
+                "shorten dataset.target_classes"
             )
         self.source_classes = classes.subset(rest)
         check_classes(self.source_classes, self.target_classes)
@@ -136,14 +138,3 @@ class Pictograms(PairSpec):
         if image.size != (self.image_size, self.image_size):
             image = image.resize((self.image_size, self.image_size), Image.Resampling.LANCZOS)
         return np.asarray(image)
-
-
-def _draw(classes: ClassSet, count: int, split_seed: int) -> list[str]:
-    """``count`` target categories in the order of ``classes``."""
-    names = [name for name in classes if name not in REDRAWN]
-    if not 2 <= count <= len(names):
-        raise UserError(
-            f"expected 2 to {len(names)} target categories, but got {count}: set dataset.target=50, or list their names"
-        )
-    chosen = set(np.random.default_rng([split_seed, 0]).permutation(len(names))[:count].tolist())
-    return [name for index, name in enumerate(names) if index in chosen]

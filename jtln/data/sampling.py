@@ -6,6 +6,7 @@ one of the same seed. No global random state is read or changed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -57,9 +58,39 @@ def few_shot(labels: Tensor, shots: int | None, seed: int, names: Sequence[str] 
         if len(indices) < shots:
             raise UserError(
                 f"expected at least {shots} images of every class to label, but {_called(label, names)} has "
-                f"{len(indices)} (without its validation images): set dataset.shots to at most {len(indices)}"
+                f"{len(indices)} (without its validation images): {_fewer('shots', len(indices))}"
             )
     return torch.cat([indices[:shots] for indices in permutations]).sort().values
+
+
+def share_of_each(labels: Tensor, rate: float | None, seed: int, names: Sequence[str] | None = None) -> Tensor:
+    """The rounded share ``rate`` of every class's images, at least one; a smaller share's are among a larger one's.
+
+    Args:
+        labels: (N,) int64.
+        rate: in (0, 1]; None takes all.
+        seed: >= 0.
+        names: the classes' names, for errors.
+
+    Returns:
+        (K,) int64, the chosen indices in ascending order.
+
+    Raises:
+        UserError: ``rate`` is out of range, or a class has no image.
+    """
+    if rate is None:
+        return torch.arange(len(labels))
+    if not 0 < rate <= 1:
+        raise UserError(f"expected a share of labelled images in (0, 1], but got {rate}: set dataset.rate=0.15, say")
+    chosen = []
+    for label, indices in enumerate(class_permutations(labels, seed, names)):
+        if not len(indices):
+            raise UserError(
+                f"expected images of every class to label, but {_called(label, names)} has none (without its "
+                "validation images): add some, or leave the class out of dataset.target_classes"
+            )
+        chosen.append(indices[: max(math.floor(rate * len(indices) + 0.5), 1)])
+    return torch.cat(chosen).sort().values
 
 
 def stratified_split(
@@ -78,7 +109,7 @@ def stratified_split(
         per_class: held-out images a class, >= 1, leaving at least one.
         fraction: in (0, 1); every class holds out at least one image and keeps at least one.
         names: the classes' names, for errors.
-        setting: what the user calls ``per_class``, for errors.
+        setting: what the user calls ``per_class`` or ``fraction``, for errors.
 
     Returns:
         The indices (K,) that are kept and those (M,) that are held out, int64, each in ascending order.
@@ -92,7 +123,9 @@ def stratified_split(
     if per_class is not None and per_class < 1:
         raise UserError(f"expected 1 or more held-out images a class, but got {per_class}: set dataset.{setting}=1")
     if fraction is not None and not 0 < fraction < 1:
-        raise UserError(f"expected a held-out fraction between 0 and 1, but got {fraction}")
+        raise UserError(
+            f"expected a held-out share between 0 and 1, but got {fraction}: set dataset.{setting}=0.2, for instance"
+        )
     kept, held = [], []
     for label, indices in enumerate(class_permutations(labels, seed, names)):
         there = len(indices)
@@ -102,13 +135,20 @@ def stratified_split(
         if out >= there:
             raise UserError(
                 f"expected more than {out} images of every class, to hold out {out} and keep some, but "
-                f"{_called(label, names)} has {there}: set dataset.{setting} to at most {max(there - 1, 0)}"
+                f"{_called(label, names)} has {there}: "
+                f"{_fewer(setting, there - 1 if per_class is not None else 0)}"
             )
         held.append(indices[:out])
         kept.append(indices[out:])
     if not kept:
         raise UserError("expected images to hold some of them out, but got none: check dataset.root")
     return torch.cat(kept).sort().values, torch.cat(held).sort().values
+
+
+def _fewer(setting: str, most: int) -> str:
+    """What to do about a class of too few images."""
+    change = f"set dataset.{setting} to at most {most}" if most > 0 else "add images of it"
+    return f"{change}, or leave the class out of dataset.target_classes or dataset.source_classes"
 
 
 def _called(label: int, names: Sequence[str] | None) -> str:

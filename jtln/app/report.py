@@ -1,0 +1,63 @@
+"""``jtln report FOLDER...``: what the runs below some folders are evidence of."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from jtln.errors import UserError
+
+
+def main(arguments: list[str]) -> int:
+    """Report on every finished run below the folders; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="jtln report",
+        description="Table, intervals, paired tests and plots of all runs below the folders (every result.json but the "
+        "trials of a tuning), as Markdown, CSV, HTML and PNG.",
+    )
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="of a run, a multirun or a study")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="where the report goes; default: FOLDER/report")
+    parser.add_argument(
+        "--against",
+        default="consecutive,joint",
+        metavar="NAMES",
+        help="methods or rows that every other row is compared with, with commas; default: consecutive,joint",
+    )
+    parser.add_argument(
+        "--metric", default="accuracy", help="accuracy (default), mean_class_accuracy or macro_f1, on the test part"
+    )
+    try:
+        given = parser.parse_args(arguments)
+    except SystemExit as end:
+        return int(end.code or 0)
+    try:
+        return _report(given)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+    except OSError as error:
+        print(f"error: {error.strerror}: {error.filename}", file=sys.stderr)
+    return 2
+
+
+def _report(given: argparse.Namespace) -> int:
+    from jtln.study.evidence import Run, gather
+    from jtln.study.ledger import read_results
+    from jtln.study.page import show_evidence, write_evidence
+
+    found: dict[Path, Run] = {}
+    for folder in given.folders:
+        if not folder.is_dir():
+            raise UserError(f"expected folders with finished runs, but there is no folder {folder}")
+        for path, result in read_results(folder):
+            found[path.resolve()] = Run(None, result, path.parent)
+    if not found:
+        raise UserError(
+            f"expected finished runs, but there is no result.json below {', '.join(map(str, given.folders))}"
+        )
+    evidence = gather(found.values(), given.against.split(","), given.metric)
+    output = given.output or given.folders[0] / "report"
+    show_evidence(evidence)
+    page = write_evidence(evidence, output, f"{len(found)} runs below {', '.join(map(str, given.folders))}")
+    print(f"\nreport: {page}")
+    return 0

@@ -1,0 +1,72 @@
+"""What the pre-trained source head takes the target's classes for: Co-Tuning's relation as a cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from jtln.classes import ClassSet
+from jtln.costs.base import Batch, Cost, SourceHead
+from jtln.errors import UserError, unknown
+from jtln.relation import source_given_target, temperature
+
+UPDATES = ("once", "epoch")
+
+
+class PosteriorCost(Cost):
+    """C[i, j] = -log p(i | j), p(source class i | target class j) as :func:`jtln.relation.source_given_target` reads it
+    off the source head on the target's labelled training images.
+
+    Unscaled and at epsilon = 1, softmax(-C) over the source classes is Co-Tuning's relation: what a sure target head
+    teaches the source head on a target image.
+
+    Args:
+        update: "once", before the first step; "epoch", before each epoch, from the source head as it is then.
+        smoothing: delta in (0, 1): (1 - delta) p + delta / S takes the place of p, so that no distance is larger than
+            log(S / delta).
+        calibrate: whether the source head's probabilities are calibrated first, by one temperature, on the source's
+            validation images.
+        scale: see :class:`Cost`.
+    """
+
+    needs_source_head = True
+    relation: Tensor
+
+    def __init__(
+        self, update: str = "once", smoothing: float = 1e-3, calibrate: bool = False, scale: str = "max"
+    ) -> None:
+        super().__init__(scale)
+        if update not in UPDATES:
+            raise unknown("posterior update", update, UPDATES)
+        if not 0 < smoothing < 1:
+            raise UserError(f"expected smoothing in (0, 1), but got {smoothing}")
+        self.updates, self.smoothing, self.calibrate = update, smoothing, calibrate
+        self.register_buffer("relation", torch.zeros(0, 0))  # (T, S)
+
+    def prepare(self, sizes: tuple[int, int], dim: int) -> None:
+        self.relation = self.relation.new_full((sizes[1], sizes[0]), 1 / sizes[0])  # which says nothing yet
+
+    def fit(
+        self,
+        source: Iterable[Batch],
+        target: Iterable[Batch],
+        sizes: tuple[int, int],
+        head: SourceHead | None = None,
+    ) -> None:
+        """The relation from one pass over the target's training images; the source's are not read."""
+        if head is None:
+            raise UserError("expected the source head for the posterior cost, but got none: give fit() a SourceHead")
+        tau = 1.0
+        if self.calibrate:
+            tau = temperature((head.logits(features), labels) for features, labels in head.held_out)
+        logits = ((head.logits(features) / tau, labels) for features, labels in target)
+        self.relation = source_given_target(logits, sizes[1])
+
+    def distances(self, source: ClassSet, target: ClassSet) -> Tensor:
+        """(S, T) in [0, log(S / smoothing)]."""
+        if not self.relation.numel():
+            raise UserError("expected the source head's predictions, but none were seen: call fit() first")
+        smooth = (1 - self.smoothing) * self.relation + self.smoothing / len(source)
+        return -smooth.clamp_max(1).log().t()

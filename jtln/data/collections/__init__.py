@@ -1,0 +1,1 @@
+"""Published image collections: their classes, their files and their official parts."""

@@ -1,0 +1,183 @@
+"""The user's own images: a folder a class, or a CSV file that lists them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from jtln.classes import ClassSet, read_table
+from jtln.data.collections.base import Collection
+from jtln.data.files import FileImages, Reader
+from jtln.data.images import ImageSet
+from jtln.errors import UserError
+
+PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}  # what users write
+IGNORED = frozenset({"thumbs.db", "desktop.ini", "__macosx", "@eadir"})  # and whatever begins with a dot
+COLUMNS = ("path", "label", "split")
+Files = list[tuple[str, str]]  # path and class of each image
+
+
+class Folder(Collection):
+    """Images of any size, mode and format that Pillow reads, in the user's own folder or as a CSV file lists them.
+
+    A folder holds a folder for each class (``root/dog/1.jpg``; folders in it are looked into, too), or ``train/`` and
+    any of ``val/`` (or ``valid/``, ``validation/``) and ``test/``, each with a folder for each class. A CSV file has
+    the columns path (relative to the file, or absolute) and label, and may have split: train, val or test. Classes are
+    in the order of their names. Links are followed; what is hidden and what systems leave behind (``Thumbs.db``) is
+    passed over; every other file counts as an image.
+
+    Args:
+        root: the folder or the CSV file.
+
+    Raises:
+        UserError: there is no such folder or table, it may not be read, it holds no classes, or one is in another part
+            than training only; on ``parts``, a class folder is empty or files of the table are missing.
+    """
+
+    name = "folder"
+
+    def __init__(self, root: str | Path | None) -> None:
+        if root is None:
+            raise UserError(
+                "expected a folder with a folder of images for each class, or a CSV file of path and label, but got "
+                "none: set dataset.source.root=DIR and dataset.target.root=DIR"
+            )
+        self.root = Path(root).expanduser()
+        if os.path.isfile(self.root):
+            self._rows = _read_csv(self.root)
+            self.folder = self.root.parent
+            names = {part: {label for _, label in files} for part, files in self._rows.items()}
+        else:
+            self._rows = {}
+            self.folder = self.root
+            self._folders = _class_folders(self.root)
+            names = {part: set(folders) for part, folders in self._folders.items()}
+        self.classes = ClassSet(_ordered(self.root, names))
+
+    def parts(self, reader: Reader) -> dict[str, ImageSet]:
+        if self._rows:
+            rows = self._rows
+            _check_there(self.root, [path for files in rows.values() for path, _ in files])
+        else:
+            rows = {part: _files(folders) for part, folders in self._folders.items()}
+        label_of = {name: label for label, name in enumerate(self.classes)}
+        return {
+            part: FileImages([path for path, _ in files], [label_of[name] for _, name in files], reader, self.folder)
+            for part, files in rows.items()
+        }
+
+
+def _class_folders(root: Path) -> dict[str, dict[str, str]]:
+    """For each part the folder of each class."""
+    found = _folders(root)
+    if "train" in found and found.keys() <= PARTS.keys() and (inner := _folders(Path(found["train"]))):
+        if len({PARTS[name] for name in found}) < len(found):
+            raise UserError(
+                f"expected one folder of validation images in {root}, but got {', '.join(sorted(found))}: "
+                "move these images into one"
+            )
+        return {PARTS[name]: inner if name == "train" else _folders(Path(path)) for name, path in found.items()}
+    if not found:
+        raise UserError(
+            f"expected a folder of images for each class in {root}, but got no folder: sort the images into folders, "
+            "or give a CSV file of path and label"
+        )
+    return {"train": found}
+
+
+def _folders(root: Path) -> dict[str, str]:
+    """The paths of the folders in ``root``, by their names in order."""
+    return {Path(path).name: path for path, is_folder in _entries(root) if is_folder}
+
+
+def _entries(folder: str | Path) -> list[tuple[str, bool]]:
+    """The path of everything in ``folder`` but hidden files, sorted by name, and whether it is a folder."""
+    try:
+        with os.scandir(folder) as entries:
+            shown = [entry for entry in entries if not entry.name.startswith(".") and entry.name.lower() not in IGNORED]
+            return [(entry.path, entry.is_dir()) for entry in sorted(shown, key=lambda entry: entry.name)]
+    except PermissionError:
+        raise UserError(
+            f"expected a folder that may be read, but got no permission for {folder}: ask its owner, or copy it; "
+            "chmod -R u+rX gives it to yourself"
+        ) from None
+    except NotADirectoryError:
+        raise UserError(f"expected a folder or a CSV file, but {folder} is neither: give dataset.*.root=DIR") from None
+    except FileNotFoundError:
+        raise UserError(
+            f"expected a folder of images or a CSV file, but there is no {folder}: set dataset.source.root or "
+            "dataset.target.root to where the images lie"
+        ) from None
+
+
+def _files(folders: dict[str, str]) -> Files:
+    """Every image in the folder of each class; a UserError names the folders that are empty."""
+    files = {name: list(_below(folder)) for name, folder in folders.items()}
+    if empty := [folders[name] for name, paths in files.items() if not paths]:
+        raise UserError(
+            f"expected images in the folder of every class, but got none in {_some(empty)}: put images there, or "
+            f"delete {'it' if len(empty) == 1 else 'them'}"
+        )
+    return [(path, name) for name, paths in files.items() for path in paths]
+
+
+def _below(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
+    """Every file in ``folder`` and the folders in it; a link to a folder above it leads nowhere new."""
+    here = os.path.realpath(folder)
+    if here in above:
+        return
+    for path, is_folder in _entries(folder):
+        if is_folder:
+            yield from _below(path, (*above, here))
+        else:
+            yield path
+
+
+def _read_csv(path: Path) -> dict[str, Files]:
+    """The files that the table lists, for each part that it has."""
+    lines = read_table(path, COLUMNS[:2])
+    if not lines:
+        raise UserError(f"expected a line for each image in {path}, but it has none: write path,label under its header")
+    if strangers := [name for name in lines[0] if name not in COLUMNS]:
+        raise UserError(
+            f"expected the columns path, label and split (which may be left out) in {path}, but got also "
+            f"{', '.join(map(repr, strangers))}: take them out"
+        )
+    rows: dict[str, Files] = {"train": []}
+    seen: set[str] = set()
+    for line in lines:
+        split = PARTS.get(line.get("split", "train").lower())
+        if split is None or not line["path"] or not line["label"]:
+            raise UserError(
+                "expected a path, a label and, where there is a column split, train, val or test in every line of "
+                f"{path}, but got: {','.join(line.values())}"
+            )
+        if line["path"] in seen:
+            raise UserError(f"expected each image once in {path}, but got '{line['path']}' twice: take one line out")
+        seen.add(line["path"])
+        rows.setdefault(split, []).append((str(path.parent / line["path"]), line["label"]))
+    return rows
+
+
+def _check_there(table: Path, paths: list[str]) -> None:
+    if missing := [path for path in paths if not os.path.lexists(path)]:
+        raise UserError(
+            f"expected the files that {table} lists, but {len(missing)} of {len(paths)} are not there: "
+            f"{_some(missing)}. Paths are relative to {table.parent}: correct them, or take these lines out"
+        )
+
+
+def _ordered(root: Path, names: dict[str, set[str]]) -> list[str]:
+    """The classes of the training part in order; a UserError where another part has more."""
+    for part, there in names.items():
+        if strangers := sorted(there - names["train"]):
+            raise UserError(
+                f"expected every class of the {part} part of {root} in its training part, too, but got no training "
+                f"image of {_some(strangers)}: add some, or take the class out"
+            )
+    return sorted(names["train"])
+
+
+def _some(names: Sequence[str], most: int = 10) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,223 @@
+"""Image files of any kind that Pillow reads, as labelled images of one size."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from jtln.data.images import ImageSet, as_indices, check_labels
+from jtln.errors import UserError, unknown
+
+FITS = ("crop", "squash", "pad")
+
+# Damaged metadata and large photographs, which are read all the same; a real bomb is an error (see below).
+warnings.filterwarnings("ignore", module=r"PIL\..*")
+
+
+class BadImage(UserError):
+    """An image file that cannot be read.
+
+    Attributes:
+        path: the file.
+        reason: what is wrong with it.
+    """
+
+    def __init__(self, path: str | Path, reason: str) -> None:
+        super().__init__(
+            f"cannot read the image {path}: {reason}. Mend it or take it away, or set dataset.on_bad_image=skip"
+        )
+        self.path = str(path)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return BadImage, (self.path, self.reason)  # an exception is pickled by its message alone otherwise
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How an image file becomes a (channels, size, size) uint8 tensor.
+
+    Any mode becomes grey or RGB: what is transparent is put on white, 16 bits a channel become 8, of an animation the
+    first frame is taken. The EXIF orientation is followed, and resizing is bilinear and antialiased, as torchvision's.
+
+    Args:
+        size: the side, in pixels, > 0.
+        fit: "crop" resizes the shorter side and takes the square in the middle; "squash" resizes both sides; "pad"
+            resizes the longer side and fills the rest with white.
+        channels: 1 (grey) or 3 (RGB).
+
+    Raises:
+        UserError: a setting is out of range.
+    """
+
+    size: int
+    fit: str = "crop"
+    channels: int = 3
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise UserError(
+                f"expected images of 1 pixel a side or more, but got a size of {self.size}: set a larger one"
+            )
+        if self.fit not in FITS:
+            raise unknown("fit", self.fit, FITS)
+        if self.channels not in (1, 3):
+            raise UserError(f"expected 1 (grey) or 3 (RGB) channels, but got {self.channels}: set one of the two")
+
+    def __call__(self, path: str | Path) -> Tensor:
+        """The image (channels, size, size) uint8; a BadImage where the file cannot be read."""
+        try:
+            with Image.open(path) as image:
+                if image.format in ("JPEG", "MPO"):  # decoded at 1/2, 1/4 or 1/8 where that is still large enough
+                    image.draft("L" if self.channels == 1 else None, (self.size, self.size))
+                image.load()
+                _turn(image)
+                square = self._square(_plain(image))
+        except Exception as error:  # each of Pillow's formats raises what its own parser raises
+            raise BadImage(path, _reason(path, error)) from None
+        pixels = torch.from_numpy(np.array(square))  # (size, size) or (size, size, 3)
+        return pixels[None] if self.channels == 1 else pixels.permute(2, 0, 1)
+
+    def _square(self, image: Image.Image) -> Image.Image:
+        """An L, RGB or RGBA image at the size, in L or RGB."""
+        width, height = image.size
+        side = (self.size, self.size)
+        box = (0.0, 0.0, float(width), float(height))
+        if self.fit == "crop":
+            short = min(width, height)
+            left, top = (width - short) / 2, (height - short) / 2
+            box = (left, top, left + short, top + short)
+        elif self.fit == "pad":
+            scale = self.size / max(width, height)
+            side = (max(1, round(width * scale)), max(1, round(height * scale)))
+        if image.size != side:
+            image = image.resize(side, Image.Resampling.BILINEAR, box, reducing_gap=3.0)
+        if image.mode == "RGBA":  # resized with its colours weighed by alpha
+            image = Image.alpha_composite(Image.new("RGBA", side, "white"), image)
+        image = image.convert("L" if self.channels == 1 else "RGB")
+        if side != (self.size, self.size):
+            canvas = Image.new(image.mode, (self.size, self.size), "white")
+            canvas.paste(image, ((self.size - side[0]) // 2, (self.size - side[1]) // 2))
+            image = canvas
+        return image
+
+
+class FileImages(ImageSet):
+    """Image files, read when they are asked for.
+
+    Args:
+        paths: (N,) the files.
+        labels: (N,) integers.
+        reader: makes tensors of them.
+        root: a folder that names leave out; None leaves the paths as they are.
+
+    Raises:
+        UserError: there is not one label a file; when an image is read, BadImage.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str | Path],
+        labels: Tensor | Sequence[int],
+        reader: Reader,
+        root: str | Path | None = None,
+    ) -> None:
+        self.paths = [os.fspath(path) for path in paths]
+        self.labels = torch.as_tensor(labels, dtype=torch.int64)
+        check_labels(len(self.paths), self.labels)
+        self.reader = reader
+        self.root = None if root is None else os.fspath(root)
+        prefix = "" if self.root is None else os.path.join(self.root, "")
+        self.names = [path.removeprefix(prefix).replace(os.sep, "/") for path in self.paths]
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.reader(self.paths[index]), int(self.labels[index])
+
+    def subset(self, indices: Iterable[int] | Tensor, labels: Tensor | None = None) -> FileImages:
+        chosen = as_indices(indices)
+        paths = [self.paths[index] for index in chosen.tolist()]
+        return FileImages(paths, self.labels[chosen] if labels is None else labels, self.reader, self.root)
+
+    def fingerprint(self) -> str:
+        """A hash (32 hex digits) of names, file sizes and times, labels and the reader: no file is opened."""
+        digest = hashlib.blake2b(repr(self.reader).encode(), digest_size=16)
+        digest.update(self.labels.numpy().astype("<i8").tobytes())
+        for line in self.states():
+            digest.update(line.encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
+
+    def states(self) -> list[str]:
+        """(N,) name, size and time of change of every file, by which a file that has changed is known."""
+        with ThreadPoolExecutor(16) as threads:  # a file system on a network answers many questions at once
+            return list(threads.map(_state, self.names, self.paths, chunksize=256))
+
+
+def _state(name: str, path: str) -> str:
+    try:
+        status = os.stat(path)
+    except OSError:  # said when the file is read
+        return f"{name}\0missing\n"
+    return f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n"
+
+
+def _turn(image: Image.Image) -> None:
+    """Turn the image as its EXIF orientation says."""
+    try:
+        ImageOps.exif_transpose(image, in_place=True)
+    except Exception:  # damaged metadata, which say nothing about the pixels
+        return
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """The image in L, RGB or RGBA, of 8 bits a channel."""
+    if image.has_transparency_data:
+        return image.convert("RGBA")
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return _eight_bits(image)
+    if image.mode == "LAB":
+        return _from_lab(image)
+    if image.mode in ("L", "RGB"):
+        return image
+    return image.convert("L" if image.mode == "1" else "RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey of more than 8 bits, brought to 8: white is 1, 255 or 65535, the least that holds, or the largest value."""
+    values = np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=0.0).clip(min=0)
+    most = float(values.max(initial=0.0))
+    whites = {"I": (255.0, 65535.0), "F": (1.0, 255.0, 65535.0)}.get(image.mode, (65535.0,))
+    white = next((white for white in whites if most <= white), most)
+    return Image.fromarray((values * (255 / white)).round().astype(np.uint8))
+
+
+def _from_lab(image: Image.Image) -> Image.Image:
+    from PIL import ImageCms  # a library of its own, for a rare format
+
+    lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    turned = ImageCms.applyTransform(image, ImageCms.buildTransform(lab, rgb, "LAB", "RGB"))
+    assert turned is not None
+    return turned
+
+
+def _reason(path: str | Path, error: Exception) -> str:
+    """What is wrong with the file, in words."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    if os.path.getsize(path) == 0:
+        return "the file is empty"
+    if isinstance(error, UnidentifiedImageError):
+        return "it is not an image, or of a kind that Pillow does not know"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels, which may be an attack"
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -1,0 +1,106 @@
+"""Which of a collection's classes a task has: named, taken from a branch of a hierarchy, or drawn."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from jtln.classes import ClassSet
+from jtln.errors import UserError, unknown
+from jtln.wordnet import resolve
+
+BRANCH = "/*"
+Wanted = str | int | float | Sequence[str]
+
+
+def select(classes: ClassSet, wanted: Wanted, setting: str, seed: Sequence[int], free: Sequence[str]) -> list[str]:
+    """The names of the classes that ``wanted`` means.
+
+    Args:
+        classes: all of a collection's.
+        wanted: "all" or "rest" (every free class); names, among which "Boeing/*" stands for every class below Boeing in
+            the collection's hierarchy, at whatever level Boeing is and wherever it is more than once, and
+            "wide body/two engines/*" for every class below one that is just below the other; a whole number, or a share
+            in (0, 1), of the free classes, drawn by ``seed``.
+        setting: what the user calls it, for errors.
+        seed: of the draw; a smaller number of classes is among a larger one.
+        free: the classes that may be drawn, in the order of ``classes``.
+
+    Returns:
+        Names in the order given, each once; drawn ones in the order of ``classes``.
+
+    Raises:
+        UserError: a name or branch is unknown, or a number is out of range.
+    """
+    if wanted in ("all", "rest"):
+        return list(free)
+    if isinstance(wanted, bool) or wanted is None:
+        raise UserError(
+            f"expected names, a number or a share of classes for dataset.{setting}, but got {wanted!r}: "
+            f"set dataset.{setting}=[A,B], for instance"
+        )
+    if isinstance(wanted, int | float):
+        return _draw(wanted, setting, seed, free)
+    given = [wanted] if isinstance(wanted, str) else [str(each) for each in wanted]
+    names = [name for each in given for name in _named(classes, each)]
+    return list(dict.fromkeys(names))
+
+
+def folded(name: str) -> str:
+    """A class name without what varies in writing: case, spaces and marks, a number before it, Caltech-256's "-101"."""
+    bare = re.sub(r"^\d+[._\-\s]+(?=[^\W\d])|-101$", "", name.strip())
+    return re.sub(r"[\W_]+", "", bare.casefold()) or name
+
+
+def in_both(source: ClassSet, target: ClassSet) -> tuple[str, ...]:
+    """The source classes that are target classes as well, by their synset or their folded name.
+
+    Only synsets that are given count, or ImageNet ids in names: one guessed from a name adds nothing to the name.
+    """
+    synsets = {synset for index in range(len(target)) if (synset := _synset(target, index))}
+    names = {folded(name) for name in target}
+    return tuple(
+        name for index, name in enumerate(source) if folded(name) in names or _synset(source, index) in synsets
+    )
+
+
+def _draw(wanted: float, setting: str, seed: Sequence[int], free: Sequence[str]) -> list[str]:
+    count = wanted if isinstance(wanted, int) else round(wanted * len(free))
+    if not (0 < wanted < 1 if isinstance(wanted, float) else 2 <= wanted <= len(free)) or count < 2:
+        raise UserError(
+            f"expected 2 to {len(free)} classes, or a share of them between 0 and 1, but got {wanted}: "
+            f"set dataset.{setting}=0.5, or list their names"
+        )
+    drawn = set(np.random.default_rng(list(seed)).permutation(len(free))[:count].tolist())
+    return [name for index, name in enumerate(free) if index in drawn]
+
+
+def _named(classes: ClassSet, wanted: str) -> list[str]:
+    """The class of that name, or those below a branch of the hierarchy, which may begin at any level."""
+    if wanted in classes.names or not wanted.endswith(BRANCH):
+        return [classes.names[classes.index(wanted)]]
+    branch = tuple(part.strip() for part in wanted.removesuffix(BRANCH).split("/"))
+    paths = [classes.path(index) or () for index in range(len(classes))]
+    below = [name for name, path in zip(classes, paths, strict=True) if branch in _runs(path, len(branch))]
+    if not below:
+        length = min(len(branch), max(map(len, paths)))
+        if not length:
+            raise UserError(f"expected the names of classes, as there is no hierarchy of them, but got '{wanted}'")
+        branches = dict.fromkeys("/".join(run) + BRANCH for path in paths for run in _runs(path, length))
+        raise unknown("branch of classes", wanted, branches)
+    return below
+
+
+def _runs(path: tuple[str, ...], length: int) -> list[tuple[str, ...]]:
+    """All that are ``length`` consecutive parts of the path."""
+    return [path[start : start + length] for start in range(len(path) - length + 1)]
+
+
+def _synset(classes: ClassSet, index: int) -> str | None:
+    """The class's WordNet 3.0 id."""
+    if synset := classes.synset(index):
+        return resolve(synset)
+    match = re.search(r"(?<![0-9A-Za-z])n\d{8}(?!\d)", classes.names[index])
+    return match[0] if match else None

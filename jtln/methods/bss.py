@@ -1,0 +1,57 @@
+"""BSS, batch spectral shrinkage: let go of the directions in which the features hardly vary.
+
+Chen, Wang, Fu, Long & Wang, "Catastrophic Forgetting Meets Negative Transfer", NeurIPS 2019. Formula and defaults are
+those of the authors' code (github.com/thuml/Batch-Spectral-Shrinkage, BSS.py, and thuml's Transfer-Learning-Library,
+tllib/regularization/bss.py, the same); the paper was not read.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from jtln.errors import UserError
+from jtln.methods.base import Network, Penalty, Seen, check_weights
+from jtln.pooling import process, rows_of_all
+
+
+class BSS(Penalty):
+    """eta times the sum of the k smallest squared singular values of the batch's feature matrix (B, D).
+
+    The batch is the target's, over all processes together.
+
+    Args:
+        eta: >= 0.
+        k: >= 1, how many singular values; at most min(B, D).
+    """
+
+    def __init__(self, eta: float = 0.001, k: int = 1) -> None:
+        super().__init__()
+        check_weights(eta=eta)
+        if not isinstance(k, int) or k < 1:
+            raise UserError(f"expected method.penalty.k to be a whole number >= 1, but got {k!r}")
+        self.eta, self.k = eta, k
+
+    def forward(self, network: Network, seen: Seen) -> Tensor:
+        features = _of_all_processes(seen.features.float())  # (B, D)
+        if self.k > min(features.shape):
+            raise UserError(
+                f"expected method.penalty.k of at most {min(features.shape)}, the singular values of "
+                f"{features.shape[0]} target images with {features.shape[1]} features, but got {self.k}"
+            )
+        singular = torch.linalg.svdvals(features)  # (min(B, D),), descending
+        return self.eta * singular[-self.k :].square().sum()
+
+    def extra_repr(self) -> str:
+        return f"eta={self.eta:g}, k={self.k}"
+
+
+def _of_all_processes(own: Tensor) -> Tensor:
+    """The rows of all processes; the gradient reaches this process's own, as many times as there are processes,
+    for the mean over processes that the strategy then takes."""
+    rank, processes = process()
+    if processes == 1:
+        return own
+    parts = rows_of_all(own)
+    parts[rank] = own + (processes - 1) * (own - own.detach())
+    return torch.cat(parts)

@@ -1,0 +1,112 @@
+"""Means with their uncertainty, paired comparisons, and Holm's correction: thin over scipy.stats."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from jtln.errors import UserError
+
+
+class Interval(NamedTuple):
+    """A mean of ``n`` values with the ends of its confidence interval; the ends are NaN where n < 2."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def half(self) -> float:
+        """Half of its width, the number after ±."""
+        return (self.high - self.low) / 2
+
+
+class Difference(NamedTuple):
+    """The mean of ``n`` paired differences, its confidence interval, and the p-value of the paired t test.
+
+    ``p`` is NaN where nothing can be tested: fewer than two pairs, or differences that are all the same and not zero,
+    whose spread is thus unknown. Differences that are all zero have p = 1.
+    """
+
+    mean: float
+    low: float
+    high: float
+    n: int
+    p: float
+
+
+def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
+    """The mean of ``values`` and Student's t interval for it, in their unit.
+
+    Args:
+        values: at least one; independent draws, such as the accuracies of several seeds.
+        level: of confidence, in (0, 1).
+
+    Raises:
+        UserError: no values, or a level outside (0, 1).
+    """
+    if not values or not 0 < level < 1:
+        raise UserError(f"expected one or more values and a level in (0, 1), but got {len(values)} and {level}")
+    n, mean = len(values), statistics.fmean(values)
+    if n < 2:
+        return Interval(mean, math.nan, math.nan, n)
+    from scipy.stats import t  # here: it takes most of a second
+
+    half = float(t.ppf((1 + level) / 2, n - 1)) * statistics.stdev(values) / math.sqrt(n)
+    return Interval(mean, mean - half, mean + half, n)
+
+
+def paired_difference(values: Sequence[float], others: Sequence[float], level: float = 0.95) -> Difference:
+    """By how much ``values`` exceed ``others``, which were made in pairs (of the same seed, say): two-sided paired t.
+
+    Args:
+        values, others: of the same length >= 1, in the same order of pairs.
+        level: of confidence, in (0, 1).
+
+    Raises:
+        UserError: lengths that differ, no values, or a level outside (0, 1).
+    """
+    if len(values) != len(others):
+        raise UserError(f"expected values in pairs, but got {len(values)} and {len(others)}")
+    differences = [value - other for value, other in zip(values, others, strict=True)]
+    mean, low, high, n = t_interval(differences, level)
+    if max(differences) - min(differences) <= 1e-9 * max(map(abs, (*values, *others))):  # rounding alone: no spread
+        known = n > 1 and not any(differences)
+        return Difference(mean, low, high, n, 1.0) if known else Difference(mean, math.nan, math.nan, n, math.nan)
+    from scipy.stats import ttest_rel
+
+    return Difference(mean, low, high, n, float(ttest_rel(values, others).pvalue))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjustment: comparing these with alpha keeps the chance of any false finding below alpha.
+
+    Sture Holm, A simple sequentially rejective multiple test procedure, Scand. J. Statist. 6 (1979), 65-70.
+
+    Args:
+        p_values: each in [0, 1]; NaN, a comparison that could not be tested, stays NaN and is not counted.
+
+    Returns:
+        The adjusted p-values, in the order given.
+    """
+    tested = sorted((p, index) for index, p in enumerate(p_values) if not math.isnan(p))
+    adjusted, largest = [math.nan] * len(p_values), 0.0
+    for rank, (p, index) in enumerate(tested):
+        largest = max(largest, min(1.0, (len(tested) - rank) * p))
+        adjusted[index] = largest
+    return adjusted
+
+
+def mean_and_spread(values: Sequence[float], digits: int) -> str:
+    """ "74.3 ± 1.2": mean and standard deviation; the mean alone of one value."""
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+
+def mean_and_interval(interval: Interval, digits: int = 1) -> str:
+    """ "74.3 ± 1.2": mean and half the width of its interval; the mean alone where there is no interval."""
+    mean = f"{interval.mean:.{digits}f}"
+    return mean if math.isnan(interval.low) else f"{mean} ± {interval.half:.{digits}f}"

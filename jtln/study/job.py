@@ -1,0 +1,88 @@
+"""One run of a study, and the hash of its settings by which it is known again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+# What changes where and how a run is made and kept, but not what comes of it.
+_NO_SETTING = ("study", "logger", "cache", "resume", "num_workers", "trainer.progress_bar")
+_NO_DATA = ("download", "decoded", "cache")  # the same of a dataset, at any depth
+_LABELS = ("dataset.shots", "dataset.rate")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run to be made.
+
+    Attributes:
+        row: the row of the study's table that it belongs to.
+        labels: how many of them, in words: "1 shot", "5 shots", "15 %".
+        seed: of the run.
+        overrides: the arguments of ``python train.py``.
+        settings: the hash of the configuration that they compose to: :func:`settings_hash`.
+        trunk: the hash of what pre-training depends on; jobs with the same one share a trunk. None: no pre-training.
+        trial: the number of the tuning trial that it belongs to; None where it is a run of the study itself.
+    """
+
+    row: str
+    labels: str
+    seed: int
+    overrides: tuple[str, ...]
+    settings: str
+    trunk: str | None = None
+    trial: int | None = None
+
+    @property
+    def folder_name(self) -> str:
+        """Readable, and unique by the hash that it ends in."""
+        words = [self.row, self.labels, f"seed {self.seed}"]
+        return re.sub(r"[^\w.%+-]+", "-", "_".join(words)).replace("%", "percent") + f"_{self.settings}"
+
+
+def settings_hash(config: Mapping[str, Any]) -> str:
+    """Equal for two composed configurations (nested mappings of plain values) of which the same results come."""
+    return _hash(config, _NO_SETTING)
+
+
+def row_hash(config: Mapping[str, Any]) -> str:
+    """Equal for the runs of one row of a table: the same settings but for the seed and the number of labels."""
+    return _hash(config, (*_NO_SETTING, *_LABELS), seeds=False)
+
+
+def trunk_hash(config: Mapping[str, Any]) -> str:
+    """Equal for runs that start from the same pre-trained trunk; where it differs for some that do, that costs time."""
+    parts = {key: config.get(key) for key in ("trunk", "pretrain", "dataset", "trainer", "augment", "debug")}
+    return _hash(parts, (*_NO_SETTING, *_LABELS), seeds=False)
+
+
+def spelled(key: str, value: Any) -> str:
+    """``value`` for ``key`` as the command line wants it: "method.on=source", "dataset.shots=null"."""
+    if isinstance(value, str):
+        return f"{key}={value}" if re.fullmatch(r"[\w./+-]+", value) else f"{key}={json.dumps(value)}"
+    return f"{key}={json.dumps(value)}"
+
+
+def _hash(config: Mapping[str, Any], without: tuple[str, ...], seeds: bool = True) -> str:
+    text = json.dumps(_plain(config, without, seeds), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _plain(value: Any, without: tuple[str, ...], seeds: bool, path: str = "") -> Any:
+    """``value`` without some keys, and without the run's seed, wherever it is used, if ``seeds`` is false; 1.0 is 1,
+    which on the command line is the same."""
+    if isinstance(value, Mapping):
+        kept = {}
+        for key, child in value.items():
+            where = f"{path}.{key}" if path else str(key)
+            is_seed = key == "seed" and not seeds and path != "pretrain"
+            if not (where in without or is_seed or (where.startswith("dataset.") and key in _NO_DATA)):
+                kept[str(key)] = _plain(child, without, seeds, where)
+        return kept
+    if isinstance(value, list | tuple):
+        return [_plain(child, without, seeds, path) for child in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value

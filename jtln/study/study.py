@@ -1,0 +1,187 @@
+"""A study: tune every row alike, make all runs, report."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jtln.errors import UserError
+from jtln.study.evidence import Run, gather
+from jtln.study.job import Job, spelled
+from jtln.study.ledger import Ledger
+from jtln.study.page import show_evidence, write_evidence
+from jtln.study.schedule import Done, Schedule, Worker
+from jtln.study.tune import Search, Tuned, run_searches
+
+
+@dataclass(frozen=True)
+class Labels:
+    """How many target images are labelled: in words, and the overrides that say so."""
+
+    words: str
+    overrides: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the study's table.
+
+    Attributes:
+        name: unique in the study.
+        job: the run with further values, a number of labels, a seed and the number of its tuning trial or None.
+        space: what is tuned, as :class:`Search` takes it.
+        current: the values that are configured for the keys of ``space``.
+    """
+
+    name: str
+    job: Callable[[Mapping[str, Any], Labels, int, int | None], Job]
+    space: Mapping[str, Any] = field(default_factory=dict)
+    current: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How the hyper-parameters of every row are chosen: ``trials`` each, on the mean validation accuracy of the runs
+    with these seeds and numbers of labels."""
+
+    trials: int
+    seeds: tuple[int, ...]
+    labels: tuple[Labels, ...]
+    sampler_seed: int = 0
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is to be run and where it is kept.
+
+    Attributes:
+        name: of the study's file.
+        folder: gets the tables, plots and report.
+        runs: holds the run folders, which all studies share.
+        against: the rows that every other row is compared with.
+        command: what the user typed.
+        extra: arguments that every run gets beside its overrides.
+    """
+
+    name: str
+    folder: Path
+    runs: Path
+    rows: tuple[Row, ...]
+    labels: tuple[Labels, ...]
+    seeds: tuple[int, ...]
+    against: tuple[str, ...]
+    tuning: Tuning
+    command: str
+    extra: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be before anything runs."""
+        names = [row.name for row in self.rows]
+        if not names or not self.labels or not self.seeds:
+            raise UserError(f"study={self.name} has no runs: it needs study.rows, study.shots and study.seeds")
+        if shared := set(self.seeds) & set(self.tuning.seeds if self.tuning.trials else ()):
+            raise UserError(
+                f"expected study.tune.seeds to be other seeds than study.seeds, which test, but both have "
+                f"{', '.join(map(str, sorted(shared)))}"
+            )
+
+
+def run_study(study: Study, workers: Sequence[Worker]) -> bool:
+    """Tune where that is asked for, make the runs that are missing, and report; whether all runs succeeded.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; the runs that were made are kept.
+    """
+    runs = [(row, labels, seed) for seed in study.seeds for labels in study.labels for row in study.rows]
+    chosen = _tuned(study, workers) if study.tuning.trials else {}
+    jobs = [row.job(chosen.get(row.name, {}), labels, seed, None) for row, labels, seed in runs]
+    schedule = Schedule(Ledger(study.runs), workers, study.extra)
+    known = sum(schedule.ledger.result(job) is not None for job in jobs)
+    sizes = f"{len(study.rows)} x {len(study.labels)} x {len(study.seeds)} = {len(jobs)} runs"
+    print(f"study {study.name}: rows x numbers of labels x seeds: {sizes}, of which {known} are done; ", end="")
+    print(_count(workers), flush=True)
+    ended = schedule.run(jobs, len(jobs))
+    failed = [done for done in ended if done.result is None]
+
+    order = {job.settings: index for index, job in enumerate(jobs)}
+    found = [done for done in sorted(ended, key=lambda done: order[done.job.settings]) if done.result is not None]
+    study.folder.mkdir(parents=True, exist_ok=True)
+    if found:
+        results = [Run(done.job.row, done.result, schedule.ledger.folder_of(done.job)) for done in found if done.result]
+        evidence = gather(results, study.against)
+        show_evidence(evidence)
+        page = write_evidence(evidence, study.folder, f"Study {study.name}", study.command)
+        print(f"\nreport: {page}")
+    for done in failed:
+        print(f"failed: {_name(done)}: {done.error}")
+    if failed:
+        print(f"{len(failed)} of {len(jobs)} runs failed; the same command tries them again: {study.command}")
+    return not failed
+
+
+def _name(done: Done) -> str:
+    return f"{done.job.row}, {done.job.labels}, seed {done.job.seed}"
+
+
+def _count(workers: Sequence[Worker]) -> str:
+    return "1 worker" if len(workers) == 1 else f"{len(workers)} workers"
+
+
+def _tuned(study: Study, workers: Sequence[Worker]) -> dict[str, dict[str, Any]]:
+    """The values that the search chose for each row; written to tuned.json and trials.csv."""
+    tuning = study.tuning
+
+    def jobs_of(row: Row) -> Callable[[int, Mapping[str, Any]], list[Job]]:
+        return lambda trial, values: [
+            row.job(values, labels, seed, trial) for seed in tuning.seeds for labels in tuning.labels
+        ]
+
+    searches = [
+        Search(row.name, row.space, row.current, tuning.trials, jobs_of(row), tuning.sampler_seed)
+        for row in study.rows
+        if row.space
+    ]
+    per_trial = len(tuning.seeds) * len(tuning.labels)
+    print(
+        f"tuning {len(searches)} rows on validation: {tuning.trials} trials each, {per_trial} runs a trial "
+        f"(seeds {', '.join(map(str, tuning.seeds))}; {', '.join(labels.words for labels in tuning.labels)})",
+        flush=True,
+    )
+    schedule = Schedule(Ledger(study.runs.parent / "trials"), workers, study.extra, show_test=False)
+    tuned = run_searches(searches, schedule.run, per_trial)
+    study.folder.mkdir(parents=True, exist_ok=True)
+    _write_tuned(study, tuned)
+    for row, choice in tuned.items():
+        values = " ".join(spelled(key, value) for key, value in choice.values.items())
+        print(f"tuned      {row}: {values} (validation {100 * choice.validation:.1f} %)")
+    return {row: choice.values for row, choice in tuned.items()}
+
+
+def _write_tuned(study: Study, tuned: Mapping[str, Tuned]) -> None:
+    facts = {
+        "trials": study.tuning.trials,
+        "seeds": study.tuning.seeds,
+        "labels": [labels.words for labels in study.tuning.labels],
+        "chosen_on": "target validation accuracy, mean over seeds and numbers of labels",
+        "rows": {
+            row.name: {
+                "space": row.space,
+                "overrides": [spelled(key, value) for key, value in tuned[row.name].values.items()],
+                "validation": tuned[row.name].validation,
+            }
+            for row in study.rows
+            if row.name in tuned
+        },
+    }
+    (study.folder / "tuned.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    with open(study.folder / "trials.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["row", "trial", "values", "validation"])
+        for row, choice in tuned.items():
+            for trial, (values, score) in enumerate(choice.trials):
+                text = " ".join(spelled(key, value) for key, value in values.items())
+                writer.writerow([row, trial, text, "failed" if score is None else score])

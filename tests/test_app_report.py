@@ -1,0 +1,150 @@
+"""``jtln report`` on run folders, and studies from the command line on made images."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from jtln.app.main import main
+from jtln.app.report import main as report
+from jtln.app.study import _combinations, is_study
+
+QUICK = ["debug=smoke", "trunk.width=0.05", "trainer.progress_bar=false", "study.workers=0"]
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    environment = dict(os.environ)
+    yield
+    for variable in set(os.environ) - set(environment):
+        del os.environ[variable]
+    GlobalHydra.instance().clear()
+
+
+def results(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*/result.json"))]
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_a_study_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call = ["-m", "study=quick", *QUICK, "study.only=[consecutive,jtln_uniform]", "study.shots=1"]
+    assert main([*call, "study.seeds=1"]) == 0
+    told = capsys.readouterr().out
+    assert "rows x numbers of labels x seeds: 2 x 1 x 1 = 2 runs, of which 0 are done" in told
+    assert "Made images were used" in told
+    folder = tmp_path / "studies" / "quick" / "fashion"
+    assert {"report.html", "report.md", "rows.csv"} <= {path.name for path in folder.iterdir()}
+    first = results(tmp_path / "studies" / "runs")
+    assert [(each["method"], each["shots"], each["seed"]) for each in first] == [("consecutive", 1, 0), ("jtln", 1, 0)]
+    assert all(each["settings"].keys() == {"run", "row"} for each in first)
+
+    # Another order and one seed more: only what is new is run.
+    assert main(["-m", "study.seeds=[1,0]", *reversed(call[1:])]) == 0
+    assert "4 runs, of which 2 are done" in capsys.readouterr().out
+    assert len(results(tmp_path / "studies" / "runs")) == 4
+
+    assert report(["studies", "--output", "here"]) == 0
+    assert "jtln (uniform)" in capsys.readouterr().out
+    assert (tmp_path / "here" / "report.html").is_file()
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_a_row_that_fails_and_tuning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    budget = ["trunk.width=0.05", "study.workers=0", "pretrain=none", "epochs=1", "steps_per_epoch=1"]
+    call = ["study=quick", *budget, "study.only=[consecutive]", "study.shots=[1,100000]", "study.seeds=1"]
+    assert main(["-m", *call, "dataset.validation=2", "study.tune.trials=1", "study.tune.shots=1"]) == 1
+    told = capsys.readouterr().out
+    assert "failed: consecutive, 100000 shots, seed 0: " in told
+    assert "set dataset.shots to at most" in told
+    tuned = json.loads((tmp_path / "studies/quick/fashion/tuned.json").read_text(encoding="utf-8"))
+    assert tuned["rows"]["consecutive"]["overrides"] == ["optimizer.lr=0.001", "trunk_lr_factor=0.1"]
+    assert sorted(each["seed"] for each in results(tmp_path / "studies" / "trials")) == [1000, 1001]
+    (made,) = results(tmp_path / "studies" / "runs")
+    assert "optimizer.lr=0.001" in made["overrides"]
+
+
+MISTAKES = {
+    "-m study=quik": "Did you mean 'quick'",
+    "study=quick": "python train.py -m study=quick",
+    "-m study=quick seed=3": "study.seeds=[...]",
+    "-m study=quick method=joint": "study.only=[...]",
+    "-m study=quick study.only=[jtln]": "unknown row in study.only 'jtln'",
+    "-m study=quick study.seeds=[1000] study.tune.trials=2": "other seeds",
+    "-m study=quick study.workers=-1": "study.workers",
+    "-m study=quick study.shots=[0]": ">= 1 for study.shots",
+    "-m study=quick study.rates=[2]": "shares in (0, 1]",
+    "-m study=quick dataset=fashn": "fashion",
+    "-m study=quick optimizer.foo=1": "foo",
+}
+
+
+@pytest.mark.parametrize("call", MISTAKES)
+def test_a_mistake_ends_in_one_line(call: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(call.split()) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1
+    assert told[0].startswith("error: ")
+    assert MISTAKES[call] in told[0]
+    assert not (tmp_path / "studies" / "runs").exists()
+
+
+def test_every_study_can_be_planned(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    planned = []
+    monkeypatch.setattr("jtln.study.study.run_study", lambda study, workers: planned.append(study) or True)
+    assert (
+        main(["-m", "study=few_shot,controls,quick", "dataset=fashion", "study.shots=1,2", "study.seeds=range(3)"]) == 0
+    )
+    assert [study.name for study in planned] == ["few_shot", "controls", "quick"]
+    few_shot = planned[0]
+    methods = [
+        "target_only",
+        "linear_probe",
+        "consecutive",
+        "joint",
+        "l2sp",
+        "delta",
+        "bss",
+        "co_tuning",
+        "co_tuning_source",
+    ]
+    costs = ["wordnet", "centroid", "posterior", "uniform", "permuted"]
+    assert [row.name for row in few_shot.rows] == [*methods, *(f"jtln_{cost}" for cost in costs)]
+    assert few_shot.seeds == (0, 1, 2)
+    assert [labels.words for labels in few_shot.labels] == ["1 shot", "2 shots"]
+    jobs = [
+        row.job({}, labels, seed, None) for s in planned for row in s.rows for labels in s.labels for seed in s.seeds
+    ]
+    assert len({job.settings for job in jobs}) == (14 + 9 - 7 + 4) * 6  # few_shot and controls share seven rows
+    assert len({job.trunk for job in jobs if job.trunk}) == 2
+    assert all(row.space and None not in row.current.values() for row in few_shot.rows)
+
+
+def test_configuration_of_a_study_can_be_looked_at(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["-m", "study=quick", "--cfg", "job"]) == 0
+    assert "jtln_uniform" in capsys.readouterr().out
+
+
+def test_arguments() -> None:
+    assert is_study(["-m", "study=few_shot"])
+    assert not is_study(["study=none"])
+    assert not is_study(["study.seeds=3"])
+    combined = _combinations(["study=a,b", "study.shots=1,2", "dataset=x", "--config-dir", "c"])
+    rest = ["study.shots=[1,2]", "dataset=x", "--config-dir", "c"]
+    assert combined == [["study=a", *rest], ["study=b", *rest]]
+
+
+def test_mistakes_of_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert report([str(tmp_path / "nothing")]) == 2
+    assert "there is no folder" in capsys.readouterr().err
+    assert report([str(tmp_path)]) == 2
+    assert "no result.json below" in capsys.readouterr().err
+    assert report([]) == 2
+    assert report(["--help"]) == 0
+    assert "trials of a tuning" in capsys.readouterr().out
