@@ -35,7 +35,7 @@ class Pretraining:
 
     Attributes:
         budget: epochs, steps and source batch size.
-        passes: whether an epoch is, in place of the budget's, one pass over the source training set of 100 to 1000 steps.
+        passes: whether an epoch is not the budget's, but one pass over the source training set, of 100 to 1000 steps.
         seed: of initialisation, order and augmentation; not the run's, so that all runs share one trunk.
         optimizer, lr_schedule: as :class:`JTLN` takes them; the trunk learns at the heads' rate.
     """
