@@ -4,6 +4,7 @@ from jtln.costs.base import Cost, SourceHead
 from jtln.costs.centroid import CentroidCost
 from jtln.costs.permuted import PermutedCost
 from jtln.costs.posterior import PosteriorCost
+from jtln.costs.table import FileCost
 from jtln.costs.taxonomy import TaxonomyCost
 from jtln.costs.uniform import UniformCost
 from jtln.costs.wordnet import WordNetCost
@@ -11,6 +12,7 @@ from jtln.costs.wordnet import WordNetCost
 __all__ = [
     "CentroidCost",
     "Cost",
+    "FileCost",
     "PermutedCost",
     "PosteriorCost",
     "SourceHead",
