@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import functools
 import re
 import warnings
 from collections.abc import Sequence
@@ -11,10 +10,10 @@ from typing import NamedTuple
 
 from jtln.classes import ClassSet
 from jtln.errors import UserError, unknown
-from jtln.spelling import below, closest, head, read, rows_of
+from jtln.senses import order
+from jtln.spelling import closest, head, read
 from jtln.wordnet import find_rows, hypernym_chain, name, nouns, resolve, senses
 
-SENSES = ("pictured", "first")
 UNKNOWN = ("error", "head")
 SLIP = 0.9  # difflib's ratio of two spellings that differ by a slip of the pen
 REMEDY = (
@@ -23,20 +22,6 @@ REMEDY = (
     "ClassSet(names, synsets)."
 )
 HEADS = " Or let names count as what they are probably a kind of, where that is known: cost.unknown_names=head."
-# What the classes of an image data set are, first to last. Of 1705 names in the reviewed tables in jtln/assets that
-# WordNet knows (ImageNet's, Caltech's, CIFAR's ...), the most frequent sense of the likeliest kind is right for 1506,
-# and the most frequent sense of all, which has an otter's fur before the otter and a writer before the crane, for 1360.
-_THINGS = ("animal.n.01", "artifact.n.01", "produce.n.01", "body_part.n.01")
-_PEOPLE = ("person.n.01",)
-_REST = (
-    "plant.n.02",
-    "fungus.n.01",
-    "matter.n.03",
-    "part.n.03",
-    "location.n.01",
-    "constellation.n.02",
-)  # trees, dishes, furs, places
-_PHYSICAL = ("physical_entity.n.01",)
 
 
 class Link(NamedTuple):
@@ -78,7 +63,7 @@ class AmbiguousClassWarning(UserWarning):
     """Class names have several meanings, or were read freely, and the likeliest meaning was taken."""
 
 
-def link(classes: ClassSet, senses: str = "pictured", unknown_names: str = "error") -> tuple[Link, ...]:
+def link(classes: ClassSet, senses: str = "context", unknown_names: str = "error") -> tuple[Link, ...]:
     """One link for each class, in order.
 
     A given synset counts most, then an ImageNet id in the name (``n02084071-toy_dog``), then the name as
@@ -87,9 +72,9 @@ def link(classes: ClassSet, senses: str = "pictured", unknown_names: str = "erro
 
     Args:
         classes: S classes.
-        senses: which of several senses is taken: the most frequent one that is "pictured" (animals, things, produce
-            and parts of the body before plants, dishes, materials and places, these before people, and people before
-            what cannot be seen), or simply the "first", which is the most frequent.
+        senses: which of several senses is taken: that which fits the other classes by their "context" (a crane
+            among birds is a bird), the most frequent of the likeliest kind to be "pictured" (animals and things before
+            people), or simply the "first", which is the most frequent; see :func:`jtln.senses.order`.
         unknown_names: "error", or "head": a name that is unknown as a whole is linked to the thing that it names a
             kind of (``bike_helmet`` to the helmet), which the warning tells; without such a thing it is an error, too.
 
@@ -114,10 +99,8 @@ def link(classes: ClassSet, senses: str = "pictured", unknown_names: str = "erro
     return links
 
 
-def link_all(classes: ClassSet, senses: str = "pictured") -> tuple[Link | Unmatched, ...]:
+def link_all(classes: ClassSet, senses: str = "context") -> tuple[Link | Unmatched, ...]:
     """What :func:`link` finds for each class, in order, without a warning and without an error for unknown names."""
-    if senses not in SENSES:
-        raise unknown("choice of senses", senses, SENSES)
 
     def one(index: int, class_name: str) -> Link | Unmatched:
         given = classes.synset(index) or _id(class_name)
@@ -126,11 +109,15 @@ def link_all(classes: ClassSet, senses: str = "pictured") -> tuple[Link | Unmatc
                 return Unmatched(class_name, given)
             return Link(class_name, resolve(given), "given" if classes.synset(index) else "id")
         if reading := read(class_name):
-            first, *others = _ordered(reading.senses, senses)
-            return Link(class_name, first, "lemma", tuple(others), reading.note)
-        return Unmatched(class_name, "", tuple(closest(class_name)), _ordered(head(class_name), senses))
+            return Link(class_name, reading.senses[0], "lemma", reading.senses[1:], reading.note)
+        return Unmatched(class_name, "", tuple(closest(class_name)), head(class_name))
 
-    return tuple(one(index, class_name) for index, class_name in enumerate(classes))
+    found = [one(index, class_name) for index, class_name in enumerate(classes)]
+    meanings = [(each.synset, *each.others) if isinstance(each, Link) else each.heads for each in found]
+    return tuple(
+        each._replace(synset=likely[0], others=likely[1:]) if isinstance(each, Link) else each._replace(heads=likely)
+        for each, likely in zip(found, order(meanings, senses), strict=True)
+    )
 
 
 def suggestion(each: Unmatched) -> str:
@@ -147,7 +134,8 @@ def ideas(each: Unmatched) -> tuple[str, ...]:
 
     A slip ("zebbra") counts more than the last word of the name, which counts more than what is a little alike.
     """
-    near = [(lemma, _ordered(senses(lemma), "pictured")[0]) for lemma in each.near]
+    firsts = [likely[0] for likely in order([senses(lemma) for lemma in each.near], "pictured")]
+    near = list(zip(each.near, firsts, strict=True))
     joined = each.name.lower().replace(" ", "_").replace("-", "_")
     slips = [first for lemma, first in near if difflib.SequenceMatcher(None, lemma, joined).ratio() >= SLIP]
     return tuple(dict.fromkeys([*slips, *each.heads, *(first for _, first in near)]))
@@ -165,27 +153,6 @@ def explain(synset: str) -> str:
 def _id(class_name: str) -> str | None:
     match = re.search(r"(?<![0-9A-Za-z])n\d{8}(?!\d)", class_name)
     return match[0] if match else None
-
-
-def _ordered(ids: Sequence[str], choice: str) -> tuple[str, ...]:
-    return tuple(sorted(ids, key=_rank)) if choice == "pictured" else tuple(ids)
-
-
-@functools.cache
-def _rank(synset: str) -> int:
-    """How likely a picture shows it: 0 (a thing) to 3 (nothing that can be seen)."""
-    row = rows_of([synset])
-    if not below(row, _rows(_PHYSICAL)):
-        return 3
-    for rank, kinds in ((0, _THINGS), (2, _PEOPLE), (1, _REST)):
-        if below(row, _rows(kinds)):
-            return rank
-    return 0
-
-
-@functools.cache
-def _rows(synsets: tuple[str, ...]) -> tuple[int, ...]:
-    return tuple(find_rows(synsets))
 
 
 def _warn(links: Sequence[Link]) -> None:

@@ -57,6 +57,11 @@ class Nouns:
         return 1 - np.log(self._read("hyponyms") + 1.0) / math.log(len(self.offsets))
 
     @functools.cached_property
+    def tags(self) -> np.ndarray:
+        """(N,) how often each synset was meant in the texts that WordNet's authors tagged; 0 of most."""
+        return self._read("tags")
+
+    @functools.cached_property
     def max_depth(self) -> int:
         """Edges on the longest way from the root to any synset: 19 in WordNet 3.0."""
         starts, above = self._edges

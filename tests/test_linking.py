@@ -48,7 +48,7 @@ def linked(class_name: str) -> str:
         ("wolves", "wolf.n.01"),
         ("timber-wolves", "timber_wolf.n.01"),
         ("geese", "goose.n.01"),
-        ("field_mice", "vole.n.01"),
+        ("field_mice", "field_mouse.n.02"),
         ("potatoes", "potato.n.01"),
         ("policemen", "policeman.n.01"),
         ("glasses", "spectacles.n.01"),
@@ -125,20 +125,20 @@ def test_a_given_synset_counts_more_than_an_id_in_the_name() -> None:
     assert link(ClassSet(["n02087046-toy_dog"], ["cat.n.01"])) == (Link("n02087046-toy_dog", "n02121620", "given"),)
 
 
-def test_of_several_senses_the_likeliest_in_a_picture_is_taken_with_one_warning() -> None:
+def test_of_several_senses_the_likeliest_is_taken_with_one_warning() -> None:
     with pytest.warns(AmbiguousClassWarning) as caught:
         links = link(ClassSet(["crane", "zebra", "mouse"]))
     assert len(caught) == 1
     text = str(caught[0].message)
     assert "2 of 3 class names" in text
-    assert "crane -> crane.n.04 (a lifting_device); others: " in text
+    assert "crane -> crane.n.05 (a wading_bird); others: " in text
     assert "crane.n.01 (a writer)" in text
     assert "mouse.n.04 (an electronic_device)" in text
     assert "zebra" not in text
     assert "class,synset" in text
     assert "dataset.links=FILE" in text
-    assert [name(each.synset) for each in links] == ["crane.n.04", "zebra.n.01", "mouse.n.01"]
-    assert [name(sense) for sense in links[0].others] == ["crane.n.05", "grus.n.01", "crane.n.01", "crane.n.02"]
+    assert [name(each.synset) for each in links] == ["crane.n.05", "zebra.n.01", "mouse.n.01"]
+    assert [name(sense) for sense in links[0].others] == ["crane.n.04", "crane.n.01", "crane.n.02", "grus.n.01"]
     assert links[1].others == ()
 
 
@@ -165,9 +165,19 @@ def test_which_of_several_senses_is_a_choice(class_name: str, pictured: str, fir
         link_all(ClassSet([class_name]), "frist")
 
 
+def test_what_is_only_suggested_for_an_unknown_name_fits_the_others_too() -> None:
+    def kind(*names: str) -> str:
+        each = link_all(ClassSet(["whooping-xyz crane", *names]))[0]
+        assert isinstance(each, Unmatched)
+        return name(each.heads[0])
+
+    assert kind("heron", "stork") == "crane.n.05"
+    assert kind("bulldozer", "excavator") == "crane.n.04"
+
+
 def test_the_likeliest_sense_is_right_more_often_than_the_first() -> None:
     """Against the tables that people reviewed, by name alone."""
-    right, known = {"pictured": 0, "first": 0}, 0
+    right, known = {"context": 0, "pictured": 0, "first": 0}, 0
     for path in (ASSETS / "classes" / "imagenet.csv", ASSETS / "pictograms" / "classes.csv"):
         given = ClassSet.from_csv(path)
         truth = [resolve(synset) for synset in given.synsets or () if synset]
@@ -178,7 +188,8 @@ def test_the_likeliest_sense_is_right_more_often_than_the_first() -> None:
             )
         known += len(truth)
     assert right["pictured"] > right["first"] + 100
-    assert right["pictured"] > 0.85 * known
+    assert right["context"] > right["pictured"] + 50
+    assert right["context"] > 0.9 * known
 
 
 def test_a_name_that_was_read_freely_is_told() -> None:

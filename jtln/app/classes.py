@@ -28,7 +28,7 @@ def _show_classes(config: DictConfig) -> None:
     from jtln.tables import Column, show
 
     spec = instantiate(config.dataset)
-    senses = config.cost.get("senses", "pictured")
+    senses = config.cost.get("senses", "context")
     table, lines = [], []
     counts = {"given": 0, "id": 0, "lemma": 0, "unmatched": 0, "ambiguous": 0}
     for task, classes in (("source", spec.source_classes), ("target", spec.target_classes)):

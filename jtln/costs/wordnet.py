@@ -8,7 +8,8 @@ from torch import Tensor
 from jtln.classes import ClassSet
 from jtln.costs.base import Cost
 from jtln.errors import unknown
-from jtln.linking import SENSES, UNKNOWN, Link, link
+from jtln.linking import UNKNOWN, Link, link
+from jtln.senses import SENSES
 from jtln.wordnet import METRICS, distance
 
 
@@ -19,7 +20,7 @@ class WordNetCost(Cost):
         metric: the similarity: "path", "wup", "lch", "lin", "jcn" or "res" (see :func:`jtln.wordnet.similarity`; how
             each becomes a distance, :func:`jtln.wordnet.distance`).
         scale: how the distances are brought to [0, 1], see :class:`Cost`.
-        senses: which of a name's several meanings is taken, "pictured" or "first", see :func:`jtln.linking.link`.
+        senses: which of several meanings is taken, "context", "pictured" or "first", see :func:`jtln.linking.link`.
         unknown_names: "error", or "head" to link a name that is unknown as a whole to the thing it names a kind of.
 
     Attributes:
@@ -30,7 +31,7 @@ class WordNetCost(Cost):
     """
 
     def __init__(
-        self, metric: str = "wup", scale: str = "max", senses: str = "pictured", unknown_names: str = "error"
+        self, metric: str = "wup", scale: str = "max", senses: str = "context", unknown_names: str = "error"
     ) -> None:
         super().__init__(scale)
         for kind, got, choices in (

@@ -2,9 +2,9 @@
 
     python -m jtln.assets.wordnet.make DIR
 
-DIR holds ``data.noun``, ``index.noun`` and ``noun.exc`` of WordNet 3.0 (the ``dict`` folder of Princeton's archive, or
-what Debian's ``wordnet-base`` installs under ``share/wordnet``). The table is written beside this file. The format of
-the originals is described in WordNet's manual page wndb(5WN).
+DIR holds ``data.noun``, ``index.noun``, ``noun.exc`` and ``cntlist.rev`` of WordNet 3.0 (the ``dict`` folder of
+Princeton's archive, or what Debian's ``wordnet-base`` installs under ``share/wordnet``). The table is written beside
+this file. The format of the originals is described in WordNet's manual pages wndb(5WN) and cntlist(5WN).
 """
 
 from __future__ import annotations
@@ -58,6 +58,20 @@ def count_hyponyms(parents: list[list[int]]) -> np.ndarray:
     return counts
 
 
+def count_tags(folder: Path) -> np.ndarray:
+    """(N,) how often each synset was meant in the texts that WordNet's authors tagged, by whichever of its lemmas."""
+    rows: dict[str, int] = {}  # by sense key, see senseidx(5WN); 1 is for nouns
+    for row, fields in enumerate(records(folder / "data.noun")):
+        words = fields[4 : 4 + 2 * int(fields[3], 16)]
+        for lemma, number in zip(words[::2], words[1::2], strict=True):
+            rows[f"{lemma.lower()}%1:{fields[1]}:{int(number, 16):02d}::"] = row
+    counts = np.zeros(row + 1, np.uint16)
+    for key, _, count in records(folder / "cntlist.rev"):
+        if key in rows:  # other parts of speech are not, nor are a few senses of older versions
+            counts[rows[key]] += int(count)
+    return counts
+
+
 def text(lines: list[str]) -> np.ndarray:
     return np.frombuffer("\n".join(lines).encode("ascii"), np.uint8)
 
@@ -66,9 +80,9 @@ def make(folder: Path) -> dict[str, np.ndarray]:
     """The table's arrays, for N synsets, E hypernym edges, L lemmas and M senses.
 
     offsets (N,) steps between the sorted offsets; hypernym_counts (N,) and hypernyms (E,) rows, synset by synset;
-    hyponyms (N,) numbers of descendants; lemmas: sorted names, one a line; sense_counts (L,) and senses (M,) rows,
-    lemma by lemma in the order of frequency; first (M / 8,) bits: this lemma is the first of that synset;
-    exceptions: irregular plurals with their singulars, one a line.
+    hyponyms (N,) numbers of descendants; tags (N,) occurrences in tagged texts; lemmas: sorted names, one a line;
+    sense_counts (L,) and senses (M,) rows, lemma by lemma in the order of frequency; first (M / 8,) bits: this lemma
+    is the first of that synset; exceptions: irregular plurals with their singulars, one a line.
     """
     offsets, first_lemmas, hypernyms = read_synsets(folder / "data.noun")
     if len(offsets) != SYNSETS:
@@ -89,6 +103,7 @@ def make(folder: Path) -> dict[str, np.ndarray]:
         "hypernym_counts": np.array([len(above) for above in parents], np.uint8),
         "hypernyms": np.array([at for above in parents for at in above], np.int32),
         "hyponyms": count_hyponyms(parents),
+        "tags": count_tags(folder),
         "lemmas": text(lemmas),
         "sense_counts": np.array([len(senses[lemma]) for lemma in lemmas], np.uint8),
         "senses": np.array([at for lemma in lemmas for at in senses[lemma]], np.int32),
