@@ -23,6 +23,8 @@ from jtln.training import Budget, TrainerSettings
 from jtln.transport import check_epsilon
 from jtln.trunk import Trunk
 
+COMPARISONS = ("cached", "train", "off")  # with the target alone: see jtln.negative_transfer
+
 
 @dataclass(frozen=True)
 class Method:
@@ -81,6 +83,7 @@ class Experiment:
     num_workers: int | None = None  # None: as the data and the machine suggest
     test_views: str = "none"
     loggers: Sequence[Logger] = ()
+    negative_transfer: str = "cached"  # against a target-only run that is cached, or trained ("train"); or "off"
     made_images: int | None = None  # a few made images a class in place of real ones
     resume: bool = False
     config: str = ""  # the composed configuration, YAML
@@ -89,7 +92,9 @@ class Experiment:
     settings: dict[str, str] = field(default_factory=dict)  # hashes: of the run, and of its row in a table
 
     def __post_init__(self) -> None:
-        """Refuse a source head that nothing has taught where one is read."""
+        """Refuse what cannot be, such as a source head that nothing has taught where one is read."""
+        if self.negative_transfer not in COMPARISONS:
+            raise unknown("negative_transfer", self.negative_transfer, COMPARISONS)
         penalty, method = self.method.penalty, self.method
         readers = {
             f"method={method.name}": penalty is not None and penalty.needs_source_head,

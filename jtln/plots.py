@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import math
 import textwrap
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jtln.errors import UserError
+
+# A class's name may be in a script that the font lacks: its cells are drawn all the same.
+warnings.filterwarnings("ignore", message="Glyph .* missing from font")
 
 MANY_ROWS = 40  # with more source classes than this, rows are ordered so that structure shows
 DPI = 150

@@ -73,6 +73,7 @@ def write_report(folder: Path) -> Path:
         _header(result, title),
         _repeat(result),
         _accuracies(result),
+        _transfer(_mapping(result.get("target_only"))),
         _transport(_mapping(result.get("transport"))),
         pictures(sorted((folder / "plots").glob("*.png"))),
         _configuration(folder),
@@ -206,6 +207,20 @@ def _accuracies(result: Mapping[str, Any]) -> str:
     return (
         f'<section><h2>Results</h2>\n<div class="wide"><table><thead><tr>{head}</tr></thead>\n'
         f'<tbody>\n{body}\n</tbody></table></div>\n<p class="faint">{note}</p></section>'
+    )
+
+
+def _transfer(target_only: Mapping[str, Any]) -> str:
+    """Whether the source helped: against the run that had the target alone."""
+    gap, alone = (_number(target_only.get(name)) for name in ("gap", "val_accuracy"))
+    if gap is None or alone is None:
+        return ""
+    error = _number(target_only.get("standard_error"))
+    spread = "" if error is None else f" (standard error {100 * error:.1f})"
+    verdict = " This is negative transfer." if target_only.get("negative") is True else ""
+    return (
+        f"<section><h2>Did the source help?</h2>\n<p>Validation accuracy is {100 * gap:+.1f} points{spread} over the "
+        f"{alone:.1%} of a run that had the target alone, of the same split, budget and seed.{verdict}</p></section>"
     )
 
 

@@ -16,6 +16,7 @@ from jtln.data.transforms import Augment
 from jtln.experiment import Experiment
 from jtln.losses import TransportLoss
 from jtln.module import JTLN
+from jtln.negative_transfer import NegativeTransfer, watch
 from jtln.pretrain import Pretrained, pretrain
 from jtln.runfolder import describe, log_summary, mean_plan, write_results, write_settings, write_split
 from jtln.training import Budget, csv_logger, fit_and_test, make_trainer, pair_data, steps_done
@@ -29,6 +30,9 @@ def run(experiment: Experiment) -> dict[str, Any]:
     started = time.perf_counter()
     spec, folder = experiment.spec, experiment.folder
     write_settings(experiment)
+    if experiment.method.uses_cost and experiment.cost.updates == "never":
+        # A class that the cost does not know is said now, not after images were decoded and a trunk pre-trained.
+        experiment.cost.matrix(spec.source_classes, spec.target_classes)
     pair = spec.load() if experiment.made_images is None else made_pair(spec, per_class=experiment.made_images)
     experiment = replace(experiment, budget=_fitting(experiment.budget, pair))
     augment = _augment(spec) if experiment.augment else None
@@ -47,6 +51,7 @@ def run(experiment: Experiment) -> dict[str, Any]:
             depends=experiment.pretraining_depends,
             num_workers=experiment.num_workers,
         )
+    compared = watch(experiment, pair, augment, build_module)
     pl.seed_everything(experiment.seed, verbose=False)
     module = build_module(experiment, pair, pretrained)
     data = pair_data(
@@ -69,10 +74,13 @@ def run(experiment: Experiment) -> dict[str, Any]:
     if experiment.resume:
         say("resumed", f"after {done} steps" if checkpoint else "from the start: there is no checkpoint yet")
     loggers = [csv_logger(folder, keep_steps=done), *experiment.loggers]
-    trainer = make_trainer(experiment.trainer, experiment.budget, folder, loggers)
+    callbacks = [] if compared is None else [compared]
+    trainer = make_trainer(experiment.trainer, experiment.budget, folder, loggers, callbacks)
     outcome = fit_and_test(trainer, module, data, checkpoint)
 
     result = describe(experiment, module, trainer, outcome, pretrained)
+    if isinstance(compared, NegativeTransfer):
+        result["target_only"] = compared.result(result["target"]["val"]["accuracy"])
     if trainer.is_global_zero:
         plan = mean_plan(module, pair, data.transform_eval) if module.transport is not None else None
         write_results(experiment, module, result, plan, time.perf_counter() - started)

@@ -99,6 +99,7 @@ def describe(
         "target": outcome.metrics["target"],
         "source": outcome.metrics["source"],
         "transport": None,
+        "target_only": None,
         "trunk": {
             "name": module.trunk.name,
             "pretrained": None

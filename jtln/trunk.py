@@ -13,7 +13,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from jtln.errors import UserError
+from jtln.errors import UserError, unknown
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SMALL_MEAN, SMALL_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
@@ -27,7 +27,10 @@ class Trunk(nn.Module):
         name: what it is, for people and for caches.
         dim: D, the number of features.
         mean, std: how it wants its images (in [0, 1]) normalised, a value a channel.
+        pretrained: whether it has weights that others trained; False where they are random.
     """
+
+    pretrained: bool = False
 
     def __init__(self, body: nn.Module, name: str, dim: int, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
@@ -49,8 +52,9 @@ def alexnet(image_size: int, weights: str = "auto", width: float = 0.25, dropout
 
     Args:
         image_size: height and width of the images, in pixels.
-        weights: "auto" (ImageNet's for torchvision's form, none for the small one), "imagenet", "none", or a file:
-            a state dict of torchvision's AlexNet or of this trunk, or a checkpoint of a run.
+        weights: "auto" (ImageNet's for torchvision's form, none for the small one), "imagenet" (torchvision's newest),
+            a name of torchvision's ("IMAGENET1K_V1"), "none", or a file: a state dict of torchvision's AlexNet or of
+            this trunk, or a checkpoint of a run.
         width: > 0; of the small form only.
         dropout: probability in [0, 1), before each fully connected layer.
     """
@@ -88,7 +92,7 @@ def from_torchvision(image_size: int, name: str = "resnet50", weights: str = "au
         )
     # Without their auxiliary classifiers these two return features alone, in training too.
     options = (
-        {"aux_logits": False, "init_weights": True, "transform_input": weights in ("auto", "imagenet")}
+        {"aux_logits": False, "init_weights": True, "transform_input": is_fetched(weights)}
         if name in ("googlenet", "inception_v3")
         else {}
     )
@@ -134,6 +138,12 @@ def weights_digest(weights: str) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else weights
 
 
+def is_fetched(weights: str) -> bool:
+    """Whether ``weights`` stands for torchvision's, which are fetched: "auto", "imagenet", or a name such as
+    "IMAGENET1K_V1"."""
+    return weights in ("auto", "imagenet") or weights.startswith("IMAGENET1K_")
+
+
 def _check_trunk_options(image_size: int, dropout: float) -> None:
     if image_size < 8:
         raise UserError(f"expected images of at least 8 pixels, but got image_size={image_size}")
@@ -147,22 +157,26 @@ def _with_weights(trunk: Trunk, weights: str, torchvision_name: str | None) -> T
         weights = "none" if torchvision_name is None else "imagenet"
     if weights == "none":
         return trunk
-    if weights != "imagenet":
+    if not is_fetched(weights):
         state = _read_weights(Path(weights).expanduser())
     elif torchvision_name is None:
         raise UserError(
-            f"expected trunk.weights=none or a file for {trunk.name}, but got imagenet: there are ImageNet weights "
+            f"expected trunk.weights=none or a file for {trunk.name}, but got {weights}: there are ImageNet weights "
             f"only for images of {SMALLEST_FULL} pixels and more (dataset.image_size)"
         )
     else:
-        state = _fetch_imagenet(torchvision_name)
+        state = _fetch_imagenet(torchvision_name, "DEFAULT" if weights == "imagenet" else weights)
     _load(trunk, state, weights)
+    trunk.pretrained = True
     return trunk
 
 
-def _fetch_imagenet(name: str) -> dict[str, Any]:
+def _fetch_imagenet(name: str, which: str) -> dict[str, Any]:
+    there = torchvision.models.get_model_weights(name).__members__
+    if which not in there:
+        raise unknown(f"weights of {name} for trunk.weights", which, ["imagenet", *there])
     try:
-        return torchvision.models.get_model_weights(name).DEFAULT.get_state_dict(check_hash=True)
+        return there[which].get_state_dict(check_hash=True)
     except (urllib.error.URLError, OSError, RuntimeError) as error:
         raise UserError(
             f"the ImageNet weights of {name} could not be fetched ({error}): give a file with trunk.weights=FILE, "

@@ -31,6 +31,7 @@ PHOTOGRAPHS += ["office31", "pets", "places365"]
 # What a file needs beside debug=smoke: a folder that is not there, a machine that is not this one.
 NEEDS: dict[str, list[str]] = {
     **{f"dataset/{name}": ["dataset.image_size=32"] for name in PHOTOGRAPHS},  # only to be quick
+    "cost/file": [f"cost.file={Path(__file__).parent / 'data' / 'fashion_cost.csv'}"],
     "cost/taxonomy": [f"cost.file={Path(__file__).parent / 'data' / 'fashion_paths.csv'}"],
     "dataset/folder": [
         f"dataset.{side}.root={Path(__file__).parent / 'data' / f'own_{side}.csv'}" for side in ("source", "target")
@@ -73,7 +74,7 @@ def result_of(folder: Path) -> dict[str, Any]:
     [
         pytest.param(name, marks=pytest.mark.gpu if name == "trainer/gpu" else ())
         for name in CHOICES
-        if name.split("/")[0] not in ("debug", "study")  # a study is many runs: test_app_report.py
+        if name.split("/")[0] not in ("debug", "study", "experiment")  # test_app_report.py, test_app_experiments.py
     ],
 )
 def test_every_configuration_file_runs(
@@ -150,7 +151,7 @@ def test_the_keys_and_examples_of_help_exist(capsys: pytest.CaptureFixture[str])
     assert listed is not None
     for key in listed.group(1).replace("resume=RUN", "resume").split(", "):
         value = {"trunk.weights": "none", "resume": "null"}.get(key, "1")
-        assert main([f"{key}={value}", "--cfg", "job"]) == 0, key
+        assert main(["dataset=pets", f"{key}={value}", "--cfg", "job"]) == 0, key
     capsys.readouterr()
     examples = re.findall(r"^  python train\.py(.*)$", told, re.MULTILINE)
     assert len(examples) >= 3

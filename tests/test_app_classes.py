@@ -13,6 +13,7 @@ from PIL import Image
 
 from jtln.__main__ import main as jtln
 from jtln.app.classes import COLUMNS, main
+from jtln.app.main import main as train
 
 NAMES = {
     "source": ["01_zebra", "bike_helmet", "crane (bird)", "n02084071-toy_dog", "zebbra"],
@@ -140,3 +141,11 @@ def test_a_hierarchy_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "animal/rodent" in capsys.readouterr().out
     rows = table(tmp_path / "out")
     assert (rows["mouse"]["path"], rows["01_zebra"]["path"], rows["zebbra"]["path"]) == ("animal/rodent", "animal", "")
+
+
+def test_a_class_that_the_cost_does_not_know_is_said_before_images_are_read(
+    folders: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("jtln.data.categories.CategoryPair.load", lambda self: pytest.fail("read images"))
+    assert train([*folders, "cost=wordnet"]) == 2
+    assert "zebbra" in capsys.readouterr().err

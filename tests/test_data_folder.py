@@ -81,6 +81,7 @@ def test_folders_in_folders_and_links(photos: Path, tmp_path: Path) -> None:
     picture(photos / "cat" / "wild" / "lynx" / "0.png")
     (photos / "cat" / "loop").symlink_to(photos / "cat")
     elsewhere = picture(tmp_path / "elsewhere" / "1.png").parent
+    (photos / "cat" / "wild" / "all").symlink_to(photos)  # above the class's own folder
     (photos / "fox").symlink_to(elsewhere)
     (photos / "owl" / "link.png").symlink_to(elsewhere / "1.png")
     collection = Folder(photos)
@@ -93,9 +94,12 @@ def test_folders_in_folders_and_links(photos: Path, tmp_path: Path) -> None:
     assert {"fox/1.png", "owl/link.png"} <= set(names)
 
 
-@pytest.mark.parametrize("validation", ["val", "valid", "validation"])
-def test_parts_that_are_there_are_kept(tmp_path: Path, validation: str) -> None:
-    for part, count in (("train", 3), (validation, 2), ("test", 1)):
+@pytest.mark.parametrize(
+    ("train", "validation", "test"),
+    [("train", "val", "test"), ("Train", "Valid", "Test"), ("training", "validation", "testing")],
+)
+def test_parts_that_are_there_are_kept(tmp_path: Path, train: str, validation: str, test: str) -> None:
+    for part, count in ((train, 3), (validation, 2), (test, 1)):
         for name in ("cat", "dog"):
             for index in range(count):
                 picture(tmp_path / part / name / f"{index}.png")
@@ -115,6 +119,15 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     for name in ("cat", "dog"):
         picture(tmp_path / "parts" / "train" / name / "0.png")
     assert Folder(tmp_path / "parts").classes.names == ("cat", "dog")
+
+
+def test_class_names_are_what_a_table_can_hold(tmp_path: Path) -> None:
+    folders = ("  dog ", "A\u0308pfel", "caf\udce9")  # as macOS writes an umlaut; as Latin-1 writes an accent
+    for name in folders:
+        picture(tmp_path / name / "0.png")
+    collection = Folder(tmp_path)
+    assert collection.classes.names == ("caf\\udce9", "dog", "\xc4pfel")
+    assert set(collection.parts(READER)["train"].names) == {f"{name}/0.png" for name in folders}
 
 
 def test_a_table(tmp_path: Path) -> None:
@@ -188,13 +201,41 @@ def two_validations(root: Path) -> None:
         picture(root / "sub" / part / "cat" / "0.png")
 
 
+def a_flat_test_part(root: Path) -> None:
+    for name in ("train/cat", "train/dog", "test"):
+        picture(root / "sub" / name / "0.png")
+
+
+def more_than_parts(root: Path) -> None:
+    for name in ("Train/cat", "Train/dog", "Test/cat", "annotations"):
+        picture(root / "sub" / name / "0.png")
+
+
+def a_folder_between(root: Path) -> None:
+    for name in ("cat", "dog"):
+        picture(root / "sub" / "mine" / name / "0.png")
+
+
+def a_blank_name(root: Path) -> None:
+    (root / "  ").mkdir()
+
+
+def a_name_twice(root: Path) -> None:
+    (root / "cat ").mkdir()
+
+
 @pytest.mark.parametrize(
     ("spoil", "where", "message"),
     [
+        (a_flat_test_part, "sub", r"for each class in .*sub/test, but got no folder: .*or move this part elsewhere"),
+        (more_than_parts, "sub", r"in .*sub, but got Test, Train and also annotations: move the latter elsewhere"),
+        (a_folder_between, "sub", r"the one folder .*sub/mine, which holds folders itself \(cat, dog\): give that one"),
+        (a_blank_name, "", r"but got a blank one: rename the folder '.*/photos/  '"),
+        (a_name_twice, "", r"but got 'cat' twice: rename the folder '.*/photos/cat '"),
         (empty_class, "", r"got none in .*photos/bat: put images there, or delete it"),
         (only_files, "", r"a folder of images for each class in .*photos, but got no folder"),
         (only_in_validation, "sub", r"every class of the val part of .*sub.*no training image of lynx: add some"),
-        (two_validations, "sub", r"one folder of validation images in .*sub, but got train, val, valid"),
+        (two_validations, "sub", r"validation and test images in .*sub, but got train, val, valid: move"),
         (lambda root: None, "nowhere", r"there is no .*photos/nowhere: set dataset.source.root"),
         (lambda root: None, "readme.txt", r"columns 'path' and 'label' in .*readme.txt"),
     ],

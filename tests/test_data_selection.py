@@ -123,6 +123,7 @@ def test_a_branch_needs_a_hierarchy() -> None:
         ("003.backpack", "back pack"),
         ("T-shirt/top", "t shirt top"),
         ("sneaker-101", "Sneaker"),
+        ("n02129604_tiger", "tiger"),
     ],
 )
 def test_names_are_folded(one: str, other: str) -> None:

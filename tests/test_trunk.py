@@ -133,6 +133,20 @@ def test_imagenet_weights_are_loaded_without_the_classifier(monkeypatch: pytest.
     assert torch.equal(trunk.body.state_dict()["conv1.weight"], state["conv1.weight"])
 
 
+def test_weights_by_torchvisions_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = torchvision.models.ResNet18_Weights.IMAGENET1K_V1
+    whole = torchvision.models.resnet18(weights=None)
+    fetched = []
+    monkeypatch.setattr(type(weights), "get_state_dict", lambda self, **_: fetched.append(self) or whole.state_dict())
+    trunk = from_torchvision(64, "resnet18", "IMAGENET1K_V1")
+    assert fetched == [weights]
+    assert trunk.pretrained
+    assert not from_torchvision(64, "resnet18", "none").pretrained
+    assert torch.equal(trunk.body.conv1.weight, whole.conv1.weight)  # type: ignore[union-attr,arg-type]
+    with pytest.raises(UserError, match=r"weights of resnet18 for trunk\.weights 'IMAGENET1K_V7': .*'IMAGENET1K_V1'"):
+        from_torchvision(64, "resnet18", "IMAGENET1K_V7")
+
+
 def test_there_are_no_imagenet_weights_for_the_small_form() -> None:
     with pytest.raises(
         UserError, match=r"trunk\.weights=none or a file .* of 64 pixels and more \(dataset\.image_size\)"

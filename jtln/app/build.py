@@ -25,7 +25,7 @@ from jtln.pretrain import Pretraining
 from jtln.schedules import Cosine
 from jtln.study.job import row_hash, settings_hash
 from jtln.training import Budget, TrainerSettings
-from jtln.trunk import Trunk, weights_digest
+from jtln.trunk import Trunk, is_fetched, weights_digest
 
 
 def build(config: DictConfig) -> Experiment:
@@ -75,6 +75,7 @@ def build(config: DictConfig) -> Experiment:
         num_workers=_num_workers(config),
         test_views=_test_views(config, spec),
         loggers=[_wandb(config.logger, spec.name, choices, overrides, folder)] if config.logger.wandb else [],
+        negative_transfer="off" if config.negative_transfer is False else str(config.negative_transfer),  # YAML's off
         made_images=int(config.debug.per_class) if smoke else None,
         resume=config.resume is not None,
         config=OmegaConf.to_yaml(config, resolve=True),
@@ -116,7 +117,7 @@ def _shrunk(config: DictConfig) -> DictConfig:
     }
     if config.pretrain.source:
         small["pretrain"] = {"epochs": 1, "steps_per_epoch": 1, "batch_size": size}
-    if config.trunk.get("weights") in ("auto", "imagenet"):
+    if is_fetched(str(config.trunk.get("weights"))):
         small["trunk"] = {"weights": "none"}
     return OmegaConf.merge(config, small)  # type: ignore[return-value]
 

@@ -49,8 +49,9 @@ def select(classes: ClassSet, wanted: Wanted, setting: str, seed: Sequence[int],
 
 
 def folded(name: str) -> str:
-    """A class name without what varies in writing: case, spaces and marks, a number before it, Caltech-256's "-101"."""
-    bare = re.sub(r"^\d+[._\-\s]+(?=[^\W\d])|-101$", "", name.strip())
+    """A class name without what varies in writing: case, spaces and marks, Caltech-256's "-101", and what is before it:
+    a number or an ImageNet id."""
+    bare = re.sub(r"^(n\d{8}|\d+)[._\-\s]+(?=[^\W\d])|-101$", "", name.strip())
     return re.sub(r"[\W_]+", "", bare.casefold()) or name
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 # What changes where and how a run is made and kept, but not what comes of it.
-_NO_SETTING = ("study", "logger", "cache", "resume", "num_workers", "trainer.progress_bar")
+_NO_SETTING = ("study", "logger", "cache", "resume", "num_workers", "negative_transfer", "trainer.progress_bar")
 _NO_DATA = ("download", "decoded", "cache")  # the same of a dataset, at any depth
 _LABELS = ("dataset.shots", "dataset.rate")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from jtln.data.files import FileImages, Reader
 from jtln.data.images import ImageSet
 from jtln.errors import UserError
 
-PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}  # what users write
+PARTS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}  # what users write
+PARTS |= {"test": "test", "testing": "test"}
 IGNORED = frozenset({"thumbs.db", "desktop.ini", "__macosx", "@eadir"})  # and whatever begins with a dot
 COLUMNS = ("path", "label", "split")
 Files = list[tuple[str, str]]  # path and class of each image
@@ -22,10 +24,10 @@ class Folder(Collection):
     """Images of any size, mode and format that Pillow reads, in the user's own folder or as a CSV file lists them.
 
     A folder holds a folder for each class (``root/dog/1.jpg``; folders in it are looked into, too), or ``train/`` and
-    any of ``val/`` (or ``valid/``, ``validation/``) and ``test/``, each with a folder for each class. A CSV file has
-    the columns path (relative to the file, or absolute) and label, and may have split: train, val or test. Classes are
-    in the order of their names. Links are followed; what is hidden and what systems leave behind (``Thumbs.db``) is
-    passed over; every other file counts as an image.
+    any of ``val/`` (or ``valid/``, ``validation/``) and ``test/``, in capitals or not, each with a folder for each
+    class. A CSV file has the columns path (relative to the file, or absolute) and label, and may have split: train, val
+    or test. Classes are in the order of their names. Links are followed; what is hidden and what systems leave behind
+    (``Thumbs.db``) is passed over; every other file counts as an image.
 
     Args:
         root: the folder or the CSV file.
@@ -71,24 +73,62 @@ class Folder(Collection):
 def _class_folders(root: Path) -> dict[str, dict[str, str]]:
     """For each part the folder of each class."""
     found = _folders(root)
-    if "train" in found and found.keys() <= PARTS.keys() and (inner := _folders(Path(found["train"]))):
-        if len({PARTS[name] for name in found}) < len(found):
-            raise UserError(
-                f"expected one folder of validation images in {root}, but got {', '.join(sorted(found))}: "
-                "move these images into one"
-            )
-        return {PARTS[name]: inner if name == "train" else _folders(Path(path)) for name, path in found.items()}
+    parts = {name: _folders(path) for name, path in found.items() if name.lower() in PARTS}
+    kinds = {PARTS[name.lower()] for name, inner in parts.items() if inner}
+    if "train" in kinds and (len(kinds) > 1 or len(parts) == len(found)):  # else a class may be called train
+        return _parts(root, found, parts)
     if not found:
         raise UserError(
             f"expected a folder of images for each class in {root}, but got no folder: sort the images into folders, "
             "or give a CSV file of path and label"
         )
+    if len(found) == 1 and (inner := _folders(alone := next(iter(found.values())))):
+        raise UserError(
+            f"expected a folder of images for each class in {root}, but got the one folder {alone}, which holds "
+            f"folders itself ({_some([*inner], 3)}): give that one as dataset.source.root or dataset.target.root"
+        )
     return {"train": found}
 
 
-def _folders(root: Path) -> dict[str, str]:
-    """The paths of the folders in ``root``, by their names in order."""
-    return {Path(path).name: path for path, is_folder in _entries(root) if is_folder}
+def _parts(root: Path, found: dict[str, str], parts: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+    """The class folders of each part; a UserError where they are not what they should be."""
+    if others := [name for name in found if name not in parts]:
+        raise UserError(
+            f"expected folders of classes, or only train/, val/ and test/ with such folders, in {root}, but got "
+            f"{_some([*parts])} and also {_some(others)}: move the latter elsewhere"
+        )
+    if bare := [found[name] for name, inner in parts.items() if not inner]:
+        raise UserError(
+            f"expected a folder of images for each class in {_some(bare)}, but got no folder: sort the images into "
+            "folders, or move this part elsewhere, and a share of the training images is taken in its place"
+        )
+    if len({PARTS[name.lower()] for name in parts}) < len(parts):
+        raise UserError(
+            f"expected one folder of each of the training, validation and test images in {root}, but got "
+            f"{', '.join(sorted(parts))}: move these images into one"
+        )
+    return {PARTS[name.lower()]: inner for name, inner in parts.items()}
+
+
+def _folders(root: str | Path) -> dict[str, str]:
+    """The paths of the folders in ``root``, by what their classes are called, in order."""
+    folders: dict[str, str] = {}
+    for path in (path for path, is_folder in _entries(root) if is_folder):
+        name = _called(Path(path).name)
+        if not name or name in folders:
+            told = f"got '{name}' twice" if name else "got a blank one"
+            raise UserError(
+                f"expected a class name of its own, without the spaces around it, for each folder, but {told}: rename "
+                f"the folder '{path}'"
+            )
+        folders[name] = path
+    return folders
+
+
+def _called(name: str) -> str:
+    """A class's name as a table can hold it: without spaces around it, accents in one way, bytes that are no text
+    written out."""
+    return unicodedata.normalize("NFC", name).encode("utf-8", "backslashreplace").decode("utf-8").strip()
 
 
 def _entries(folder: str | Path) -> list[tuple[str, bool]]:
@@ -122,9 +162,11 @@ def _files(folders: dict[str, str]) -> Files:
     return [(path, name) for name, paths in files.items() for path in paths]
 
 
-def _below(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
+def _below(folder: str, above: tuple[str, ...] | None = None) -> Iterator[str]:
     """Every file in ``folder`` and the folders in it; a link to a folder above it leads nowhere new."""
     here = os.path.realpath(folder)
+    if above is None:
+        above = tuple(map(str, Path(here).parents))
     if here in above:
         return
     for path, is_folder in _entries(folder):
@@ -156,7 +198,7 @@ def _read_csv(path: Path) -> dict[str, Files]:
         if line["path"] in seen:
             raise UserError(f"expected each image once in {path}, but got '{line['path']}' twice: take one line out")
         seen.add(line["path"])
-        rows.setdefault(split, []).append((str(path.parent / line["path"]), line["label"]))
+        rows.setdefault(split, []).append((str(path.parent / line["path"]), _called(line["label"])))
     return rows
 
 
