@@ -23,6 +23,8 @@ REMEDY = (
 )
 HEADS = " Or let names count as what they are probably a kind of, where that is known: cost.unknown_names=head."
 
+MOST_LINES = 20  # of each kind in a warning
+
 
 class Link(NamedTuple):
     """A class and the synset that stands for it.
@@ -160,15 +162,17 @@ def _warn(links: Sequence[Link]) -> None:
     free = [each for each in links if each.note or each.how == "head"]
     told = []
     if ambiguous:
-        lines = "".join(f"\n  {_senses_text(each)}" for each in ambiguous)
+        lines = _first([_senses_text(each) for each in ambiguous])
         told.append(
             f"{len(ambiguous)} of {len(links)} class names have several meanings in WordNet; the likeliest one was "
             f"taken:{lines}"
         )
     if free:
-        lines = "".join(
-            f"\n  {each.name} -> {explain(each.synset)}: {each.note or 'the kind of thing that it names'}"
-            for each in free
+        lines = _first(
+            [
+                f"{each.name} -> {explain(each.synset)}: {each.note or 'the kind of thing that it names'}"
+                for each in free
+            ]
         )
         told.append(f"{len(free)} of {len(links)} class names are not in WordNet as they are:{lines}")
     if told:
@@ -178,3 +182,9 @@ def _warn(links: Sequence[Link]) -> None:
 
 def _senses_text(each: Link) -> str:
     return f"{each.name} -> {explain(each.synset)}; others: {', '.join(map(explain, each.others))}"
+
+
+def _first(lines: Sequence[str]) -> str:
+    """The first few lines, each on its own: of hundreds of classes nobody reads them all in a warning."""
+    more = f"\n  and {len(lines) - MOST_LINES} more: `python -m jtln classes` shows them all"
+    return "".join(f"\n  {line}" for line in lines[:MOST_LINES]) + (more if len(lines) > MOST_LINES else "")

@@ -149,3 +149,13 @@ def test_a_class_that_the_cost_does_not_know_is_said_before_images_are_read(
     monkeypatch.setattr("jtln.data.categories.CategoryPair.load", lambda self: pytest.fail("read images"))
     assert train([*folders, "cost=wordnet"]) == 2
     assert "zebbra" in capsys.readouterr().err
+
+
+def test_a_dataset_of_the_users_own_folder_of_files(
+    tmp_path: Path, folders: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "conf" / "dataset").mkdir(parents=True)
+    file = (Path(__file__).parents[1] / "conf" / "dataset" / "folder.yaml").read_text(encoding="utf-8")
+    (tmp_path / "conf" / "dataset" / "toys.yaml").write_text(file.replace("name: folder", "name: toys"))
+    assert main(["dataset=toys", "--config-dir", f"{tmp_path}/conf", *folders[1:]]) == 0
+    assert "toys: 5 source and 3 target classes" in capsys.readouterr().out

@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision import datasets
 from torchvision.transforms.v2 import functional as v2
 
-from jtln.data.collections.base import Published, classes_of
+from jtln.data.collections.base import Listed, Published, by_folder, classes_of
 from jtln.data.collections.caltech import Caltech256
 from jtln.data.collections.imagenet import ImageNet
 from jtln.data.collections.office import Office31
@@ -64,6 +64,23 @@ def test_all_classes_are_known_without_a_copy(name: str, tmp_path: Path) -> None
     collection = ALL[name].collection(tmp_path / "nothing")
     assert collection.classes == classes_of(name)[0]
     assert not (tmp_path / "nothing").exists()
+
+
+def test_a_table_of_classes_outside_the_package(tmp_path: Path) -> None:
+    (tmp_path / "toys.csv").write_text("class,folder,synset\nTeddy bear,teddy,teddy.n.01\nyo-yo,,\n", encoding="utf-8")
+    for kind in ("teddy", "yo-yo"):
+        (tmp_path / "toys" / kind).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "toys" / kind / "0.png")
+
+    class Toys(Published):
+        name, folder, layout, table = "toys", "toys", "toys/teddy/*.png", tmp_path / "toys.csv"
+
+        def files(self) -> dict[str, Listed]:
+            return {"train": by_folder(self.root / self.folder, self.kinds)}
+
+    toys = Toys(tmp_path)
+    assert toys.classes.names == ("Teddy bear", "yo-yo")
+    assert toys.parts(READER)["train"].labels.tolist() == [0, 1]
 
 
 TORCHVISION = {

@@ -193,7 +193,7 @@ def test_a_table_that_is_damaged_is_no_traceback(name: str, table: str, tmp_path
 def test_a_root_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made("caltech256", tmp_path)
     monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.raises(UserError, match="no permission to read it"):
+    with pytest.raises(UserError, match=r"no permission to read it \(.*chmod -R u\+rX"):
         ALL["caltech256"].collection(tmp_path).parts(READER)
 
 

@@ -338,3 +338,19 @@ def test_pictograms_mean_what_is_drawn(class_name: str, kind: str) -> None:
     classes = ClassSet.from_csv(ASSETS / "pictograms" / "classes.csv")
     chain = hypernym_chain(classes.synset(classes.index(class_name)) or "")
     assert kind in {name(synset).split(".")[0] for synset in chain[1:]}
+
+
+def test_a_warning_lists_the_first_twenty() -> None:
+    names = sorted(
+        "apple bat bear bed bee bowl bus can cat chair clock cup dog fox horse house lamp lion mouse orange owl pig plate "
+        "ray rose seal shark sheep snail spider table tank tiger train".split()
+    )
+    with pytest.warns(AmbiguousClassWarning) as caught:
+        links = link(ClassSet(names))
+    ambiguous = [each for each in links if each.others]
+    assert len(ambiguous) > 20
+    (told,) = (str(each.message) for each in caught)
+    assert f"{len(ambiguous)} of {len(names)} class names" in told
+    assert f"and {len(ambiguous) - 20} more: `python -m jtln classes` shows them all" in told
+    assert ambiguous[19].name in told
+    assert f"\n  {ambiguous[20].name} ->" not in told

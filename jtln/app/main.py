@@ -7,6 +7,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def main(arguments: list[str] | None = None, job: Callable[[DictConfig], Any] | 
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if job is None and is_study(arguments):
         return study(arguments)
-    arguments.sort(key=lambda argument: argument not in ("-m", "--multirun"))  # Hydra takes them only in front
+    arguments = _options_first(arguments)
     # Exceptions are to come out of Hydra as they are, to be explained here; Hydra would print them and exit.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     # PyTorch's threads are to sleep while they wait, not to spin: where runs share the cores, spinning costs a
@@ -67,6 +68,19 @@ def main(arguments: list[str] | None = None, job: Callable[[DictConfig], Any] | 
     finally:
         sys.argv = program
     return 1 if SweepTable.failed else 0
+
+
+def _options_first(arguments: list[str]) -> list[str]:
+    """The same, with the options in front that Hydra does not take between values."""
+    options, others, left = [], [], iter(arguments)
+    for argument in left:
+        if argument in ("--config-dir", "-cd"):
+            options += [argument, *islice(left, 1)]
+        elif argument in ("-m", "--multirun") or argument.startswith("--config-dir="):
+            options.append(argument)
+        else:
+            others.append(argument)
+    return [*options, *others]
 
 
 def _resumed(arguments: list[str]) -> list[str]:

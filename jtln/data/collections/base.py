@@ -63,8 +63,10 @@ class Listed(NamedTuple):
 class Published(Collection):
     """A collection that lies in a folder as its authors published it, and whose classes the package knows.
 
-    A new one needs ``name``, a table of its classes ``jtln/assets/classes/NAME.csv``, ``folder``, ``layout`` and
-    ``files``: flowers.py shows how little that is where torchvision reads the collection.
+    A new one needs ``name``, a table of its classes, ``folder``, ``layout`` and ``files``: flowers.py shows how little
+    that is where torchvision reads the collection. The table has a line for each class in the order of the labels,
+    with the columns class (as people say it), folder (as the collection's files call it, where that differs), synset
+    (may be empty) and, if there is a hierarchy, path; ``jtln classes`` fills in the synsets that it finds by name.
 
     Images are labelled by what the collection calls their class, so that the labels are the same whatever part of it a
     copy holds. Classes that a copy has no training image of are left out, with a warning that names them.
@@ -79,6 +81,7 @@ class Published(Collection):
         size: of what is fetched; empty where nothing can be.
         archive: below ``root``, what is fetched first, and unpacked.
         manual: where a copy comes from if not by fetching, for messages.
+        table: of the classes; by default ``jtln/assets/classes/NAME.csv``.
         kinds: what the collection's files call each of its classes.
         left: of these, those of ``classes``.
     """
@@ -88,12 +91,13 @@ class Published(Collection):
     size: str = ""
     archive: str = ""
     manual: str = ""
+    table: str | Path | None = None
 
     def __init__(self, root: str | Path = "data", download: bool = True) -> None:
         self.given = Path(root).expanduser()
         self.root = _above(self.given, Path(self.folder).parts)
         self.download = download and bool(self.size)
-        self.classes, self.kinds = classes_of(self.name)
+        self.classes, self.kinds = classes_of(self.name, self.table)
         self._listed: dict[str, Listed] | None = None
         self.left = self._leave_out(self.present())
 
@@ -221,9 +225,13 @@ class Published(Collection):
         return tuple(self.kinds[label] for label in left)
 
 
-def classes_of(name: str) -> tuple[ClassSet, tuple[str, ...]]:
-    """The classes of the collection ``name``, and for each what the collection's own files call it."""
-    path = TABLES / f"{name}.csv"
+def classes_of(name: str, table: str | Path | None = None) -> tuple[ClassSet, tuple[str, ...]]:
+    """The classes of the collection ``name``, and for each what the collection's own files call it.
+
+    Args:
+        table: lists them; by default the package's.
+    """
+    path = TABLES / f"{name}.csv" if table is None else Path(table)
     rows = read_table(path, ("class", "folder", "synset"))
     return ClassSet.from_csv(path), tuple(row["folder"] or row["class"] for row in rows)
 
@@ -253,6 +261,8 @@ def _reason(error: BaseException) -> str:
     told = getattr(error, "strerror", None) or (str(error).strip().splitlines() or [""])[0]
     if isinstance(error, OSError) and error.filename:
         told = f"{told}: {error.filename}"
+    if isinstance(error, PermissionError):
+        told += " (ask its owner; chmod -R u+rX gives what is yours to yourself)"
     return told if told and isinstance(error, RuntimeError | OSError) else f"{type(error).__name__} {told}".strip()
 
 
