@@ -342,8 +342,42 @@ def test_pictograms_mean_what_is_drawn(class_name: str, kind: str) -> None:
 
 def test_a_warning_lists_the_first_twenty() -> None:
     names = sorted(
-        "apple bat bear bed bee bowl bus can cat chair clock cup dog fox horse house lamp lion mouse orange owl pig plate "
-        "ray rose seal shark sheep snail spider table tank tiger train".split()
+        [
+            "apple",
+            "bat",
+            "bear",
+            "bed",
+            "bee",
+            "bowl",
+            "bus",
+            "can",
+            "cat",
+            "chair",
+            "clock",
+            "cup",
+            "dog",
+            "fox",
+            "horse",
+            "house",
+            "lamp",
+            "lion",
+            "mouse",
+            "orange",
+            "owl",
+            "pig",
+            "plate",
+            "ray",
+            "rose",
+            "seal",
+            "shark",
+            "sheep",
+            "snail",
+            "spider",
+            "table",
+            "tank",
+            "tiger",
+            "train",
+        ]
     )
     with pytest.warns(AmbiguousClassWarning) as caught:
         links = link(ClassSet(names))
