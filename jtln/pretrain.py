@@ -159,6 +159,12 @@ def pretrain(
     return Pretrained(state, key, False, accuracy)
 
 
+def forget_earlier_runs() -> None:
+    """What an earlier run in this process found in the cache must not reach the processes that this run starts."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        os.environ.pop(_DECISION, None)
+
+
 def _agreed(key: str, cached: bool) -> bool:
     """Whether the first process, too, takes (or does not take) the cached trunk.
 

@@ -17,7 +17,7 @@ from jtln.experiment import Experiment
 from jtln.losses import TransportLoss
 from jtln.module import JTLN
 from jtln.negative_transfer import NegativeTransfer, watch
-from jtln.pretrain import Pretrained, pretrain
+from jtln.pretrain import Pretrained, forget_earlier_runs, pretrain
 from jtln.runfolder import describe, log_summary, mean_plan, write_results, write_settings, write_split
 from jtln.training import Budget, csv_logger, fit_and_test, make_trainer, pair_data, steps_done
 
@@ -28,6 +28,7 @@ def run(experiment: Experiment) -> dict[str, Any]:
     In several processes every process calls this, and the first alone writes and prints.
     """
     started = time.perf_counter()
+    forget_earlier_runs()
     spec, folder = experiment.spec, experiment.folder
     write_settings(experiment)
     if experiment.method.uses_cost and experiment.cost.updates == "never":

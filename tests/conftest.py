@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,10 @@ from jtln.data.pair import Pair, PairSpec
 from jtln.module import JTLN
 from jtln.training import Budget, TrainerSettings, make_trainer, pair_data
 from jtln.trunk import Trunk
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores: none takes them all
+    torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 
 
 class TinySpec(PairSpec):
@@ -48,7 +53,7 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the user's cache, key or run folders."""
     monkeypatch.setenv("JTLN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("WANDB_MODE", "offline")
-    for variable in ("WANDB_API_KEY", "LOCAL_RANK", "JTLN_SWEEP_FOLDER"):
+    for variable in ("WANDB_API_KEY", "LOCAL_RANK", "JTLN_SWEEP_FOLDER", "JTLN_PRETRAINED"):
         monkeypatch.delenv(variable, raising=False)
 
 

@@ -219,3 +219,13 @@ def test_an_epoch_is_a_pass_over_the_source_within_limits(images: int, steps: in
     budget = settings.fitted(images).budget
     assert (budget.epochs, budget.steps_per_epoch, budget.source_batch_size) == (5, steps, batch)
     assert dataclasses.replace(settings, passes=False).fitted(images).budget.steps_per_epoch == 1
+
+
+def test_what_an_earlier_run_found_reaches_no_later_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(module_under_test._DECISION, "key:1")
+    module_under_test.forget_earlier_runs()
+    assert module_under_test._DECISION not in os.environ
+    monkeypatch.setenv(module_under_test._DECISION, "key:1")
+    monkeypatch.setenv("LOCAL_RANK", "1")  # the first process has told this one
+    module_under_test.forget_earlier_runs()
+    assert os.environ[module_under_test._DECISION] == "key:1"
