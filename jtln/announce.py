@@ -94,7 +94,7 @@ def head_sentences(start: dict[str, float | bool] | None, classes: int) -> list[
     right = f"right on {start['accuracy']:.1%} of the labelled images before it had seen one (chance {1 / classes:.1%})"
     if start["used"]:
         return [f"the target head began at the transported source head: {right}"]
-    return [f"the target head began at zero: what the cost transports to it does not fit the labelled images, {right}"]
+    return [f"the target head began at zero: what the cost transports to it says nothing that fits them, {right}"]
 
 
 def show_result(result: dict[str, Any], sentences: Sequence[str], folder: Path) -> None:

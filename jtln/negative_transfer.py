@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 import jtln
 from jtln.announce import say
+from jtln.atomic import replacing
 from jtln.data.pair import Pair
 from jtln.data.transforms import Augment
 from jtln.experiment import Experiment, Method
@@ -233,15 +234,8 @@ def keep(path: Path, curve: Curve, facts: dict[str, Any]) -> None:
     there = read(path)
     if there is not None and max(there.values()) >= max(curve.values()):
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump({"curve": curve, **facts}, file, indent=1)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing(path) as file:
+        file.write(json.dumps({"curve": curve, **facts}, indent=1).encode())
 
 
 def _trained(

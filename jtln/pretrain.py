@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 import jtln
+from jtln.atomic import replacing
 from jtln.data.pair import Pair
 from jtln.data.transforms import Augment
 from jtln.errors import UserError
@@ -155,7 +156,8 @@ def pretrain(
         if name.startswith(("trunk.", "source_head."))
     }
     if path is not None and trainer.is_global_zero:
-        _write_atomically(path, {"state": state, "accuracy": accuracy})
+        with replacing(path) as file:
+            torch.save({"state": state, "accuracy": accuracy}, file)
     return Pretrained(state, key, False, accuracy)
 
 
@@ -187,16 +189,3 @@ def _read(path: Path, key: str) -> Pretrained | None:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         warnings.warn(f"the cached trunk {path} cannot be read and is trained again: {reason}", stacklevel=2)
         return None
-
-
-def _write_atomically(path: Path, content: Any) -> None:
-    """A reader sees the whole file or none, also when runs beside this one write the same."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(content, file)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

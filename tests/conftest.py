@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 from torch import nn
 
@@ -55,6 +56,17 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     for variable in ("WANDB_API_KEY", "LOCAL_RANK", "JTLN_SWEEP_FOLDER", "JTLN_PRETRAINED"):
         monkeypatch.delenv(variable, raising=False)
+
+
+@pytest.fixture
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """For what runs the command line in this process: nothing of it is left in the environment or in Hydra."""
+    monkeypatch.chdir(tmp_path)
+    environment = dict(os.environ)
+    yield
+    for variable in set(os.environ) - set(environment):
+        del os.environ[variable]
+    GlobalHydra.instance().clear()
 
 
 @pytest.fixture

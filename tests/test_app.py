@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 import struct
 from collections.abc import Callable, Iterator
@@ -13,12 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 import jtln
 from jtln.app.main import config_dir, main
 from jtln.app.sweep import SweepTable
+
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
 CONF = config_dir()
 FILES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*.yaml"))
@@ -41,16 +41,6 @@ NEEDS: dict[str, list[str]] = {
     "trunk/torchvision": ["pretrain=none"],  # only to be quick
     "trainer/ddp": ["trainer.accelerator=cpu", "trainer.devices=1"],  # with more of them: test_ddp.py
 }
-
-
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    environment = dict(os.environ)
-    yield
-    for variable in set(os.environ) - set(environment):
-        del os.environ[variable]
-    GlobalHydra.instance().clear()
 
 
 @pytest.fixture

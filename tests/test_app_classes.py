@@ -4,28 +4,21 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
 from jtln.__main__ import main as jtln
 from jtln.app.classes import COLUMNS, main
 from jtln.app.main import main as train
 
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
+
 NAMES = {
     "source": ["01_zebra", "bike_helmet", "crane (bird)", "n02084071-toy_dog", "zebbra"],
     "target": ["bear polar", "mouse", "xqxqxq"],
 }
-
-
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    yield
-    GlobalHydra.instance().clear()
 
 
 @pytest.fixture

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from jtln.app.main import config_dir, main
+
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
 FOLDER = config_dir() / "experiment"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
@@ -27,13 +27,6 @@ NEEDS: dict[str, list[str]] = {
     **{name: ["trunk.width=0.05"] for name in ("aircraft_boeing_airbus", "imagenet_office31")},
     **{name: ["trunk.name=resnet18"] for name in ("caltech256_30", "caltech256_60", "cars", "aircraft")},
 }
-
-
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    yield
-    GlobalHydra.instance().clear()
 
 
 def commands() -> list[tuple[str, str]]:

@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra.core.global_hydra import GlobalHydra
 
 from jtln.app.main import main
 from jtln.app.report import main as report
 from jtln.app.study import _combinations, is_study
 
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
+
 QUICK = ["debug=smoke", "trunk.width=0.05", "trainer.progress_bar=false", "study.workers=0"]
-
-
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    environment = dict(os.environ)
-    yield
-    for variable in set(os.environ) - set(environment):
-        del os.environ[variable]
-    GlobalHydra.instance().clear()
 
 
 def results(folder: Path) -> list[dict[str, Any]]:

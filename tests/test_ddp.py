@@ -15,6 +15,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from torch import nn
+from two_processes import run_in_two
 
 from jtln.classes import ClassSet
 from jtln.costs import CentroidCost
@@ -94,33 +95,10 @@ def train(update: str, folder: Path, devices: int) -> dict[str, Any]:
     }
 
 
-def free_port() -> str:
-    import socket
-
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return str(found.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def in_two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What ``train`` returned in each of two processes, by update."""
-    folder, port = tmp_path_factory.mktemp("ddp"), free_port()
-    processes = []
-    for rank in range(2):
-        environment = {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
-        environment |= {"NODE_RANK": "0", "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, __file__, str(folder)]
-        processes.append(
-            subprocess.Popen(command, env=os.environ | environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
-        )
-    try:
-        errors = [process.communicate(timeout=90)[1].decode() for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
+    return run_in_two(__file__, tmp_path_factory.mktemp("ddp"), timeout=90)
 
 
 @pytest.mark.parametrize("update", UPDATES)

@@ -16,7 +16,16 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if "assets" not in path.re
 
 # From the bottom to the top; a module imports only from layers below its own, or from its own.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("jtln", "jtln.errors", "jtln.assets", "jtln.progress", "jtln.provenance", "jtln.statistics", "jtln.tables"),
+    (
+        "jtln",
+        "jtln.errors",
+        "jtln.assets",
+        "jtln.atomic",
+        "jtln.progress",
+        "jtln.provenance",
+        "jtln.statistics",
+        "jtln.tables",
+    ),
     (
         "jtln.classes",
         "jtln.schedules",

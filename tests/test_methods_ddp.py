@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -12,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_ddp import free_port, uneven_pair
+from test_ddp import uneven_pair
 from torch import nn
+from two_processes import run_in_two
 
 from jtln.costs import PermutedCost, PosteriorCost
 from jtln.losses import TransportLoss
@@ -61,22 +61,7 @@ def train(kind: str, folder: Path, devices: int) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def in_two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What ``train`` returned in each of two processes, by kind."""
-    folder, port = tmp_path_factory.mktemp("ddp"), free_port()
-    processes = []
-    for rank in range(2):
-        environment = {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
-        environment |= {"NODE_RANK": "0", "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, __file__, str(folder)]
-        processes.append(
-            subprocess.Popen(command, env=os.environ | environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
-        )
-    try:
-        errors = [process.communicate(timeout=180)[1].decode() for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
+    return run_in_two(__file__, tmp_path_factory.mktemp("ddp"), timeout=180)
 
 
 @pytest.mark.parametrize("kind", KINDS)

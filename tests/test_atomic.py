@@ -1,0 +1,37 @@
+"""A file is there as a whole, or as it was before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jtln.atomic import replacing
+
+
+def test_replaces_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file"
+    with replacing(path) as file:
+        file.write(b"one")
+        assert not path.exists()
+    with replacing(path) as file:
+        file.write(b"two")
+        file.flush()
+        assert path.read_bytes() == b"one"
+    assert path.read_bytes() == b"two"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_what_fails_leaves_nothing_behind(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"before")
+
+    def interrupted() -> None:
+        with replacing(path) as file:
+            file.write(b"half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert path.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [path]
