@@ -272,7 +272,7 @@ class JTLN(pl.LightningModule):
             part: "train" or "val".
         """
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        loader = data.feature_dataloaders()[side] if part == "train" else data.val_dataloader()[HEADS.index(side)]
+        loader = data.feature_dataloaders()[side] if part == "train" else data.val_dataloader_of(side)
         for images, labels in loader:
             yield data.transform_eval(images.to(self.device)), labels.to(self.device)
 

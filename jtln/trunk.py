@@ -21,7 +21,7 @@ SMALLEST_FULL = 64  # pixels: under this, torchvision's AlexNet has pooled every
 
 
 class Trunk(nn.Module):
-    """A network without its classifier.
+    """A network without its classifier, held with the channels last in memory, which is quicker.
 
     Attributes:
         name: what it is, for people and for caches.
@@ -34,13 +34,13 @@ class Trunk(nn.Module):
 
     def __init__(self, body: nn.Module, name: str, dim: int, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        self.body = body
+        self.body = body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.name, self.dim = name, dim
         self.mean, self.std = tuple(mean), tuple(std)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, D)"""
-        return self.body(images)
+        return self.body(images.contiguous(memory_format=torch.channels_last))
 
 
 def alexnet(image_size: int, weights: str = "auto", width: float = 0.25, dropout: float = 0.5) -> Trunk:

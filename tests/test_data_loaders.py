@@ -179,6 +179,9 @@ def test_training_without_the_source(pair: Pair, tmp_path: Path) -> None:
     trainer(tmp_path, epochs=1).fit(model, only)
     assert [list(batch) for batch in model.seen["train"]] == [["target"]] * 3
     assert only.passes(14) == {"target": 8.0}
+    assert {index for index, *_ in model.seen["val"]} == {0}  # nothing changes there meanwhile, or nobody asks
+    trainer(tmp_path, epochs=1).validate(model, only, verbose=False)
+    assert {index for index, *_ in model.seen["val"]} == {0, 1}
 
 
 def test_training_without_the_target(pair: Pair, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Against torchvision's own networks, with random weights in files: nothing is downloaded."""
 
+import copy
 import urllib.error
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,16 @@ def test_small_alexnet_keeps_the_signals_size_through_its_layers() -> None:
     images = torch.randn(16, 3, 28, 28)
     features = alexnet(28, width=0.25).eval()(images).detach()
     assert 0.2 < float(features.square().mean().sqrt()) < 5
+
+
+@pytest.mark.parametrize("size", [32, 64])
+def test_channels_lie_last_in_memory_and_change_nothing_but_rounding(size: int) -> None:
+    trunk = alexnet(size, weights="none", width=0.125).eval()
+    kernels = [layer.weight for layer in trunk.modules() if isinstance(layer, nn.Conv2d)]
+    assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
+    images = torch.rand(3, 3, size, size)
+    body = copy.deepcopy(trunk.body).to(memory_format=torch.contiguous_format)
+    torch.testing.assert_close(trunk(images), body(images), rtol=1e-4, atol=1e-5)
 
 
 def test_dropout_is_passed_on() -> None:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import CombinedLoader
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
@@ -136,7 +137,8 @@ class PairData(pl.LightningDataModule):
         transform_train, transform_eval: (B, C, H, W) uint8 -> (B, 3, H, W) float32; ``ToFloat()`` by default.
         views: several views of every validation and test image, (B, V, 3, H, W) after ``transform_eval``; None gives
             the image itself, (B, 3, H, W).
-        use_source, use_target: whether training reads these images; evaluation always offers both tasks.
+        use_source, use_target: whether training reads these images. Validation and test offer both tasks; the
+            validations in the course of a training leave out a source that it does not read.
     """
 
     def __init__(
@@ -174,7 +176,13 @@ class PairData(pl.LightningDataModule):
         return CombinedLoader({name: self._train_loader(sets[name], size) for name, size in sizes.items()}, "min_size")
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
-        return [self._eval_loader(getattr(self.pair, name).val, self.views) for name in EVALUATED]
+        fitting = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        names = EVALUATED if self.use_source or not fitting else EVALUATED[:1]
+        return [self.val_dataloader_of(name) for name in names]
+
+    def val_dataloader_of(self, side: str) -> DataLoader[Any]:
+        """This process's share of one task's validation images ("source" or "target"), each once and in order."""
+        return self._eval_loader(getattr(self.pair, side).val, self.views)
 
     def test_dataloader(self) -> list[DataLoader[Any]]:
         return [self._eval_loader(getattr(self.pair, name).test, self.views) for name in EVALUATED]
