@@ -71,6 +71,7 @@ MISTAKES = {
     "-m study=quick study.rates=[2]": "shares in (0, 1]",
     "-m study=quick dataset=fashn": "fashion",
     "-m study=quick optimizer.foo=1": "foo",
+    "-m study=quick study.only=[jtln_uniform] cost.metric=path": "none of the rows jtln_uniform has a cost",
 }
 
 
@@ -113,6 +114,19 @@ def test_every_study_can_be_planned(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert len({job.settings for job in jobs}) == (14 + 9 - 7 + 4) * 6  # few_shot and controls share seven rows
     assert len({job.trunk for job in jobs if job.trunk}) == 2
     assert all(row.space and None not in row.current.values() for row in few_shot.rows)
+
+
+def test_a_key_of_the_cost_is_for_the_rows_that_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    planned = []
+    monkeypatch.setattr("jtln.study.study.run_study", lambda study, workers: planned.append(study) or True)
+    assert main(["-m", "study=few_shot", "cost.unknown_names=head", "method.head_start=null"]) == 0
+    rows = {row.name: row.job({}, planned[0].labels[0], 0, None).overrides for row in planned[0].rows}
+    kept = ("unknown_names", "head_start")
+    given = {name: [each for each in row if any(key in each for key in kept)] for name, row in rows.items()}
+    assert given["joint"] == ["cost.unknown_names=head"]  # of the cost that stands there unused
+    assert given["jtln_uniform"] == given["jtln_centroid"] == ["method.head_start=null"]
+    assert given["jtln_wordnet"] == ["cost.unknown_names=head", "method.head_start=null"]
+    assert given["jtln_permuted"] == ["cost.of.unknown_names=head", "method.head_start=null"]  # what it permutes
 
 
 def test_configuration_of_a_study_can_be_looked_at(capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from jtln.study.study import Labels, Row, Study
 
 FOLDER = "hydra.run.dir=${study.folder}/${hydra:runtime.choices.study}/${hydra:runtime.choices.dataset}"
+_CHOSEN = ("cost", "method", "pretrain")  # groups that a row chooses itself, and so which keys they have
 _OWN = {"seed": "study.seeds", "dataset.shots": "study.shots", "dataset.rate": "study.rates"}
 
 
@@ -124,6 +125,10 @@ def plan(config: DictConfig, command: str) -> tuple[Study, list[Worker]]:
         if name not in names:
             raise unknown("row in study.only", name, names)
     rows = tuple(_row(name, config, given, search_path) for name in names if name in only)
+    for key in [_key(each) for each in given if _is_of_a_choice(each)]:
+        if not any(key in row.takes for row in rows):
+            group = key.partition(".")[0]
+            raise UserError(f"none of the rows {', '.join(row.name for row in rows)} has a {group} with the key {key}")
     folder = Path(hydra.runtime.output_dir)
     tune = settings.tune
     study = Study(
@@ -158,7 +163,12 @@ def _row(name: str, config: DictConfig, given: Sequence[str], search_path: Seque
         )
     shared = [str(each) for each in _list(config.study.overrides)]
     shared = [each for each in shared if _key(each) not in taken and _key(each).partition(".")[0] not in taken]
-    overrides, composed = _composed((*own, *shared, *given), search_path)
+    chosen = [each for each in (*own, *shared, *given) if not _is_of_a_choice(each)]
+    base = compose("train", overrides=[*chosen, *search_path])
+    fitting = {each: _fitting(each, base) for each in (*shared, *given)}
+    overrides = (*own, *(each for each in fitting.values() if each is not None))
+    composed = compose("train", overrides=[*overrides, *search_path])
+    takes = frozenset(_key(each) for each, became in fitting.items() if became is not None)
     space = _space(config.study.tune.space, str(composed.method.name), {_key(each) for each in (*own, *given)})
     current = {key: OmegaConf.select(composed, key) for key in space}
     for key, value in current.items():
@@ -168,18 +178,23 @@ def _row(name: str, config: DictConfig, given: Sequence[str], search_path: Seque
     def job(values: Mapping[str, Any], labels: Labels, seed: int, trial: int | None) -> Job:
         return _job(name, composed, overrides, values, labels, seed, trial)
 
-    return Row(name, job, space, current)
+    return Row(name, job, space, current, takes)
 
 
-def _composed(overrides: tuple[str, ...], search_path: Sequence[str]) -> tuple[tuple[str, ...], DictConfig]:
-    """A row's overrides and configuration; how to pre-train is no setting of a row that does not (target_only)."""
-    try:
-        return overrides, compose("train", overrides=[*overrides, *search_path])
-    except HydraException:
-        others = tuple(each for each in overrides if not _key(each).startswith("pretrain."))
-        if others == overrides or (config := compose("train", overrides=[*others, *search_path])).pretrain.source:
-            raise
-        return others, config
+def _is_of_a_choice(override: str) -> bool:
+    """Whether it sets a key inside a group that the rows choose themselves (cost.metric=path)."""
+    return override.startswith(tuple(f"{group}." for group in _CHOSEN))
+
+
+def _fitting(override: str, row: DictConfig) -> str | None:
+    """An override of all rows as this row takes it: None where what it chose has no such key (the uniform cost no
+    metric), that of the cost within (cost.of) where the row's own cost has none (the permuted one)."""
+    key, _, value = override.partition("=")
+    if not _is_of_a_choice(override) or _has(row, key):
+        return override
+    group, _, rest = key.partition(".")
+    inner = f"{group}.of.{rest}"
+    return f"{inner}={value}" if _has(row, inner) else None
 
 
 def _job(

@@ -35,12 +35,14 @@ class Row:
         job: the run with further values, a number of labels, a seed and the number of its tuning trial or None.
         space: what is tuned, as :class:`Search` takes it.
         current: the values that are configured for the keys of ``space``.
+        takes: the keys set for all rows that this one has.
     """
 
     name: str
     job: Callable[[Mapping[str, Any], Labels, int, int | None], Job]
     space: Mapping[str, Any] = field(default_factory=dict)
     current: Mapping[str, Any] = field(default_factory=dict)
+    takes: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
