@@ -19,13 +19,14 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The commit of the checkout that this code runs from; None where it is an installed package."""
+    """The commit of the checkout that this code runs from, with "-dirty" where tracked files have changed since; None
+    where it is an installed package."""
     checkout = Path(__file__).resolve().parents[1]
     if not (checkout / ".git").exists():  # an environment may lie in somebody else's checkout
         return None
     try:
         done = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
             cwd=checkout,
             capture_output=True,
             text=True,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 
 import pytest
+from omegaconf import DictConfig
 
 from jtln.__main__ import main
+from jtln.app.main import main as train
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -53,3 +56,17 @@ def test_a_finished_run_is_not_resumed(
     assert call(monkeypatch, "train", f"resume={tmp_path}") == 2
     assert "is finished" in capsys.readouterr().err
     assert (tmp_path / "result.json").read_text(encoding="utf-8") == "{}"
+
+
+def test_what_to_type_after_an_interruption(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def job(config: DictConfig) -> None:
+        raise KeyboardInterrupt
+
+    given, run = tmp_path / "my conf", tmp_path / "run"
+    given.mkdir()
+    assert train(["seed=3", "--config-dir", str(given), f"hydra.run.dir={run}"], job) == 130
+    (told,) = capsys.readouterr().err.splitlines()
+    assert shlex.split(told)[3:] == ["python", "train.py", "--config-dir", str(given), f"resume={run}"]
+    assert train(["seed=3", f"hydra.run.dir={run}"], job) == 130
+    (told,) = capsys.readouterr().err.splitlines()
+    assert shlex.split(told)[3:] == ["python", "train.py", f"resume={run}"]

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from jtln.app.mistakes import check_types, explain
-from jtln.app.study import is_study
+from jtln.app.study import config_dir_given, is_study
 from jtln.app.study import main as study
 from jtln.app.sweep import SWEEP_FOLDER, SweepTable
 from jtln.errors import UserError
@@ -115,8 +115,9 @@ def _guarded(job: Callable[[DictConfig], Any], config: DictConfig) -> None:
         check_types(config)
         job(config)
     except KeyboardInterrupt:
-        folder = Path(HydraConfig.get().runtime.output_dir)
-        print(f"interrupted; to continue: python train.py resume={shlex.quote(str(folder))}", file=sys.stderr)
+        hydra = HydraConfig.get()
+        again = shlex.join([*config_dir_given(hydra), f"resume={hydra.runtime.output_dir}"])
+        print(f"interrupted; to continue: python train.py {again}", file=sys.stderr)
         raise
     except Exception as error:
         overrides = list(HydraConfig.get().overrides.task)

@@ -146,7 +146,7 @@ def plan(config: DictConfig, command: str) -> tuple[Study, list[Worker]]:
             sampler_seed=_at_least("study.tune.seed", tune.seed, 0),
         ),
         command=command,
-        extra=(*_config_dir(hydra), *search_path),
+        extra=(*config_dir_given(hydra), *search_path),
     )
     return study, _workers(config)
 
@@ -254,8 +254,8 @@ def _workers(config: DictConfig) -> list[Worker]:
     return [Process([sys.executable, "-m", "jtln.app.worker"], share) for share in shares]
 
 
-def _config_dir(hydra: Any) -> list[str]:
-    """The user's own --config-dir, for the runs."""
+def config_dir_given(hydra: Any) -> list[str]:
+    """The user's own --config-dir, for further runs; nothing where there is none."""
     sources = [source for source in hydra.runtime.config_sources if source.provider == "command-line"]
     return [part for source in sources for part in ("--config-dir", os.path.abspath(source.path))]
 
