@@ -57,6 +57,9 @@ def announce_training(
             f"{' (from the cache)' if pretrained.cached else ''}"
         )
     say("trunk", f"{module.trunk.name}, {module.trunk.dim} features; {origin}")
+    if module.trunk.pretrained and experiment.trunk_lr_factor > 0.3 and not method.freeze_trunk:
+        rate = f"{experiment.trunk_lr_factor:g} times the heads' rate"
+        say("note", f"weights that others trained learn at {rate}: trunk_lr_factor=0.1 keeps more of what they know")
     if module.transport is None:
         say("cost", f"none: method={method.name} has no transport loss")
     else:

@@ -310,7 +310,7 @@ def _remedies(experiment: Experiment) -> str:
         f"another cost (now {experiment.cost_name})": method.uses_cost,
         "a weaker method.penalty": method.penalty is not None,
         "a trunk that learns, such as method=consecutive": method.freeze_trunk,
-        f"a larger trunk_lr_factor (now {rate})": not method.freeze_trunk,
+        f"another trunk_lr_factor (now {rate})": not method.freeze_trunk,
         "pretrain=none": experiment.pretraining is not None,
     }
     return "; ".join([*(words for words, fits in remedies.items() if fits), "method=target_only, if nothing else does"])

@@ -188,6 +188,20 @@ def test_without_a_transport_loss_nothing_is_said_of_one(experiment: Experiment)
     assert {path.stem for path in experiment.folder.glob("plots/*.png")} == {"confusion", "training"}
 
 
+@pytest.mark.parametrize(("rate", "told"), [(1.0, True), (0.1, False)])
+@pytest.mark.usefixtures("no_drawing")
+def test_published_weights_at_the_heads_rate_are_remarked_on(
+    rate: float, told: bool, experiment: Experiment, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def published() -> Trunk:
+        trunk = experiment.make_trunk()
+        trunk.pretrained = True
+        return trunk
+
+    run(replace(experiment, make_trunk=published, trunk_lr_factor=rate, budget=Budget(1, 1, 8, 6), pretraining=None))
+    assert ("trunk_lr_factor=0.1" in capsys.readouterr().out) == told
+
+
 class CutOff(CSVLogger):
     """Ctrl-C in the middle of the second epoch."""
 
