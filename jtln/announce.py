@@ -75,8 +75,11 @@ def announce_training(
     if method.penalty is not None:
         terms.append(f"{type(method.penalty).__name__}({method.penalty.extra_repr()})")
     if method.head_start is not None:
-        start = "the transported source head" if pretrained is not None else "random: no source head is pre-trained"
-        say("head", f"starts at {start}")
+        why = (
+            "no source head is pre-trained" if pretrained is None else "the cost is read off the labelled images itself"
+        )
+        at_random = f"random: {why}"
+        say("head", f"starts at {'the transported source head' if experiment.head_start else at_random}")
     frozen = ", trunk frozen" if method.freeze_trunk else ""
     say("method", f"{method.name}: " + " + ".join(terms) + frozen)
     rates = " and ".join(

@@ -91,6 +91,13 @@ class Experiment:
     command: str = "python train.py"
     settings: dict[str, str] = field(default_factory=dict)  # hashes: of the run, and of its row in a table
 
+    @property
+    def head_start(self) -> TransportedHead | None:
+        """How the target head begins; None at random: where a random source head knows nothing, and where the cost has
+        been read off the labelled images, which then could not test it."""
+        knows = self.pretraining is not None and self.cost.updates == "never"
+        return self.method.head_start if knows else None
+
     def __post_init__(self) -> None:
         """Refuse what cannot be, such as a source head that nothing has taught where one is read."""
         if self.negative_transfer not in COMPARISONS:

@@ -8,7 +8,9 @@ the source head under the optimal plan between the classes, every class of eithe
 
 v_i the source head's weights. The equal masses matter: they take out what a cost has in common over a row or a column
 (a class that is near to everything), and keep what it says of one pair against others. The network classifies target
-images before it has seen one; the labelled images then correct it. Ours; the OT loss of the paper uses the same cost.
+images before it has seen one; the labelled images then correct it. A cost that was itself read off the labelled images
+(centroids, posteriors) fits them whatever it is worth, and starts no head in a run. Ours; the OT loss of the paper uses
+the same cost.
 """
 
 from __future__ import annotations

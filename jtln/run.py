@@ -112,7 +112,7 @@ def build_module(experiment: Experiment, pair: Pair, pretrained: Pretrained | No
         transport,
         cost,
         method.penalty,
-        head_start=method.head_start if pretrained is not None else None,  # a random source head knows nothing
+        head_start=experiment.head_start,
         freeze_trunk=method.freeze_trunk,
         lambda_source=method.lambda_source,
         lambda_ot=method.lambda_ot,

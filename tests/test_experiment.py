@@ -16,10 +16,11 @@ from PIL import Image
 from pytorch_lightning.loggers import CSVLogger
 
 from jtln import run as module_under_test
-from jtln.costs import CentroidCost
+from jtln.costs import CentroidCost, PermutedCost, UniformCost
 from jtln.data.pair import PairSpec
 from jtln.errors import UserError
 from jtln.experiment import Experiment, Method
+from jtln.heads import TransportedHead
 from jtln.pretrain import Pretraining
 from jtln.run import build_module, run
 from jtln.schedules import Constant, Schedule
@@ -186,6 +187,17 @@ def test_without_a_transport_loss_nothing_is_said_of_one(experiment: Experiment)
     assert result["transport"] is None
     assert not (experiment.folder / "cost.csv").exists()
     assert {path.stem for path in experiment.folder.glob("plots/*.png")} == {"confusion", "training"}
+
+
+def test_the_head_starts_at_the_sources_where_the_cost_has_not_seen_the_labels(experiment: Experiment) -> None:
+    start = TransportedHead()
+    method, pair = replace(experiment.method, head_start=start), experiment.spec.load()
+    known = replace(experiment, method=method, cost=UniformCost())
+    assert build_module(known, pair).head_start is start
+    for cost in (CentroidCost(), PermutedCost(CentroidCost())):
+        assert build_module(replace(known, cost=cost), pair).head_start is None
+    assert build_module(replace(known, pretraining=None), pair).head_start is None
+    assert build_module(replace(known, method=experiment.method), pair).head_start is None
 
 
 @pytest.mark.parametrize(("rate", "told"), [(1.0, True), (0.1, False)])
