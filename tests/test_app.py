@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import struct
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -350,6 +351,8 @@ def wandb_records(folder: Path) -> Iterator[Any]:
             position += left
             continue
         length, kind = struct.unpack("<HB", data[position + 4 : position + 7])
+        if position + 7 + length > len(data):  # is being written
+            return
         part += data[position + 7 : position + 7 + length]
         position += 7 + length
         if kind in (1, 4):  # the whole of a record, or its last part
@@ -368,6 +371,10 @@ def test_each_job_is_a_wandb_run_of_its_own(tmp_path: Path, monkeypatch: pytest.
     assert code == 0
     runs = []
     for job in range(2):
+        until = time.monotonic() + 60  # W&B's own process writes; on a busy machine it ends after the run
+        while not any(each.HasField("exit") for each in wandb_records(folder / str(job))):
+            assert time.monotonic() < until
+            time.sleep(0.2)
         records = list(wandb_records(folder / str(job)))
         (run,) = {each.run.run_id: each.run for each in records if each.HasField("run")}.values()
         assert run.run_group == folder.name
