@@ -75,11 +75,9 @@ def announce_training(
     if method.penalty is not None:
         terms.append(f"{type(method.penalty).__name__}({method.penalty.extra_repr()})")
     if method.head_start is not None:
-        why = (
-            "no source head is pre-trained" if pretrained is None else "the cost is read off the labelled images itself"
-        )
-        at_random = f"random: {why}"
-        say("head", f"starts at {'the transported source head' if experiment.head_start else at_random}")
+        why = "no source head is pre-trained" if pretrained is None else "the labelled images themselves gave the cost"
+        start = f"random: {why}" if experiment.head_start is None else "the transported source head"
+        say("head", f"starts at {start}")
     frozen = ", trunk frozen" if method.freeze_trunk else ""
     say("method", f"{method.name}: " + " + ".join(terms) + frozen)
     rates = " and ".join(

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import layouts
 import pytest
 from collections_made import ALL, made, without_checksums
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from jtln.app.main import config_dir, main
@@ -32,15 +29,9 @@ SMALL = ["dataset.image_size=32", "dataset.shots=1", "dataset.validation=1", "da
 
 
 @pytest.fixture(autouse=True)
-def quietly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_drawing: None) -> Iterator[None]:
+def quietly(monkeypatch: pytest.MonkeyPatch, no_drawing: None, in_a_folder_of_its_own: None) -> None:
     without_checksums(monkeypatch)
     monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: pytest.fail("wanted to fetch something"))
-    monkeypatch.chdir(tmp_path)
-    environment = dict(os.environ)
-    yield
-    for variable in set(os.environ) - set(environment):
-        del os.environ[variable]
-    GlobalHydra.instance().clear()
 
 
 def trained(folder: Path, *overrides: str) -> dict[str, Any]:

@@ -167,7 +167,7 @@ def _row(name: str, config: DictConfig, given: Sequence[str], search_path: Seque
     base = compose("train", overrides=[*chosen, *search_path])
     fitting = {each: _fitting(each, base) for each in (*shared, *given)}
     overrides = (*own, *(each for each in fitting.values() if each is not None))
-    composed = compose("train", overrides=[*overrides, *search_path])
+    composed = base if list(overrides) == chosen else compose("train", overrides=[*overrides, *search_path])
     takes = frozenset(_key(each) for each, became in fitting.items() if became is not None)
     space = _space(config.study.tune.space, str(composed.method.name), {_key(each) for each in (*own, *given)})
     current = {key: OmegaConf.select(composed, key) for key in space}
