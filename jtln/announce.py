@@ -76,8 +76,8 @@ def announce_training(
         terms.append(f"{type(method.penalty).__name__}({method.penalty.extra_repr()})")
     if method.head_start is not None:
         why = "no source head is pre-trained" if pretrained is None else "the labelled images themselves gave the cost"
-        start = f"random: {why}" if experiment.head_start is None else "the transported source head"
-        say("head", f"starts at {start}")
+        start = "the transported source head, as far as the labelled images bear it out"
+        say("head", f"starts at {f'random: {why}' if experiment.head_start is None else start}")
     frozen = ", trunk frozen" if method.freeze_trunk else ""
     say("method", f"{method.name}: " + " + ".join(terms) + frozen)
     rates = " and ".join(
@@ -98,7 +98,7 @@ def head_sentences(start: dict[str, float | bool] | None, classes: int) -> list[
     right = f"right on {start['accuracy']:.1%} of the labelled images before it had seen one (chance {1 / classes:.1%})"
     if start["used"]:
         return [f"the target head began at the transported source head: {right}"]
-    return [f"the target head began at zero: what the cost transports to it says nothing that fits them, {right}"]
+    return [f"the target head began at zero: what the cost transports to it does not fit the labelled images, {right}"]
 
 
 def show_result(result: dict[str, Any], sentences: Sequence[str], folder: Path) -> None:

@@ -322,7 +322,6 @@ class JTLN(pl.LightningModule):
         if result is None:
             return
         values: dict[str, Any] = {
-            "train/ot_share": term.detach().abs() / (term.detach().abs() + cross_entropies.detach()),
             "train/plan_entropy": plan_summary(result, self.transport.cost, self.transport.epsilon).entropy.mean(),
             "train/sinkhorn_iterations": float(result.iterations),
             "train/marginal_error": result.marginal_error.max(),

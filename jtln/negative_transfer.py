@@ -29,6 +29,7 @@ from jtln.training import fit, make_trainer, pair_data
 from jtln.trunk import Trunk
 
 METRIC = "val/target/over_target_only"
+ERRORS = 2  # standard errors: of two methods that do alike, one warns about once in forty runs; with one, once in six
 PATIENCE = 3  # validations in a row that are worse than the target alone, before the end of training is waited for
 
 _DECISION = "JTLN_TARGET_ONLY"  # what the first process found in the cache, for those that it starts
@@ -85,7 +86,7 @@ class KeepCurve(ValidationCurve):
 class NegativeTransfer(ValidationCurve):
     """Logs at every validation how far the run is above the target alone, and warns where it is below.
 
-    Below means: by more than one standard error of the difference of two accuracies on so many images. The warning
+    Below means: by more than ERRORS standard errors of the difference of two accuracies on so many images. The warning
     comes once: when PATIENCE validations in a row were below, or at the end, if the best one is.
 
     Args:
@@ -124,7 +125,7 @@ class NegativeTransfer(ValidationCurve):
             self.warned = True
             tqdm.write(  # above the progress bar
                 f"warning    negative transfer: validation accuracy {own:.1%}, that of the target alone {alone:.1%}: "
-                f"{what}, by more than a standard error. What may help: {self.remedies}"
+                f"{what}, by more than {ERRORS} standard errors. What may help: {self.remedies}"
             )
 
     def state_dict(self) -> dict[str, Any]:
@@ -152,7 +153,8 @@ def standard_error(one: float, other: float, images: int) -> float:
 
 
 def is_below(own: float, alone: float, images: int) -> bool:
-    return own - alone < -standard_error(own, alone, images)
+    """Whether ``own`` is so far below ``alone`` that chance alone would seldom make it."""
+    return own - alone < -ERRORS * standard_error(own, alone, images)
 
 
 def is_target_only(experiment: Experiment) -> bool:

@@ -123,9 +123,9 @@ def strongest_transports(
 
 
 def transport_sentences(strongest: Mapping[str, Sequence[Sequence[Any] | tuple[str, float]]], limit: int) -> list[str]:
-    """At most ``limit`` lines such as "Pullover learned from Coat 0.61, T-shirt/top 0.22", in the order given."""
+    """At most ``limit`` lines such as "Pullover is matched with Coat 0.61, T-shirt/top 0.22", in the order given."""
     return [
-        f"{target} learned from " + ", ".join(f"{source} {share:.2f}" for source, share in sources)
+        f"{target} is matched with " + ", ".join(f"{source} {share:.2f}" for source, share in sources)
         for target, sources in list(strongest.items())[:limit]
         if sources
     ]

@@ -136,7 +136,9 @@ def write_results(
     if plan is not None and module.transport is not None:
         cost = module.transport.cost.cpu()
         save_cost(folder / "cost.csv", cost, source, target)
-        strongest = strongest_transports(plan["plan"], source.names, target.names)
+        # Under a constant cost the plan is what the two heads predict, each for itself: nothing is matched.
+        constant = bool(cost.max() - cost.min() <= 1e-6)
+        strongest = {} if constant else strongest_transports(plan["plan"], source.names, target.names)
         sentences = transport_sentences(strongest, limit=6)
         result["transport"] = {
             "epsilon": module.transport.epsilon,

@@ -66,6 +66,7 @@ MISTAKES = {
     "-m study=quick method=joint": "study.only=[...]",
     "-m study=quick study.only=[jtln]": "unknown row in study.only 'jtln'",
     "-m study=quick study.seeds=[1000] study.tune.trials=2": "other seeds",
+    "-m study=quick dataset=pictograms study.tune.trials=2": "tuning would have seen the study's test images",
     "-m study=quick study.workers=-1": "study.workers",
     "-m study=quick study.shots=[0]": ">= 1 for study.shots",
     "-m study=quick study.rates=[2]": "shares in (0, 1]",

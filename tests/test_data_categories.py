@@ -145,10 +145,14 @@ def test_seed_moves_the_target_and_split_seed_the_source() -> None:
     settings = {"target_classes": ["ant", "bee"]}
     base, seed, split = (spec(**settings, **more).load() for more in ({}, {"seed": 1}, {"split_seed": 1}))
     assert names(seed.source) == names(base.source)
-    assert names(split.target) == names(base.target)
     for part in ("train", "val", "test"):
-        assert names(seed.target)[part] != names(base.target)[part]
         assert names(split.source)[part] != names(base.source)[part]
+        assert (names(seed.target)[part] != names(base.target)[part]) == (part != "test")
+    # What one seed tests, no other labels or validates on.
+    assert names(seed.target)["test"] == names(base.target)["test"] != names(split.target)["test"]
+    protocol = [spec(**settings, train_per_class=30, seed=value).load() for value in (0, 1)]
+    assert names(protocol[0].target)["test"] != names(protocol[1].target)["test"]
+    assert [spec(**settings).seeds_differ_in_test, spec(train_per_class=30).seeds_differ_in_test] == [False, True]
 
 
 @pytest.mark.parametrize("settings", [{}, {"train_per_class": 30}])

@@ -80,6 +80,22 @@ def test_no_style_group_is_on_two_sides_of_the_target(seed: int) -> None:
     assert set(targets[0].test.names) > set(targets[1].test.names) > set(targets[2].test.names)
 
 
+def test_seeds_make_splits_that_differ() -> None:
+    """Ten seeds are ten splits, or an interval over them would claim more than was seen."""
+    for block in (0, 20):
+        orders = [
+            [GROUPS.index(group) for group in Pictograms(seed=seed)._order()[0]] for seed in range(block, block + 20)
+        ]
+        assert all(sorted(order) == list(range(len(GROUPS))) for order in orders)
+        assert len({(order[0], order[-1]) for order in orders}) == 20
+        assert len({(frozenset(order[:2]), order[-1]) for order in orders}) == 20
+        for start in range(0, 20, 5):
+            for place in (0, -1):
+                assert {order[place] for order in orders[start : start + 5]} == set(range(len(GROUPS)))
+    assert {Pictograms(seed=seed)._order()[1] for seed in range(20)} == {0, 1}
+    assert Pictograms(seed=0)._order() != Pictograms(seed=20)._order()
+
+
 def test_the_groups_are_what_the_pixels_say() -> None:
     """Only the styles of one group are near duplicates, over the default target categories."""
     every = Pictograms()

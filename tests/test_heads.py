@@ -8,6 +8,8 @@ import numpy as np
 import ot
 import pytest
 import torch
+from scipy.optimize import minimize_scalar
+from scipy.special import logsumexp
 from torch import nn
 
 from jtln.errors import UserError
@@ -69,28 +71,49 @@ def block_cost() -> torch.Tensor:
 
 
 @pytest.mark.parametrize("shots", [1, 2, 5])
-def test_the_gain_counts_as_labelled_images_do(shots: int) -> None:
+def test_the_more_images_are_labelled_the_smaller_is_the_start(shots: int) -> None:
+    """All of them are right: the factor that makes them most likely has no end, and 1 of it is used."""
     source, target = heads()
-    evidence = TransportedHead(0.03, gain=2.0).start(source, target, block_cost(), images(source, block_cost(), shots))
+    evidence = TransportedHead(0.03, gain=3.0).start(source, target, block_cost(), images(source, block_cost(), shots))
     assert evidence.used
     assert evidence.accuracy == 1.0
-    wanted = (source.weight - source.weight.mean(0)).square().mean().sqrt()
-    norm = float(target.weight.detach().square().mean().sqrt())
-    assert norm == pytest.approx(2.0 / shots * float(wanted.detach()), rel=1e-5)
+    assert evidence.sharpness > 1
+    weight, bias = transported(source.weight, source.bias, class_plan(block_cost(), 0.03))
+    torch.testing.assert_close(target.weight.detach(), weight.detach() * 3.0 / shots)
+    torch.testing.assert_close(target.bias.detach(), bias.detach() * 3.0 / shots)
     assert target.weight.requires_grad
+
+
+def test_the_start_is_as_large_as_the_labels_bear_out() -> None:
+    """Of ten images a class some have another class's features: against SciPy's search for the likeliest factor."""
+    weight, bias = (each.detach() for each in transported(*heads()[0].parameters(), class_plan(block_cost(), 0.03)))
+    factors = []
+    for wrong in (3, 12, 18):
+        source, target = heads()
+        ((features, labels),) = images(source, block_cost(), 10)
+        features[:wrong] = features.roll(1, 0)[:wrong]
+        evidence = TransportedHead(0.03, gain=5.0).start(source, target, block_cost(), [(features, labels)])
+        assert evidence.accuracy == pytest.approx(1 - wrong / 30)
+
+        def loss(factor: float, logits: np.ndarray, labels: np.ndarray) -> float:
+            z = factor * logits
+            return float((logsumexp(z, axis=1) - z[np.arange(len(z)), labels]).sum())
+
+        logits = (features @ weight.T + bias).double().numpy()
+        likeliest = minimize_scalar(loss, args=(logits, labels.numpy()), bounds=(0.01, 30), method="bounded").x
+        assert evidence.sharpness == pytest.approx(likeliest, rel=1e-3)
+        factors.append(min(1.0, likeliest))
+        torch.testing.assert_close(target.weight.detach(), weight * 5.0 / 10 * factors[-1], rtol=2e-3, atol=1e-5)
+    assert 1 > factors[0] > factors[1] > factors[2] > 0.05
 
 
 def test_a_start_that_the_labels_speak_against_is_thrown_away() -> None:
     source, target = heads()
     wrong = block_cost()[:, [1, 2, 0]]
-    seen = images(source, block_cost(), 2)
-    evidence = TransportedHead(0.03).start(source, target, wrong, seen)
+    evidence = TransportedHead(0.03).start(source, target, wrong, images(source, block_cost(), 2))
     assert not evidence.used
     assert evidence.accuracy == 0.0
     assert float(target.weight.detach().abs().max()) == 0.0
-    kept = TransportedHead(0.03, check=False).start(source, target, wrong, seen)
-    assert kept.used
-    assert float(target.weight.detach().abs().max()) > 0
 
 
 def test_a_cost_without_knowledge_starts_the_head_at_zero() -> None:

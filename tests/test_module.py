@@ -212,7 +212,7 @@ def test_metrics_have_a_name_for_each_head_and_split(make_module: Callable[..., 
     val = {f"val/{head}/{metric}" for head in ("source", "target") for metric in METRICS} | {"val/target/selection"}
     assert {name for name in names if name.startswith("val/")} == val
     assert set(values) == {f"test/{head}/{metric}" for head in ("source", "target") for metric in METRICS}
-    train = {"loss", "target_loss", "source_loss", "ot", "lambda_ot", "ot_share", "ot_gradient_ratio", "plan_entropy"}
+    train = {"loss", "target_loss", "source_loss", "ot", "lambda_ot", "ot_gradient_ratio", "plan_entropy"}
     train |= {"sinkhorn_iterations", "marginal_error"}
     train |= {f"{head}/{metric}" for head in ("source", "target") for metric in ("accuracy", "mean_class_accuracy")}
     assert {name for name in names if name.startswith("train/")} == {f"train/{name}" for name in train}
@@ -344,7 +344,6 @@ def test_what_is_logged_of_the_transport_term(make_module: Callable[..., JTLN], 
         pull[index] = (term(x + step_by) - term(x - step_by)) / 2e-4
     value = term(x)
     assert logged["train/ot"] == pytest.approx(value / (0.7 / EPSILON), rel=1e-4)
-    assert logged["train/ot_share"] == pytest.approx(abs(value) / (abs(value) + float(ce.detach())), rel=1e-4)
     assert logged["train/ot_gradient_ratio"] == pytest.approx(np.linalg.norm(pull) / of_ce, rel=1e-3)
     a, b = (torch.softmax(head(x), 1).detach().numpy() for head in (before.source_head, before.target_head))
     matrix = before.transport.cost.numpy()

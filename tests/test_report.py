@@ -131,7 +131,7 @@ def test_results_table(folder):
 
 
 def test_transport_in_words(folder):
-    assert read(folder).texts["li"] == ["Pullover learned from Coat <b> 0.61, T-shirt/top 0.22"]
+    assert read(folder).texts["li"] == ["Pullover is matched with Coat <b> 0.61, T-shirt/top 0.22"]
 
 
 def test_pictures_are_inlined(folder):
@@ -177,7 +177,7 @@ def test_everything_from_the_result_is_escaped(tmp_path):
     assert not page.all("script")
     assert not page.all("i")
     assert page.text("h1") == f"{evil} on {evil}"
-    assert page.texts["li"] == [f"{evil} learned from {evil} 0.50"]
+    assert page.texts["li"] == [f"{evil} is matched with {evil} 0.50"]
 
 
 @pytest.mark.parametrize("missing", [*RESULT, "everything"])
@@ -265,8 +265,8 @@ def test_strongest_transports_of_a_wrong_shape():
 def test_transport_sentences():
     strongest = {"Pullover": [("Coat", 0.612), ("T-shirt/top", 0.22)], "Sandal": [("Sneaker", 0.5)], "Bag": []}
     assert transport_sentences(strongest, 2) == [
-        "Pullover learned from Coat 0.61, T-shirt/top 0.22",
-        "Sandal learned from Sneaker 0.50",
+        "Pullover is matched with Coat 0.61, T-shirt/top 0.22",
+        "Sandal is matched with Sneaker 0.50",
     ]
     assert len(transport_sentences(strongest, 1)) == 1
     assert transport_sentences({}, 5) == []

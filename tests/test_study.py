@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.distributions import FloatDistribution
 
 from jtln.errors import UserError
 from jtln.study.job import Job, row_hash, settings_hash, spelled, trunk_hash
 from jtln.study.ledger import Ledger
 from jtln.study.schedule import Done, Schedule
-from jtln.study.tune import Search, run_searches
+from jtln.study.tune import Search, _holds, run_searches
 from jtln.study.workers import InThisProcess, Process, clock, environments, last_words
 
 CONFIG: dict[str, Any] = {
@@ -348,3 +349,11 @@ def test_trials_that_fail(tmp_path: Path) -> None:
 def test_a_space_that_cannot_be(wrong: Any) -> None:
     with pytest.raises(UserError, match="tuning space of x to be"):
         searches(1, {"x": wrong})
+
+
+def test_what_is_configured_may_lie_outside_the_space(tmp_path: Path) -> None:
+    for space in ({"x": {"choices": [1.0, 2.0]}}, {"x": [5.0, 10.0, "log"]}):
+        schedule = Schedule(Ledger(tmp_path), [InThisProcess(Trainer(val=score))])
+        tuned = run_searches(searches(2, space), schedule.run, 1)["row"]
+        assert tuned.values["x"] != 4.0
+    assert not _holds(FloatDistribution(1e-3, 1.0, log=True), 0.0)

@@ -16,6 +16,7 @@ from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from jtln.errors import UserError, unknown
@@ -131,6 +132,12 @@ def plan(config: DictConfig, command: str) -> tuple[Study, list[Worker]]:
             raise UserError(f"none of the rows {', '.join(row.name for row in rows)} has a {group} with the key {key}")
     folder = Path(hydra.runtime.output_dir)
     tune = settings.tune
+    if _at_least("study.tune.trials", tune.trials, 0) and instantiate(config.dataset).seeds_differ_in_test:
+        raise UserError(
+            f"expected a pair whose test images are the same for all seeds where study.tune.trials is above 0, but got "
+            f"dataset={hydra.runtime.choices['dataset']}, of which one seed tests what another validates on: tuning "
+            "would have seen the study's test images"
+        )
     study = Study(
         name=str(hydra.runtime.choices["study"]),
         folder=folder,
@@ -140,7 +147,7 @@ def plan(config: DictConfig, command: str) -> tuple[Study, list[Worker]]:
         seeds=_seeds("study.seeds", settings.seeds),
         against=tuple(_list(settings.against)),
         tuning=Tuning(
-            trials=_at_least("study.tune.trials", tune.trials, 0),
+            trials=tune.trials,
             seeds=_seeds("study.tune.seeds", tune.seeds),
             labels=_labels(config, *((settings.shots, settings.rates) if tune.shots is None else (tune.shots, None))),
             sampler_seed=_at_least("study.tune.seed", tune.seed, 0),

@@ -29,9 +29,10 @@ class CategoryPair(PairSpec):
 
     Test images are the collection's official ones, or else the share ``test`` of each class. Validation images come out
     of the training part, never of the test part; labelled ones are chosen among those that are left, so that validation
-    is the same whatever ``shots`` or ``rate`` is. All that is drawn for the target depends on ``seed``. All that is
-    drawn for the source, and the choice of classes, depends on ``split_seed`` alone, because a pre-trained trunk is
-    kept for later runs of other seeds.
+    is the same whatever ``shots`` or ``rate`` is. The target's labelled and validation images depend on ``seed``. All
+    that is drawn for the source, and the choice of classes, depends on ``split_seed`` alone, because a pre-trained
+    trunk is kept for later runs of other seeds; so do the target's test images, which no seed then labels or validates
+    on. With ``train_per_class`` alone they depend on ``seed``, as that protocol has it.
 
     Args:
         name: what results are filed under.
@@ -196,6 +197,10 @@ class CategoryPair(PairSpec):
         check_classes(self.source_classes, self.target_classes, disjoint=self._one_collection)
 
     @property
+    def seeds_differ_in_test(self) -> bool:
+        return self.train_per_class is not None
+
+    @property
     def _one_collection(self) -> bool:
         return self.source is self.target
 
@@ -273,7 +278,9 @@ class CategoryPair(PairSpec):
                     f"expected a share of {collection.name}'s images to test, as it has no official test part, but got "
                     "dataset.test=null: set dataset.test=0.2, for instance"
                 )
-            kept, held = stratified_split(train.labels, seed, fraction=self.test, names=classes.names, setting="test")
+            kept, held = stratified_split(
+                train.labels, self.split_seed, fraction=self.test, names=classes.names, setting="test"
+            )
             train, test = train.subset(kept), train.subset(held)
         if validation is not None:
             per_class, fraction = (validation, None) if isinstance(validation, int) else (None, validation)

@@ -60,6 +60,8 @@ class PairSpec(ABC):
         shift: by how many pixels training may move an image.
         crop: the smallest share of an image's area, in (0, 1], that training cuts out at random; None cuts nothing.
         dropped: the classes that the source would have, were they not target classes as well.
+        seeds_differ_in_test: whether the seed draws the target's test images, so that what one seed tests another
+            validates on.
     """
 
     name: str
@@ -77,6 +79,10 @@ class PairSpec(ABC):
     @cached_property
     def stored_size(self) -> int:
         return self.image_size
+
+    @property
+    def seeds_differ_in_test(self) -> bool:
+        return False
 
     @abstractmethod
     def load(self) -> Pair:

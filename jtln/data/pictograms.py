@@ -24,14 +24,20 @@ GROUPS = (("noto",), ("noto-v1",), ("twemoji",), ("fluent-emoji", "fluent-emoji-
 # Where noto and noto-v1 share a drawing (correlation 0.97 and more): never a target category by default.
 REDRAWN = ("comet", "hot-dog")
 
+# Around a circle, how far behind the first group the second is, by how far the last is: no two seeds of twenty then
+# label the same two groups and validate on the same third.
+_SECOND = {1: 2, 2: 1, 3: 1, 4: 1}
+
 
 class Pictograms(PairSpec):
     """Some categories as the source, in all styles; other categories as the target, told apart across styles.
 
-    Target: ``seed`` shuffles the style groups. The first ``shots`` of them give one labelled image a
+    Target: ``seed`` orders the style groups. The first ``shots`` of them give one labelled image a
     category each (of a group of two styles one is labelled and the other is left out), the last
     ``validation`` of them choose the checkpoint, and those between are tested. So one shot is among two,
-    validation is the same whatever ``shots`` is, and no style that is tested was ever labelled.
+    validation is the same whatever ``shots`` is, and no style that is tested was ever labelled. Any five seeds from a
+    multiple of five on label every group once and validate on every group once, and no two of the seeds 0 to 19
+    (20 to 39, ...) make the same split of one or two shots. More shots are tested on fewer styles.
 
     Source: of every category one style group is held out, for validation and for testing in turn; the
     others train. It depends on ``split_seed`` alone, because a pre-trained trunk is kept for later runs of
@@ -43,7 +49,7 @@ class Pictograms(PairSpec):
         image_size: the side to which the 64 x 64 pixels are resized (Lanczos).
         target_classes: the target categories by name, or how many, or which share of them ``split_seed`` draws.
         split_seed: draws the target categories and the source's held-out styles.
-        seed: shuffles the target's style groups.
+        seed: orders the target's style groups.
         flip: whether training mirrors images.
         shift: by how many pixels training moves images.
 
@@ -97,6 +103,10 @@ class Pictograms(PairSpec):
         self.flip = flip
         self.shift = shift
 
+    @property
+    def seeds_differ_in_test(self) -> bool:
+        return True
+
     def load(self) -> Pair:
         return Pair(self.name, self._source(), self._target(), self.image_size)
 
@@ -113,15 +123,23 @@ class Pictograms(PairSpec):
         return Task(classes, *(self._read(classes, images) for images in (train, *held)))
 
     def _target(self) -> Task:
-        generator = np.random.default_rng([self.seed, 2])
-        groups = [GROUPS[index] for index in generator.permutation(len(GROUPS))]
-        lone = int(generator.integers(2))  # which style of a pair is labelled
+        groups, lone = self._order()
         train = [group[lone % len(group)] for group in groups[: self.shots]]
         test = [style for group in groups[self.shots : -self.validation] for style in group]
         val = [style for group in groups[-self.validation :] for style in group]
         classes = self.target_classes
         parts = ([(name, style) for name in classes for style in styles] for styles in (train, val, test))
         return Task(classes, *(self._read(classes, images) for images in parts))
+
+    def _order(self) -> tuple[list[tuple[str, ...]], int]:
+        """The style groups in the target's order, and which style of a pair is labelled."""
+        n = len(GROUPS)
+        draw, place = divmod(self.seed, n * (n - 1))
+        ahead, first = divmod(place, n)
+        ahead += 1  # how far behind the first group, around a circle, the last one is: 1 to n - 1
+        rest = sorted(set(range(1, n)) - {ahead}, key=lambda step: (step != _SECOND[ahead], step))
+        circle = np.random.default_rng([draw, 2]).permutation(n)
+        return [GROUPS[circle[(first + step) % n]] for step in (0, *rest, ahead)], ahead % 2
 
     def _read(self, classes: ClassSet, images: list[tuple[str, str]]) -> ArrayImages:
         """The images of (category, style), named ``category/style``."""

@@ -46,7 +46,7 @@ class TableRow:
 
     name: str
     method: str
-    cost: str | None  # without its metric: "wordnet", "permuted wordnet"
+    cost: str | None  # "wordnet (wup)", "permuted wordnet (wup)"
     cells: Mapping[str, Cell]  # labels in words -> cell
     command: str
 
@@ -59,7 +59,14 @@ class TableRow:
     @property
     def is_candidate(self) -> bool:
         """Whether it is the method of this project with knowledge in its cost."""
-        return self.method.startswith("jtln") and self.control is None
+        return self.method.startswith("jtln") and self.cost is not None and self.control is None
+
+    def is_permuted(self, row: TableRow) -> bool:
+        """Whether it is the control for ``row``: the same cost, its columns shuffled."""
+        return row.cost is not None and self.cost == f"permuted {row.cost}"
+
+
+Pair = tuple[TableRow, TableRow]
 
 
 @dataclass(frozen=True)
@@ -112,9 +119,10 @@ class DatasetEvidence:
     Attributes:
         labels: numbers of labels in words, the fewest first.
         rows: in the order of the study, or of their names.
-        comparisons: every row over the baselines, and this project's costs over their controls.
         chosen: labels -> the row of this project that validation chose among its costs with knowledge.
         claims: the chosen row over every other method and control, and each cost over itself with shuffled columns.
+        comparisons: every row over the baselines, and this project's costs over their controls, but for the pairs that
+            ``claims`` holds: no pair is tested twice, and each p-value is corrected once.
     """
 
     dataset: str
@@ -265,14 +273,16 @@ def _dataset(dataset: str, runs: list[Run], against: Sequence[str], metric: str)
     chosen: dict[str, str] = {}
     for each in labels:
         here = [row for row in rows if each in row.cells]
-        pairs = [(row, other) for other in baselines for row in here if row is not other]
-        pairs += [(row, other) for other in controls for row in here if row.is_candidate]
-        comparisons += _compare(each, pairs)
+        wanted: list[Pair] = []
         if (best := _chosen(each, here)) is not None:
             chosen[each] = best.name
-            true = [(row, other) for other in controls for row in here if other.cost == f"permuted {row.cost}"]
-            over = [(best, other) for other in here if not other.is_candidate]
-            claims += _compare(each, [*over, *(pair for pair in true if pair not in over)])
+            wanted = [(best, other) for other in here if not other.is_candidate]
+            wanted += [(row, other) for other in controls for row in here if other.is_permuted(row)]
+        pairs = [(row, other) for other in baselines for row in here if row is not other]
+        pairs += [(row, other) for other in controls for row in here if row.is_candidate]
+        claimed = _once(wanted)
+        claims += _compare(each, claimed)
+        comparisons += _compare(each, _once(pairs, without=claimed))
     return DatasetEvidence(dataset, labels, rows, tuple(comparisons), chosen, tuple(claims))
 
 
@@ -289,7 +299,7 @@ def _table_row(name: str, runs: list[Run], metric: str) -> TableRow:
         for labels, members in by_labels.items()
     }
     first = runs[0].result
-    return TableRow(name, first["method"], _base(first.get("cost")), cells, _command(runs))
+    return TableRow(name, first["method"], first.get("cost"), cells, _command(runs))
 
 
 def _chosen(labels: str, rows: Sequence[TableRow]) -> TableRow | None:
@@ -300,7 +310,18 @@ def _chosen(labels: str, rows: Sequence[TableRow]) -> TableRow | None:
     return max(complete, key=lambda row: sum(row.cells[labels].val.values()), default=None)
 
 
-def _compare(labels: str, pairs: Iterable[tuple[TableRow, TableRow]]) -> list[Comparison]:
+def _once(pairs: Sequence[Pair], without: Sequence[Pair] = ()) -> list[Pair]:
+    """``pairs`` without repetitions, whichever row comes first, and without those of ``without``."""
+    known = {frozenset((row.name, other.name)) for row, other in without}
+    kept = []
+    for row, other in pairs:
+        if (names := frozenset((row.name, other.name))) not in known:
+            known.add(names)
+            kept.append((row, other))
+    return kept
+
+
+def _compare(labels: str, pairs: Iterable[Pair]) -> list[Comparison]:
     """One family: all these comparisons are corrected for one another."""
     found = []
     for row, other in pairs:

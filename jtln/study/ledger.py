@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -73,10 +74,13 @@ def read_results(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def read_result(path: Path) -> dict[str, Any] | None:
-    """A run's result.json; None where there is none, or half of one."""
+    """A run's result.json; None where there is none, half of one, or one that holds no accuracy."""
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-        result["target"]["test"]["accuracy"], result["target"]["val"]["accuracy"], result["seed"]
+        figures = [float(result["target"][split]["accuracy"]) for split in ("test", "val")]
+        if not all(map(math.isfinite, figures)):
+            return None
+        result["seed"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     result.setdefault("settings", {})

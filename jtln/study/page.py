@@ -120,7 +120,10 @@ def _markdown(evidence: Evidence, title: str, command: str | None, plots: dict[s
                 correction(each.claims) + "\n",
             ]
         if each.comparisons:
-            parts += ["### Every row over the baselines\n", markdown(*_comparisons(each.comparisons))]
+            parts += [
+                "### The other comparisons: rows over the baselines, costs over their controls\n",
+                markdown(*_comparisons(each.comparisons)),
+            ]
             parts += [correction(each.comparisons) + "\n"]
         parts += [f"### Commands\n\n{_COMMANDS}\n", "".join(f"- {row.name}: `{row.command}`\n" for row in each.rows)]
     return "\n".join(part for part in parts if part)
@@ -138,7 +141,7 @@ def _html(evidence: Evidence, title: str, command: str | None, plots: dict[str, 
         ]
         for name, comparisons in (
             ("jtln, its cost chosen on validation, over the others", each.claims),
-            ("Every row over the baselines, and costs over their controls", each.comparisons),
+            ("The other comparisons: rows over the baselines, costs over their controls", each.comparisons),
         ):
             if comparisons:
                 table = _table(*_comparisons(comparisons))

@@ -64,7 +64,7 @@ class Search:
         self._study = optuna.create_study(direction="maximize", sampler=sampler)
         self._space = {key: _distribution(optuna, key, values) for key, values in self.space.items()}
         known = {key: self.current[key] for key in self._space if self.current.get(key) is not None}
-        held = {k: v for k, v in known.items() if self._space[k]._contains(self._space[k].to_internal_repr(v))}
+        held = {key: value for key, value in known.items() if _holds(self._space[key], value)}
         if held:
             self._study.enqueue_trial(held)
 
@@ -141,6 +141,14 @@ def _distribution(optuna: Any, key: str, values: Any) -> Any:
         f"expected the tuning space of {key} to be [low, high], [low, high, log], [low, high, int] or "
         f"{{choices: [...]}}, but got {values!r}"
     )
+
+
+def _holds(distribution: Any, value: Any) -> bool:
+    """Whether a value as it is configured lies in what is searched."""
+    try:
+        return bool(distribution._contains(distribution.to_internal_repr(value)))
+    except ValueError:  # none of the choices, zero on a logarithmic scale
+        return False
 
 
 def _rounded(value: Any) -> Any:
