@@ -20,7 +20,7 @@ from jtln.module import IMAGES, UNITS
 from jtln.pretrain import Pretraining
 from jtln.schedules import Constant, Schedule
 from jtln.training import Budget, TrainerSettings
-from jtln.transport import check_epsilon
+from jtln.transport import check_epsilon, check_limits
 from jtln.trunk import Trunk
 
 COMPARISONS = ("cached", "train", "off")  # with the target alone: see jtln.negative_transfer
@@ -31,8 +31,8 @@ class Method:
     """The objective: which terms, and how they are weighed. The keys of ``conf/method``."""
 
     name: str
-    lambda_source: float = 1.0
-    lambda_ot: float = 0.0
+    lambda_source: float = 0.0  # 0: no source image is read
+    lambda_ot: float = 0.0  # 0: no transport loss, the cost is not used
     lambda_ot_unit: str = "1/epsilon"
     epsilon: float = 0.1
     on: str = "source"
@@ -57,6 +57,7 @@ class Method:
         for key in ("lambda_source", "lambda_ot"):
             if not getattr(self, key) >= 0:
                 raise UserError(f"expected method.{key} >= 0, but got {getattr(self, key)}")
+        check_limits(self.max_iterations, self.tolerance)
 
 
 @dataclass(frozen=True)

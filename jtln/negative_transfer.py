@@ -186,7 +186,7 @@ def watch(
     if experiment.negative_transfer == "train" and not _first_says(key, curve is not None):
         alone = replace(
             experiment,
-            method=Method("target_only", lambda_source=0.0),
+            method=Method("target_only"),
             pretraining=None,
             trunk_lr_factor=experiment.trunk_lr_factor if trunk.pretrained else 1.0,  # as conf/method/target_only
         )

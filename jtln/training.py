@@ -122,7 +122,7 @@ def make_trainer(
             use_distributed_sampler=False,  # the loaders share out global batches among the processes themselves
             **options,
         )
-    except (MisconfigurationException, TypeError, ValueError) as error:
+    except (MisconfigurationException, ImportError, TypeError, ValueError) as error:
         raise UserError(f"the trainer cannot be had as configured (trainer.*): {error}") from error
 
 

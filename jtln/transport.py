@@ -102,8 +102,7 @@ def sinkhorn(
     if check:
         check_cost(cost)
         check_epsilon(epsilon)
-    if max_iterations < 1:
-        raise UserError(f"expected max_iterations >= 1, but got {max_iterations}")
+    check_limits(max_iterations, tolerance)
     if method not in METHODS:
         raise unknown("Sinkhorn method", method, METHODS)
     _check_shapes(log_a, log_b, cost)
@@ -165,6 +164,15 @@ def check_epsilon(epsilon: float) -> None:
     """Raise a UserError unless epsilon is a finite number above 0."""
     if isinstance(epsilon, str) or epsilon is None or not (epsilon > 0 and math.isfinite(epsilon)):
         raise UserError(f"expected a finite number epsilon > 0, but got {epsilon!r}")
+
+
+def check_limits(max_iterations: int, tolerance: float) -> None:
+    """Raise a UserError unless at least one iteration is allowed and the tolerance is 0 or more."""
+    if max_iterations < 1 or not tolerance >= 0:
+        raise UserError(
+            f"expected max_iterations >= 1 and tolerance >= 0, but got max_iterations={max_iterations}, "
+            f"tolerance={tolerance}"
+        )
 
 
 def _check_shapes(log_a: Tensor, log_b: Tensor, cost: Tensor) -> None:

@@ -332,8 +332,12 @@ def test_resume_goes_on_in_the_same_folder(
     assert (folder / "overrides.yaml").read_text() == before
     assert not list(folder.parent.glob("outputs"))
 
-    assert main([f"resume={folder}", "cost=uniform", "method.epsilon=0.2"]) == 0  # what is given now wins
-    assert result_of(folder)["transport"]["epsilon"] == 0.2
+    capsys.readouterr()
+    assert main([f"resume={folder}", "cost=wordnet", "method.epsilon=0.2"]) == 2
+    assert "but got cost, method.epsilon with resume=" in capsys.readouterr().err
+    assert (folder / "overrides.yaml").read_text() == before
+    assert main([f"resume={folder}", "epochs=3"]) == 0  # what is given now wins
+    assert result_of(folder)["steps"] == 3
 
 
 # Weights & Biases.

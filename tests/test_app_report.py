@@ -66,7 +66,25 @@ MISTAKES = {
     "-m study=quick method=joint": "study.only=[...]",
     "-m study=quick study.only=[jtln]": "unknown row in study.only 'jtln'",
     "-m study=quick study.seeds=[1000] study.tune.trials=2": "other seeds",
-    "-m study=quick dataset=pictograms study.tune.trials=2": "tuning would have seen the study's test images",
+    "-m study=quick dataset=pictograms study.shots=1 study.tune.trials=2": "tuning would have seen the study's test",
+    "-m study=quick dataset=pictograms": "5 shots: expected 1 to 3 shots",
+    "-m study=quick dataset=pictograms study.shots=[4]": "set study.shots to at most 3",
+    "-m study=quick dataset=pictograms study.shots=null study.rates=[0.5]": "the key dataset.rate, but dataset=pict",
+    "-m study=quick epochs=0": "expected a whole number >= 1 for epochs",
+    "-m study=quick optimizer.lr=-1": "Invalid learning rate",
+    "-m study=quick method.epsilon=-1": "epsilon > 0, but got -1",
+    "-m study=quick method.epsilon=much": "expected a number for method.epsilon",
+    "-m study=few_shot cost.metric=path": "jtln_centroid: unknown",
+    "-m study=quick study.against=[conscutive]": "Did you mean 'consecutive'",
+    "-m study=quick study.only=[]": "at least one in study.only",
+    "-m study=quick study.seeds=0": "at least one in study.seeds",
+    "-m study=quick study.folder=null": "study.folder",
+    "-m study=quick +study.tune.space.jtln_wordnet.a=[1,2]": "unknown method in study.tune.space 'jtln_wordnet'",
+    "-m study=quick study.tune.trials=1 +study.tune.space.all.optimizer.lrr=[1,2]": "single value",
+    "-m study=quick study.overrides=['cost.metrc=path']": "has a cost with the key cost.metrc",
+    "-m study=quick study.overrides=['seed=4']": "study.seeds=[...]",
+    "-m study=quick study.only=[consecutive] method.lambda_source=0.5": "the key method.lambda_source",
+    "-m study.seeds=3": "is for a study",
     "-m study=quick study.workers=-1": "study.workers",
     "-m study=quick study.shots=[0]": ">= 1 for study.shots",
     "-m study=quick study.rates=[2]": "shares in (0, 1]",
@@ -128,6 +146,28 @@ def test_a_key_of_the_cost_is_for_the_rows_that_have_it(monkeypatch: pytest.Monk
     assert given["jtln_uniform"] == given["jtln_centroid"] == ["method.head_start=null"]
     assert given["jtln_wordnet"] == ["cost.unknown_names=head", "method.head_start=null"]
     assert given["jtln_permuted"] == ["cost.of.unknown_names=head", "method.head_start=null"]  # what it permutes
+
+
+def test_a_key_that_only_some_rows_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a cost or a method that is not the default one; a baseline that has no source term gets none."""
+    planned = []
+    monkeypatch.setattr("jtln.study.study.run_study", lambda study, workers: planned.append(study) or True)
+    keys = ["cost.momentum=0.5", "method.penalty.alpha=0.1", "method.lambda_source=0.5"]
+    assert main(["-m", "study=few_shot", *keys]) == 0
+    takers: dict[str, list[str]] = {key: [] for key in keys}
+    for row in planned[0].rows:
+        for key in set(keys) & set(row.job({}, planned[0].labels[0], 0, None).overrides):
+            takers[key].append(row.name)
+    source = ["joint", "co_tuning_source", *(name for name in (r.name for r in planned[0].rows) if "jtln" in name)]
+    assert takers == {keys[0]: ["jtln_centroid"], keys[1]: ["l2sp", "delta"], keys[2]: source}
+
+
+def test_several_studies_have_a_folder_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    planned = []
+    monkeypatch.setattr("jtln.study.study.run_study", lambda study, workers: planned.append(study) or True)
+    assert main(["-m", "study=quick", "method.epsilon=0.1,0.2", "dataset=fashion,pictograms", "study.shots=[1]"]) == 0
+    names = ["_method.epsilon-0.1", "_method.epsilon-0.2"]
+    assert [each.folder.name for each in planned] == [f"{d}{n}" for n in names for d in ("fashion", "pictograms")]
 
 
 def test_configuration_of_a_study_can_be_looked_at(capsys: pytest.CaptureFixture[str]) -> None:

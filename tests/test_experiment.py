@@ -38,7 +38,7 @@ KEYS = {
 def experiment(tiny: PairSpec, make_trunk: Callable[..., Trunk], tmp_path: Path) -> Experiment:
     """Dropout, augmentation, pre-training and a cost that follows the features: everything at once."""
     return Experiment(
-        method=Method("jtln", lambda_ot=1.0),
+        method=Method("jtln", 1.0, lambda_ot=1.0),
         dataset="tiny",
         cost_name="centroid",
         spec=tiny,
@@ -182,7 +182,7 @@ def test_a_run_from_the_cache_equals_the_one_that_filled_it(experiment: Experime
 
 
 def test_without_a_transport_loss_nothing_is_said_of_one(experiment: Experiment) -> None:
-    result = run(replace(experiment, method=Method("target_only", lambda_source=0.0), pretraining=None))
+    result = run(replace(experiment, method=Method("target_only"), pretraining=None))
     assert result["cost"] is None
     assert result["transport"] is None
     assert not (experiment.folder / "cost.csv").exists()

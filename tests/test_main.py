@@ -66,7 +66,12 @@ def test_what_to_type_after_an_interruption(tmp_path: Path, capsys: pytest.Captu
     given.mkdir()
     assert train(["seed=3", "--config-dir", str(given), f"hydra.run.dir={run}"], job) == 130
     (told,) = capsys.readouterr().err.splitlines()
-    assert shlex.split(told)[3:] == ["python", "train.py", "--config-dir", str(given), f"resume={run}"]
+    again = shlex.split(told)[3:]
+    assert again == ["python", "train.py", "--config-dir", str(given), f"resume={run}"]
+    seen: list[DictConfig] = []
+    (run / "overrides.yaml").write_text("- seed=4\n", encoding="utf-8")
+    assert train(again[2:], seen.append) == 0
+    assert (seen[0].seed, seen[0].resume) == (4, str(run))
     assert train(["seed=3", f"hydra.run.dir={run}"], job) == 130
     (told,) = capsys.readouterr().err.splitlines()
     assert shlex.split(told)[3:] == ["python", "train.py", f"resume={run}"]

@@ -163,7 +163,7 @@ def test_a_cost_reads_the_source_head(fit: Callable[..., Any]) -> None:
 @pytest.fixture
 def experiment(tmp_path: Path) -> Experiment:
     return Experiment(
-        method=Method("consecutive", lambda_source=0.0),
+        method=Method("consecutive"),
         dataset="tiny",
         cost_name="posterior",
         spec=TinySpec(),
@@ -187,9 +187,9 @@ def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not_been(
 ) -> None:
     def fresh(folder: str) -> Experiment:
         if name in PENALTIES:
-            method, cost = Method(name, lambda_source=0.0, penalty=PENALTIES[name]()), experiment.cost
+            method, cost = Method(name, penalty=PENALTIES[name]()), experiment.cost
         else:
-            method, cost = Method("jtln", lambda_ot=1.0), PermutedCost(PosteriorCost(calibrate=True))
+            method, cost = Method("jtln", 1.0, lambda_ot=1.0), PermutedCost(PosteriorCost(calibrate=True))
         return replace(experiment, method=method, cost=cost, folder=tmp_path / folder)
 
     expected = run(fresh("whole"))
@@ -206,7 +206,7 @@ def test_every_method_starts_from_the_same_trunk(experiment: Experiment, tmp_pat
     """The frozen copies are of the pre-trained weights, and not of those that the network was built with."""
     kept = []
     for name in ("l2sp", "delta"):
-        method = Method(name, lambda_source=0.0, penalty=PENALTIES[name]())
+        method = Method(name, penalty=PENALTIES[name]())
         result = run(replace(experiment, method=method, folder=tmp_path / name))
         state = torch.load(tmp_path / name / "checkpoints" / "best.ckpt", weights_only=False)["state_dict"]
         cache = torch.load(next((tmp_path / "cache" / "pretrained").iterdir()), weights_only=True)["state"]
@@ -221,6 +221,6 @@ def test_a_source_head_that_nothing_taught_is_refused(experiment: Experiment) ->
     with pytest.raises(UserError, match="for method=co_tuning, but got pretrain=none: give pretrain=source"):
         replace(experiment, method=Method("co_tuning", penalty=CoTuning()), pretraining=None)
     with pytest.raises(UserError, match="for cost=posterior, but got pretrain=none"):
-        replace(experiment, method=Method("jtln", lambda_ot=1.0), pretraining=None)
-    replace(experiment, method=Method("joint"), pretraining=None)  # no transport: the cost is not read
-    replace(experiment, method=Method("jtln", lambda_ot=1.0), cost=CentroidCost(), pretraining=None)
+        replace(experiment, method=Method("jtln", 1.0, lambda_ot=1.0), pretraining=None)
+    replace(experiment, method=Method("joint", 1.0), pretraining=None)  # no transport: the cost is not read
+    replace(experiment, method=Method("jtln", 1.0, lambda_ot=1.0), cost=CentroidCost(), pretraining=None)

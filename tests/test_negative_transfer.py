@@ -42,7 +42,7 @@ from jtln.training import Budget, TrainerSettings
 from jtln.trunk import Trunk
 
 CPU = TrainerSettings({"accelerator": "cpu", "devices": 1, "log_every_n_steps": 1}, progress_bar=False)
-ALONE = Method("target_only", lambda_source=0.0)
+ALONE = Method("target_only")
 STEPS = [4, 8, 12, 16]
 
 pytestmark = pytest.mark.usefixtures("no_drawing")

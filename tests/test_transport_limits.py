@@ -212,7 +212,7 @@ def test_bad_distributions(a: Tensor, b: Tensor, message: str) -> None:
 
 def test_bad_options() -> None:
     inputs = problem(1, 2, 3)
-    with pytest.raises(UserError, match="expected max_iterations >= 1, but got 0"):
+    with pytest.raises(UserError, match="expected max_iterations >= 1 and tolerance >= 0, but got max_iterations=0"):
         sinkhorn(*inputs, 0.1, max_iterations=0)
     with pytest.raises(UserError, match=r"unknown Sinkhorn method 'kernal': expected .* Did you mean 'kernel'"):
         sinkhorn(*inputs, 0.1, method="kernal")

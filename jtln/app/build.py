@@ -11,12 +11,15 @@ from typing import Any
 from urllib.parse import urlparse
 
 import platformdirs
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger
+from torch.nn import Parameter
 
+from jtln.app.study import config_dir_given
 from jtln.data.pair import PairSpec
 from jtln.data.transforms import VIEWS
 from jtln.errors import UserError, unknown
@@ -37,10 +40,10 @@ def build(config: DictConfig) -> Experiment:
     config = OmegaConf.masked_copy(config, [str(key) for key in config if key != "study"])  # this is one run
     settings: Any = OmegaConf.to_container(config, resolve=True)
     smoke = bool(config.debug.smoke)
-    for key in ("epochs", "steps_per_epoch", "batch_size.source", "batch_size.target"):
-        _at_least(config, key, 1)
+    budget = _budget(config)
     if smoke:
         config = _shrunk(config)
+        budget = _budget(config)
     # Images are kept decoded in the user's cache folder, too, where the configuration names none.
     spec = instantiate(OmegaConf.merge(config, {"cache": str(_cache(config))}).dataset)
     trunk_weights = str(config.trunk.get("weights", "none"))
@@ -55,8 +58,8 @@ def build(config: DictConfig) -> Experiment:
         spec=spec,
         cost=instantiate(config.cost),
         make_trunk=make_trunk,
-        budget=Budget(config.epochs, config.steps_per_epoch, config.batch_size.source, config.batch_size.target),
-        optimizer=instantiate(config.optimizer),
+        budget=budget,
+        optimizer=_optimizer(config),
         lr_schedule=instantiate(config.schedule),
         trunk_lr_factor=float(config.trunk_lr_factor),
         trainer=_trainer(config.trainer),
@@ -80,9 +83,36 @@ def build(config: DictConfig) -> Experiment:
         resume=config.resume is not None,
         config=OmegaConf.to_yaml(config, resolve=True),
         overrides=overrides,
-        command=" ".join(["python train.py", *map(shlex.quote, overrides)]),
+        command=" ".join(["python train.py", *map(shlex.quote, (*config_dir_given(hydra), *overrides))]),
         settings={"run": settings_hash(settings), "row": row_hash(settings)},
     )
+
+
+def check(config: DictConfig) -> None:
+    """Raise what ``build`` would of a run's values, but for its data set's: cheap, and nothing is read."""
+    _budget(config)
+    Method(**instantiate(config.method, _convert_="all"))
+    instantiate(config.cost)
+    _optimizer(config)
+    instantiate(config.schedule)
+    _num_workers(config)
+    if config.pretrain.source:
+        _pretraining(config)
+
+
+def _budget(config: DictConfig) -> Budget:
+    keys = ("epochs", "steps_per_epoch", "batch_size.source", "batch_size.target")
+    return Budget(*(_at_least(config, key, 1) for key in keys))
+
+
+def _optimizer(config: DictConfig) -> Any:
+    """From parameter groups to an optimizer, tried on a parameter of its own: a wrong rate is said now."""
+    optimizer = instantiate(config.optimizer)
+    try:
+        optimizer([Parameter(torch.zeros(1))])
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the optimizer cannot be had as configured (optimizer.*): {error}") from error
+    return optimizer
 
 
 def _num_workers(config: DictConfig) -> int | None:
@@ -132,13 +162,15 @@ def _pretraining(config: DictConfig) -> Pretraining:
     for key in ("epochs", "batch_size") if passes else ("epochs", "steps_per_epoch", "batch_size"):
         _at_least(config, f"pretrain.{key}", 1)
     budget = Budget(settings.epochs, 1 if passes else settings.steps_per_epoch, settings.batch_size, 1)
+    if not settings.lr > 0:
+        raise UserError(f"expected pretrain.lr > 0, but got {settings.lr}")
     optimizer = partial(AdamW, lr=float(settings.lr), weight_decay=1e-2)
     return Pretraining(budget, int(settings.seed), optimizer, Cosine(warmup=0.1), passes)
 
 
 def _at_least(config: DictConfig, key: str, least: int) -> int:
     value = OmegaConf.select(config, key)
-    if not isinstance(value, int) or value < least:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise UserError(f"expected a whole number >= {least} for {key}, but got {value!r}")
     return value
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import shlex
 import sys
 import traceback
@@ -42,7 +44,11 @@ def main(arguments: list[str] | None = None, job: Callable[[DictConfig], Any] | 
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if job is None and is_study(arguments):
         return study(arguments)
-    arguments = _options_first(arguments)
+    if job is None and (lone := [argument for argument in arguments if re.match(r"[+~]*study\.", argument)]):
+        print(
+            f"error: {lone[0]} is for a study, but none is named: add -m study=few_shot, for instance", file=sys.stderr
+        )
+        return 2
     # Exceptions are to come out of Hydra as they are, to be explained here; Hydra would print them and exit.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     # PyTorch's threads are to sleep while they wait, not to spin: where runs share the cores, spinning costs a
@@ -51,10 +57,12 @@ def main(arguments: list[str] | None = None, job: Callable[[DictConfig], Any] | 
     SweepTable.failed.clear()
     program, sys.argv = sys.argv, [sys.argv[0], *arguments]
     try:
-        sys.argv[1:] = [*_resumed(arguments), *_sweep_folder()]
+        sys.argv[1:] = _options_first([*_resumed(arguments), *_sweep_folder()])
         decorate = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")
         decorate(lambda config: _guarded(job or _train, config))()
     except (HydraException, OmegaConfBaseException, UserError, OSError) as error:
+        if isinstance(error, BrokenPipeError):
+            return output_is_closed()
         mistake = explain(error, sys.argv[1:])
         if mistake is None:
             traceback.print_exception(error)
@@ -68,6 +76,17 @@ def main(arguments: list[str] | None = None, job: Callable[[DictConfig], Any] | 
     finally:
         sys.argv = program
     return 1 if SweepTable.failed else 0
+
+
+def output_is_closed() -> int:
+    """What reads this process's output (head, say) has had enough: nothing more is written, and that is no fault."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
+
+
+# What may change when a run is resumed, which has no part in what it learns but for how long.
+_NO_SETTING = ("epochs", "trainer", "logger", "num_workers", "cache", "negative_transfer", "hydra")
 
 
 def _options_first(arguments: list[str]) -> list[str]:
@@ -84,7 +103,11 @@ def _options_first(arguments: list[str]) -> list[str]:
 
 
 def _resumed(arguments: list[str]) -> list[str]:
-    """The arguments of the run that ``resume=FOLDER`` names, its folder, and what else was given now."""
+    """The arguments of the run that ``resume=FOLDER`` names, its folder, and what else was given now.
+
+    Raises:
+        UserError: there is no such run, it is finished, or it is under way and what was given is one of its settings.
+    """
     folders = [argument.partition("=")[2] for argument in arguments if argument.startswith("resume=")]
     if not folders or folders[-1] in ("", "null"):
         return arguments
@@ -94,9 +117,15 @@ def _resumed(arguments: list[str]) -> list[str]:
         raise UserError(f"expected resume= to be the folder of a run, but there is no {overrides}")
     named = {"resume": f'resume="{folder}"', "hydra.run.dir": f'hydra.run.dir="{folder}"'}
     now = [argument for argument in arguments if argument.partition("=")[0] not in named]
-    keys = {argument.partition("=")[0] for argument in now}
-    if (folder / "result.json").is_file() and not now:
+    keys = {argument.partition("=")[0] for argument in now if "=" in argument and not argument.startswith("-")}
+    if (folder / "result.json").is_file() and not keys:
         raise UserError(f"the run in {folder} is finished: to train it for longer, give epochs= as well")
+    settings = sorted(key for key in keys if not key.lstrip("+~").startswith(_NO_SETTING))
+    if settings and (folder / "checkpoints" / "last.ckpt").is_file():
+        raise UserError(
+            f"expected no other settings for a run that is under way, but got {', '.join(settings)} with "
+            f"resume={folder}: leave them out (epochs, trainer, logger and num_workers may change), or start a new run"
+        )
     earlier = [str(override) for override in OmegaConf.load(overrides)]
     return [*(each for each in earlier if each.partition("=")[0] not in keys), *now, *named.values()]
 

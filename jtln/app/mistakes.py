@@ -70,10 +70,16 @@ def _wrong_key(error: BaseException, overrides: Sequence[str]) -> str | None:
     return str(unknown(f"key in '{parent}'" if parent else "key", leaf, [str(name) for name in node]))
 
 
-def check_types(config: DictConfig) -> None:
-    """Raise a UserError where an override's value is of another type than the value that it replaces."""
-    overrides = list(HydraConfig.get().overrides.task)
-    before = _composed(overrides)
+def check_types(config: DictConfig, overrides: Sequence[str] | None = None, before: DictConfig | None = None) -> None:
+    """Raise a UserError where an override's value is of another type than the value that it replaces.
+
+    Args:
+        config: with the overrides.
+        overrides: by default those of this run.
+        before: without those that are values; by default composed from the overrides' choices of files.
+    """
+    overrides = list(HydraConfig.get().overrides.task if overrides is None else overrides)
+    before = _composed(overrides) if before is None else before
     for override in OverridesParser.create().parse_overrides(overrides):
         key = override.key_or_group
         old, new = OmegaConf.select(before, key), OmegaConf.select(config, key)

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from jtln.errors import UserError
+from jtln.errors import UserError, unknown
 
 
 def main(arguments: list[str]) -> int:
@@ -20,7 +20,6 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--output", type=Path, metavar="DIR", help="where the report goes; default: FOLDER/report")
     parser.add_argument(
         "--against",
-        default="consecutive,joint",
         metavar="NAMES",
         help="methods or rows that every other row is compared with, with commas; default: consecutive,joint",
     )
@@ -31,17 +30,21 @@ def main(arguments: list[str]) -> int:
         given = parser.parse_args(arguments)
     except SystemExit as end:
         return int(end.code or 0)
+    from jtln.app.main import output_is_closed
+
     try:
         return _report(given)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+    except BrokenPipeError:
+        return output_is_closed()
     except OSError as error:
         print(f"error: {error.strerror}: {error.filename}", file=sys.stderr)
     return 2
 
 
 def _report(given: argparse.Namespace) -> int:
-    from jtln.study.evidence import Run, gather
+    from jtln.study.evidence import BASELINES, Run, gather
     from jtln.study.ledger import read_results
     from jtln.study.page import show_evidence, write_evidence
 
@@ -55,7 +58,12 @@ def _report(given: argparse.Namespace) -> int:
         raise UserError(
             f"expected finished runs, but there is no result.json below {', '.join(map(str, given.folders))}"
         )
-    evidence = gather(found.values(), given.against.split(","), given.metric)
+    against = [name.strip() for name in given.against.split(",")] if given.against else list(BASELINES)
+    evidence = gather(found.values(), against, given.metric)
+    known = {name for each in evidence.datasets for row in each.rows for name in (row.name, row.method)}
+    for name in against if given.against else []:
+        if name not in known:
+            raise unknown("row or method in --against", name, sorted(known))
     output = given.output or given.folders[0] / "report"
     show_evidence(evidence)
     page = write_evidence(evidence, output, f"{len(found)} runs below {', '.join(map(str, given.folders))}")

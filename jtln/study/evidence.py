@@ -7,6 +7,7 @@ import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from jtln.statistics import Difference, Interval, holm, paired_difference, t_int
 
 ALPHA = 0.05
 CONTROLS = ("uniform", "permuted")  # costs without knowledge, and with wrong knowledge
+BASELINES = ("consecutive", "joint")
 METRICS = ("accuracy", "mean_class_accuracy", "macro_f1")
 _PER_RUN = ("seed", "dataset.shots", "dataset.rate")
 
@@ -149,9 +151,7 @@ class Evidence:
     metric: str
 
 
-def gather(
-    runs: Iterable[Run], against: Sequence[str] = ("consecutive", "joint"), metric: str = "accuracy"
-) -> Evidence:
+def gather(runs: Iterable[Run], against: Sequence[str] = BASELINES, metric: str = "accuracy") -> Evidence:
     """Order runs into rows, and compare the rows.
 
     Args:
@@ -266,7 +266,7 @@ def _dataset(dataset: str, runs: list[Run], against: Sequence[str], metric: str)
         by_row[str(run.row)].append(run)
     rows = tuple(_table_row(name, members, metric) for name, members in by_row.items())
     labels = tuple(sorted({labels_of(run.result) for run in runs}, key=how_many))
-    baselines = [row for row in rows if row.name in against or (row.method in against and row.name == row.method)]
+    baselines = [row for row in rows if row.name in against or row.method in against]
     controls = [row for row in rows if row.control]
     comparisons: list[Comparison] = []
     claims: list[Comparison] = []
@@ -351,7 +351,9 @@ def _command(runs: Sequence[Run]) -> str:
         if values:
             varied |= len(values) > 1
             arguments.append(f"{key}={_values(values)}")
-    return " ".join(["python train.py", *(["-m"] if varied else []), *map(shlex.quote, arguments)])
+    words = shlex.split(str(runs[0].result.get("command", "")))
+    own = [part for option, folder in pairwise(words) if option == "--config-dir" for part in (option, folder)]
+    return " ".join(["python train.py", *(["-m"] if varied else []), *map(shlex.quote, (*own, *arguments))])
 
 
 def _values(values: list[str]) -> str:

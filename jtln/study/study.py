@@ -35,14 +35,14 @@ class Row:
         job: the run with further values, a number of labels, a seed and the number of its tuning trial or None.
         space: what is tuned, as :class:`Search` takes it.
         current: the values that are configured for the keys of ``space``.
-        takes: the keys set for all rows that this one has.
+        config: as composed, without labels and seed; None where nobody asks.
     """
 
     name: str
     job: Callable[[Mapping[str, Any], Labels, int, int | None], Job]
     space: Mapping[str, Any] = field(default_factory=dict)
     current: Mapping[str, Any] = field(default_factory=dict)
-    takes: frozenset[str] = frozenset()
+    config: Any = None
 
 
 @dataclass(frozen=True)

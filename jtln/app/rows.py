@@ -1,0 +1,154 @@
+"""A study's rows: each composed as a run of its own would be, and checked before anything is run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hydra import compose
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from jtln.app.build import check
+from jtln.app.mistakes import check_types, explain
+from jtln.app.study import is_of_a_choice, key_of, listed
+from jtln.errors import UserError, unknown
+from jtln.study.job import Job, settings_hash, spelled, trunk_hash
+from jtln.study.study import Labels, Row
+
+
+class Composer:
+    """Makes the rows of a study.
+
+    Args:
+        config: the study's own configuration.
+        given: the overrides of the command line that all rows get, but for what a row's choices have no key for.
+        search_path: Hydra's overrides by which the user's files are found.
+    """
+
+    def __init__(self, config: DictConfig, given: Sequence[str], search_path: Sequence[str]) -> None:
+        self.study, self.given, self.search_path = config.study, list(given), list(search_path)
+        self.dataset = str(HydraConfig.get().runtime.choices["dataset"])
+        taken = {key_of(each) for each in given}
+        shared = [str(each) for each in listed(config.study.overrides or [])]
+        # What the command line says counts more than study.overrides.
+        self.shared = [e for e in shared if key_of(e) not in taken and key_of(e).partition(".")[0] not in taken]
+        spaces: Any = OmegaConf.to_container(config.study.tune.space or OmegaConf.create(), resolve=True)
+        methods = GlobalHydra.instance().config_loader().get_group_options("method", ObjectType.CONFIG)
+        for name in spaces:
+            if name not in ("all", *methods):
+                raise unknown("method in study.tune.space", name, ["all", *methods])
+        self.spaces: dict[str, Any] = spaces
+        self.takes: dict[str, frozenset[str]] = {}
+
+    def row(self, name: str) -> Row:
+        """The row that the study's file calls so."""
+        own = [str(each) for each in listed(self.study.rows[name])]
+        if clash := sorted({key_of(each) for each in self.given} & {key_of(each) for each in own}):
+            raise UserError(
+                f"the rows of study={HydraConfig.get().runtime.choices['study']} set {clash[0]} themselves: leave "
+                f"{clash[0]}=... out, and choose rows with study.only=[...]"
+            )
+        all_rows = (*self.shared, *self.given)
+        chosen = [each for each in (*own, *all_rows) if not is_of_a_choice(each)]
+        base = self._compose(chosen, name)
+        fitting = {each: _fitting(each, base) for each in all_rows}
+        overrides = (*own, *(each for each in fitting.values() if each is not None))
+        composed = base if list(overrides) == chosen else self._compose(overrides, name)
+        check_types(composed, list(overrides), base)
+        self.takes[name] = frozenset(key_of(each) for each, became in fitting.items() if became is not None)
+        space = self._space(str(composed.method.name), {key_of(each) for each in (*own, *self.given)})
+        current = {key: OmegaConf.select(composed, key) for key in space}
+        for key, value in current.items():
+            if not _has(composed, key):
+                raise UserError(f"unknown key '{key}' in study.tune.space: {name} has none of that name")
+            if OmegaConf.is_config(value):
+                raise UserError(f"expected a key with a single value in study.tune.space for {name}, but got {key}")
+
+        def job(values: Mapping[str, Any], labels: Labels, seed: int, trial: int | None) -> Job:
+            config = self._config(composed, values, labels, seed)
+            further = [*(spelled(key, value) for key, value in values.items()), *labels.overrides, f"seed={seed}"]
+            facts: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+            trunk = trunk_hash(facts) if facts["pretrain"]["source"] and not facts["debug"]["smoke"] else None
+            return Job(name, labels.words, seed, (*overrides, *further), settings_hash(facts), trunk, trial)
+
+        return Row(name, job, space, current, composed)
+
+    def check(self, rows: Sequence[Row], labels: Sequence[Labels], seed: int, tuned: bool) -> None:
+        """Raise a UserError for what could only fail: a value of a row, a number of labels, a key that no row has.
+
+        Args:
+            seed: any of the study's.
+            tuned: whether hyper-parameters are searched, on other seeds.
+        """
+        for key in [key_of(each) for each in (*self.shared, *self.given) if is_of_a_choice(each)]:
+            if not any(key in takes for takes in self.takes.values()):
+                group = key.partition(".")[0]
+                raise UserError(f"none of the rows {', '.join(self.takes)} has a {group} with the key {key}")
+        for row in rows:
+            try:
+                check(self._config(row.config, {}, labels[0], seed))
+            except Exception as error:
+                raise self._as_mistake(error, row.name) from error
+        for each in labels:
+            try:
+                spec = instantiate(self._config(rows[0].config, {}, each, seed).dataset)
+            except Exception as error:
+                mistake = self._as_mistake(error, each.words)
+                raise UserError(str(mistake).replace("dataset.shots", "study.shots")) from error
+        if tuned and spec.seeds_differ_in_test:
+            raise UserError(
+                "expected a pair whose test images are the same for all seeds where study.tune.trials is above 0, but "
+                f"got dataset={self.dataset}, of which one seed tests what another validates on: tuning would have "
+                "seen the study's test images"
+            )
+
+    def _compose(self, overrides: Sequence[str], row: str) -> DictConfig:
+        try:
+            return compose("train", overrides=[*overrides, *self.search_path])
+        except Exception as error:
+            raise self._as_mistake(error, row, overrides) from error
+
+    def _as_mistake(self, error: Exception, where: str, overrides: Sequence[str] = ()) -> Exception:
+        mistake = explain(error, overrides)
+        return error if mistake is None else UserError(f"{where}: {mistake}")
+
+    def _config(self, composed: DictConfig, values: Mapping[str, Any], labels: Labels, seed: int) -> DictConfig:
+        """A run's configuration."""
+        config = composed.copy()
+        further = [*(spelled(key, value) for key, value in values.items()), *labels.overrides, f"seed={seed}"]
+        for override in OverridesParser.create().parse_overrides(further):
+            try:
+                OmegaConf.update(config, override.key_or_group, override.value())
+            except OmegaConfBaseException as error:
+                raise UserError(
+                    f"expected a pair with the key {override.key_or_group}, but dataset={self.dataset} has none"
+                ) from error
+        return config
+
+    def _space(self, method: str, fixed: set[str]) -> dict[str, Any]:
+        """What every method has, and what this one has beside it; without what the row or the command line sets."""
+        joined = {**(self.spaces.get("all") or {}), **(self.spaces.get(method) or {})}
+        return {key: values for key, values in joined.items() if values is not None and key not in fixed}
+
+
+def _fitting(override: str, row: DictConfig) -> str | None:
+    """An override of all rows as this row takes it: None where what it chose has no such key (the uniform cost no
+    metric), that of the cost within (cost.of) where the row's own cost has none (the permuted one)."""
+    key, _, value = override.partition("=")
+    if not is_of_a_choice(override) or _has(row, key):
+        return override
+    group, _, rest = key.partition(".")
+    inner = f"{group}.of.{rest}"
+    return f"{inner}={value}" if _has(row, inner) else None
+
+
+def _has(config: DictConfig, key: str) -> bool:
+    parent, _, leaf = key.rpartition(".")
+    node = OmegaConf.select(config, parent) if parent else config
+    return isinstance(node, DictConfig) and leaf in node
