@@ -74,6 +74,21 @@ def test_hashes_of_run_row_and_trunk() -> None:
     assert settings_hash(dict(reversed(CONFIG.items()))) == settings_hash(CONFIG)
 
 
+def test_a_file_counts_by_what_is_in_it(tmp_path: Path) -> None:
+    one, other = tmp_path / "one.csv", tmp_path / "other.csv"
+    one.write_text("a", encoding="utf-8")
+    other.write_text("a", encoding="utf-8")
+
+    def hashed(path: Path) -> str:
+        return settings_hash(changed(cost={"file": str(path)}))
+
+    before = hashed(one)
+    assert hashed(other) == before
+    one.write_text("b", encoding="utf-8")
+    assert hashed(one) != before
+    assert hashed(tmp_path / "missing.csv") != hashed(tmp_path / "gone.csv")
+
+
 def test_values_as_the_command_line_wants_them() -> None:
     assert spelled("a.b", None) == "a.b=null"
     assert spelled("a", True) == "a=true"

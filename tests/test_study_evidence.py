@@ -14,8 +14,9 @@ from scipy import stats
 
 from jtln.errors import UserError
 from jtln.statistics import holm
-from jtln.study.evidence import DatasetEvidence, Evidence, Run, gather, labels_of
+from jtln.study.evidence import DatasetEvidence, Evidence, gather, labels_of
 from jtln.study.ledger import read_results
+from jtln.study.naming import Run
 from jtln.study.page import write_evidence
 from jtln.study.sentences import correction, details, summary
 
@@ -197,6 +198,24 @@ def test_rows_with_one_method_are_told_apart_by_their_overrides() -> None:
     assert toys.rows[0].command == (
         "python train.py -m method=jtln cost=uniform method.epsilon=0.1 dataset.shots=1 seed=0,1"
     )
+
+
+def test_rows_without_overrides_are_told_apart_by_their_settings(tmp_path: Path) -> None:
+    """The same command, by two versions of the program with other defaults."""
+    runs = []
+    for index, rate in enumerate((0.1, 1.0)):
+        folder = tmp_path / str(index)
+        folder.mkdir()
+        (folder / "config.yaml").write_text(
+            f"seed: {index}\ntrunk_lr_factor: {rate}\nmethod:\n  name: joint\n", encoding="utf-8"
+        )
+        for seed in range(2):
+            made = result("joint", None, seed, 50, 50)
+            runs.append(Run(None, {**made, "settings": {"row": f"row {index}"}}, folder))
+    (only,) = gather(runs).datasets
+    assert [row.name for row in only.rows] == ["joint trunk_lr_factor=0.1", "joint trunk_lr_factor=1.0"]
+    (tmp_path / "1" / "config.yaml").unlink()
+    assert [row.name for row in gather(runs).datasets[0].rows][1] == "joint"
 
 
 def test_labels_in_words() -> None:

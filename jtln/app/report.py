@@ -44,8 +44,9 @@ def main(arguments: list[str]) -> int:
 
 
 def _report(given: argparse.Namespace) -> int:
-    from jtln.study.evidence import BASELINES, Run, gather
+    from jtln.study.evidence import BASELINES, gather
     from jtln.study.ledger import read_results
+    from jtln.study.naming import Run
     from jtln.study.page import show_evidence, write_evidence
 
     found: dict[Path, Run] = {}

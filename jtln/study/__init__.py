@@ -6,6 +6,7 @@ workers.py   processes that run jobs, one a core or a GPU
 schedule.py  jobs onto workers until none is left
 tune.py      the same search for the hyper-parameters of every row
 study.py     tune, run all, report
+naming.py    finished runs, and the names of their rows
 evidence.py  results into rows, intervals, paired comparisons and sentences
 pictures.py  accuracy against the number of labels
 page.py      the same evidence as Markdown, CSV, HTML and PNG

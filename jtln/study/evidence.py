@@ -8,25 +8,16 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from jtln.errors import UserError
 from jtln.statistics import Difference, Interval, holm, paired_difference, t_interval
+from jtln.study.naming import PER_RUN, Run, named
 
 ALPHA = 0.05
 CONTROLS = ("uniform", "permuted")  # costs without knowledge, and with wrong knowledge
 BASELINES = ("consecutive", "joint")
 METRICS = ("accuracy", "mean_class_accuracy", "macro_f1")
-_PER_RUN = ("seed", "dataset.shots", "dataset.rate")
-
-
-class Run(NamedTuple):
-    """A finished run: the name of its row, where it has one, what result.json holds, and its folder."""
-
-    row: str | None
-    result: dict[str, Any]
-    folder: Path
 
 
 @dataclass(frozen=True)
@@ -168,7 +159,7 @@ def gather(runs: Iterable[Run], against: Sequence[str] = BASELINES, metric: str 
     runs = list(runs)
     if not runs:
         raise UserError("there are no finished runs to report on: no result.json was found")
-    kept, notes = _without_repeats(_named(runs))
+    kept, notes = _without_repeats(named(runs))
     by_dataset: dict[str, list[Run]] = defaultdict(list)
     for run in kept:
         by_dataset[run.result["dataset"]].append(run)
@@ -188,41 +179,6 @@ def how_many(labels: str) -> float:
     """The number in front of ``labels``, to order them by; shots before shares before all."""
     number = labels.split()[0]
     return math.inf if number == "all" else float(number) + (1e9 if labels.endswith("%") else 0)
-
-
-def _named(runs: list[Run]) -> list[Run]:
-    """Each run with a row's name that no other row has."""
-    free: dict[tuple[str, str], list[Run]] = defaultdict(list)  # those without a name, by what they would be called
-    for run in runs:
-        cost = _base(run.result.get("cost"))
-        name = run.result["method"] + (f" ({cost})" if cost else "")
-        if run.row is None:
-            free[run.result["dataset"], name].append(run)
-    names: dict[int, str] = {}
-    for (_, name), members in free.items():
-        rows: dict[str, list[Run]] = defaultdict(list)
-        for run in members:
-            rows[run.result["settings"].get("row") or " ".join(sorted(_own(run.result)))].append(run)
-        sets = {key: set.intersection(*(set(_own(run.result)) for run in each)) for key, each in rows.items()}
-        shared = set.intersection(*sets.values())
-        taken: set[str] = set()
-        for key, each in rows.items():
-            told = " ".join(sorted(sets[key] - shared)) if len(rows) > 1 else ""
-            full = f"{name} {told}".strip()
-            while full in taken:
-                full += f" #{len(taken) + 1}"
-            taken.add(full)
-            names |= {id(run): full for run in each}
-    return [run if run.row is not None else run._replace(row=names[id(run)]) for run in runs]
-
-
-def _own(result: Mapping[str, Any]) -> list[str]:
-    """The overrides of a run that its row shares."""
-    return [each for each in result.get("overrides", ()) if each.partition("=")[0] not in _PER_RUN]
-
-
-def _base(cost: str | None) -> str | None:
-    return None if cost is None else cost.partition(" (")[0]
 
 
 def _without_repeats(runs: list[Run]) -> tuple[list[Run], list[str]]:
@@ -342,7 +298,7 @@ def _command(runs: Sequence[Run]) -> str:
     """What makes all runs of a row again."""
     everything = [list(run.result.get("overrides", ())) for run in runs]
     shared = [each for each in everything[0] if all(each in others for others in everything)]
-    arguments = [each for each in shared if each.partition("=")[0] not in _PER_RUN]
+    arguments = [each for each in shared if each.partition("=")[0] not in PER_RUN]
     varied = False
     for key in ("dataset.shots", "dataset.rate", "seed"):
         values = list(

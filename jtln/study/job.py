@@ -7,12 +7,15 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 # What changes where and how a run is made and kept, but not what comes of it.
 _NO_SETTING = ("study", "logger", "cache", "resume", "num_workers", "negative_transfer", "trainer.progress_bar")
 _NO_DATA = ("download", "decoded", "cache")  # the same of a dataset, at any depth
 _LABELS = ("dataset.shots", "dataset.rate")
+_FILES = ("file", "links", "weights")  # keys whose value may name a file
+_FORMAT = 2  # raised when the same settings come to mean another run
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,11 @@ class Job:
 
 
 def settings_hash(config: Mapping[str, Any]) -> str:
-    """Equal for two composed configurations (nested mappings of plain values) of which the same results come."""
+    """Equal for two composed configurations (nested mappings of plain values) of which the same results come.
+
+    Files that they name (cost.file, dataset.links, trunk.weights) count by their content; a data set's images do not,
+    and neither does the code.
+    """
     return _hash(config, _NO_SETTING)
 
 
@@ -68,7 +75,7 @@ def spelled(key: str, value: Any) -> str:
 
 
 def _hash(config: Mapping[str, Any], without: tuple[str, ...], seeds: bool = True) -> str:
-    text = json.dumps(_plain(config, without, seeds), sort_keys=True, default=str)
+    text = json.dumps([_FORMAT, _plain(config, without, seeds)], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -85,4 +92,6 @@ def _plain(value: Any, without: tuple[str, ...], seeds: bool, path: str = "") ->
         return kept
     if isinstance(value, list | tuple):
         return [_plain(child, without, seeds, path) for child in value]
+    if isinstance(value, str) and path.rpartition(".")[2] in _FILES and Path(value).is_file():
+        return hashlib.sha256(Path(value).read_bytes()).hexdigest()  # what is in it, not what it is called
     return int(value) if isinstance(value, float) and value.is_integer() else value

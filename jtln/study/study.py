@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from jtln.errors import UserError
-from jtln.study.evidence import Run, gather
+from jtln.study.evidence import gather
 from jtln.study.job import Job, spelled
 from jtln.study.ledger import Ledger
+from jtln.study.naming import Run
 from jtln.study.page import show_evidence, write_evidence
 from jtln.study.schedule import Done, Schedule, Worker
 from jtln.study.tune import Search, Tuned, run_searches

@@ -1,0 +1,93 @@
+"""Finished runs, and the names of the rows that they belong to."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+PER_RUN = ("seed", "dataset.shots", "dataset.rate")  # what runs of one row differ in
+_MOST = 3  # differing settings in a name
+
+
+class Run(NamedTuple):
+    """A finished run: the name of its row, where it has one, what result.json holds, and its folder."""
+
+    row: str | None
+    result: dict[str, Any]
+    folder: Path
+
+
+def named(runs: list[Run]) -> list[Run]:
+    """Each run with a row's name that no other row has: method and cost, and where several rows have these, what was
+    given for one and not for the others, or else the settings in which they differ (as between two versions of the
+    program)."""
+    free: dict[tuple[str, str], list[Run]] = defaultdict(list)  # those without a name, by what they would be called
+    for run in runs:
+        if run.row is None:
+            cost = (run.result.get("cost") or "").partition(" (")[0]
+            name = run.result["method"] + (f" ({cost})" if cost else "")
+            free[run.result["dataset"], name].append(run)
+    names: dict[int, str] = {}
+    for (_, name), members in free.items():
+        rows: dict[str, list[Run]] = defaultdict(list)
+        for run in members:
+            rows[run.result["settings"].get("row") or " ".join(sorted(given(run.result)))].append(run)
+        told = _told(list(rows.values()))
+        taken: set[str] = set()
+        for words, each in zip(told, rows.values(), strict=True):
+            full = f"{name} {words}".strip()
+            while full in taken:
+                full += f" #{len(taken) + 1}"
+            taken.add(full)
+            names |= {id(run): full for run in each}
+    return [run if run.row is not None else run._replace(row=names[id(run)]) for run in runs]
+
+
+def given(result: Mapping[str, Any]) -> list[str]:
+    """The overrides of a run that its row shares."""
+    return [each for each in result.get("overrides", ()) if each.partition("=")[0] not in PER_RUN]
+
+
+def _told(rows: Sequence[Sequence[Run]]) -> list[str]:
+    """What tells rows of one method and cost apart, in words for each; nothing where there is one row."""
+    if len(rows) == 1:
+        return [""]
+    sets = [set.intersection(*(set(given(run.result)) for run in each)) for each in rows]
+    shared = set.intersection(*sets)
+    by_override = [" ".join(sorted(each - shared)) for each in sets]
+    if len(set(by_override)) == len(rows):
+        return by_override
+    settings = [_settings(each[0].folder / "config.yaml") for each in rows]
+    keys = sorted({key for each in settings for key in each})
+    differing = [key for key in keys if len({each.get(key, "") for each in settings}) > 1]
+    words = []
+    for override, each in zip(by_override, settings, strict=True):
+        own = [f"{key}={each[key]}" for key in differing if key in each and f"{key}={each[key]}" not in override]
+        more = [f"and {len(own) - _MOST} more"] if len(own) > _MOST else []
+        words.append(" ".join([override, *own[:_MOST], *more]).strip())
+    return words
+
+
+def _settings(path: Path) -> dict[str, str]:
+    """Key with dots -> value of a run's config.yaml, without what its row does not share; nothing where none is."""
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(path))
+    except (OSError, OmegaConfBaseException, YAMLError):
+        return {}
+    flat: dict[str, str] = {}
+
+    def walk(node: Any, key: str) -> None:
+        if isinstance(node, dict):
+            for name, child in node.items():
+                walk(child, f"{key}.{name}" if key else str(name))
+        elif key not in PER_RUN and key.rpartition(".")[2] not in ("seed", "cache"):
+            flat[key] = str(node)
+
+    walk(config, "")
+    return flat
