@@ -1,4 +1,4 @@
-"""The command line, in this process: every configuration file runs, and every mistake ends in one line."""
+"""The command line, in this process: every configuration file runs, and what is kept of a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from omegaconf import OmegaConf
 
 import jtln
@@ -151,88 +150,6 @@ def test_the_keys_and_examples_of_help_exist(capsys: pytest.CaptureFixture[str])
     for example in examples:
         arguments = [argument.split(",")[0] for argument in example.split() if argument != "-m"]
         assert main([*arguments, "--cfg", "job"]) == 0, example
-
-
-# Mistakes.
-
-MISTAKES = {
-    "cost=unifrm": "Did you mean 'uniform'",
-    "costs=uniform": "Did you mean 'cost'",
-    "dataset.shot=3": "Did you mean 'shots'",
-    "datset.shots=3": "Did you mean 'dataset'",
-    "dataset.shots=abc": "expected a whole number for dataset.shots, but got 'abc'",
-    "dataset.shots=1000 debug=none": "set dataset.shots to at most",
-    "dataset.shots=0 debug=none": "1 or more labelled images",
-    "seed=-1": ">= 0 for seed, but got -1",
-    "seed=1.5": "expected a whole number for seed",
-    "method.epsilon=0": "epsilon > 0, but got 0",
-    "method.lambda_ot=-1": "method.lambda_ot >= 0",
-    "dataset.source_classes=[Foo,Bar]": "Sandal",
-    "trunk.weights=/nope": "auto, imagenet, none or a file, but there is no file /nope",
-    "lr=3": "unknown key 'lr'",
-    "+cost=uniform": "cost",
-    "dataset=fashion_full dataset.root=/nowhere dataset.download=false debug=none": "/nowhere",
-    "optimizer.lr=high": "expected a number for optimizer.lr, but got 'high'",
-    "dataset.shots=1 foo": "GROUP=FILE or KEY=VALUE, but got 'foo'",
-    "trainer.precision=32-foo": "trainer.*",
-    "trainer.accelerator=abacus": "trainer.*",
-    "trainer.devices=0": "trainer.*",
-    "+trainer.foo=3": "foo",
-    "method.on=sorce": "expected one of source, target, both. Did you mean 'source'",
-    "method.gradient=non": "expected one of both, source, target",
-    "epochs=0": ">= 1 for epochs, but got 0",
-    "batch_size=3": "batch_size.source and batch_size.target",
-    "batch_size.target=0": ">= 1 for batch_size.target",
-    "trunk=torchvision trunk.name=resnt": "resnet",
-    "+dataset.foo=1": "foo",
-    "cost=centroid cost.metric=manhattan": "expected one of euclidean, sqeuclidean, cosine",
-    "cost=wordnet cost.metric=wupp": "Did you mean 'wup'",
-    "schedule.warmup=2": "warmup in [0, 1)",
-    "logger=wandb logger.mode=onlin": "auto, online, offline, disabled",
-    "resume=/nowhere": "no /nowhere/overrides.yaml",
-    "hydra.run.dir=/proc/x": "/proc/x",
-}
-
-
-@pytest.mark.parametrize("call", MISTAKES)
-def test_a_mistake_ends_in_one_line_that_helps(
-    call: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
-) -> None:
-    given = call.split()
-    base = [] if any("debug" in each for each in given) else ["debug=smoke"]
-    folder = [] if "hydra.run.dir" in call else [f"hydra.run.dir={tmp_path}/run"]
-    code = main(["trainer.progress_bar=false", *base, *given, *folder])
-    told = capfd.readouterr()
-    assert "Traceback" not in told.err + told.out
-    lines = [line for line in told.err.splitlines() if line.strip()]
-    assert code == 2, lines
-    assert len(lines) == 1
-    assert lines[0].startswith("error: ")
-    assert MISTAKES[call] in lines[0]
-    assert not (tmp_path / "run" / "checkpoints").exists()  # found before anything was trained
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_named(capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(["trainer=gpu", "debug=smoke"]) == 2
-    assert capfd.readouterr().err.startswith("error: the trainer cannot be had as configured (trainer.*)")
-
-
-@pytest.mark.parametrize("call", ["method.epsilon=0", "method.on=sorce", "seed=-1", "batch_size=3", "epochs=0"])
-def test_what_can_be_seen_at_once_is_said_before_images_are_read(
-    call: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("jtln.data.categories.CategoryPair.load", lambda self: pytest.fail("read images"))
-    assert main([call]) == 2
-    assert capsys.readouterr().out == ""
-
-
-def test_a_fault_of_the_program_keeps_its_traceback(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("jtln.run.run", lambda experiment: [][1])
-    with pytest.raises(IndexError):
-        main(["debug=smoke", "cost=uniform"])
 
 
 # Multirun.

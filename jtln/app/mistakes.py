@@ -57,7 +57,9 @@ def _wrong_key(error: BaseException, overrides: Sequence[str]) -> str | None:
         return str(unknown("configuration group", wrong.group(1) if wrong else "?", _groups()))
     if named is None:
         return None
-    key = (named.group(1) or named.group(2)).partition("@")[0].lstrip("+~")
+    key = (named.group(1) or named.group(2)).lstrip("+~")
+    if "/" in key or "@" in key:
+        return f"expected a group that the chosen files have, but none of them has {key}: see python train.py --help"
     parent, _, leaf = key.rpartition(".")
     node = _composed(overrides)
     for part in filter(None, parent.split(".")):
@@ -67,7 +69,19 @@ def _wrong_key(error: BaseException, overrides: Sequence[str]) -> str | None:
         node = node[part]
     if not isinstance(node, DictConfig):
         return f"unknown key '{key}': '{parent}' is a single value"
+    if not parent and (longer := [each for each in _keys(node) if each.rpartition(".")[2] == leaf]):
+        return f"unknown key '{leaf}': did you mean {' or '.join(longer)}?"
     return str(unknown(f"key in '{parent}'" if parent else "key", leaf, [str(name) for name in node]))
+
+
+def _keys(config: DictConfig, above: str = "") -> list[str]:
+    """Every key with dots, a study's left out."""
+    found = []
+    for name in map(str, config):
+        node = config._get_node(name)
+        if above + name != "study":
+            found += _keys(node, f"{above}{name}.") if isinstance(node, DictConfig) else [above + name]
+    return found
 
 
 def check_types(config: DictConfig, overrides: Sequence[str] | None = None, before: DictConfig | None = None) -> None:
