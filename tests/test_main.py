@@ -44,6 +44,10 @@ def test_cost(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     assert "Sandal 0.25" in out
     assert (tmp_path / "here" / "cost.csv").read_text(encoding="utf-8").splitlines()[0].endswith("Sneaker,Bag")
     assert (tmp_path / "here" / "cost.png").is_file()
+    assert call(monkeypatch, "cost", "--help") == 0
+    assert "usage: jtln cost" in capsys.readouterr().out
+    assert call(monkeypatch, "classes", "--help") == 0
+    assert "usage: jtln classes" in capsys.readouterr().out
     assert call(monkeypatch, "cost", "cost=centroid", f"hydra.run.dir={tmp_path}") == 2
     assert "read off trained features" in capsys.readouterr().err
 

@@ -18,9 +18,21 @@ COLUMNS = ("class", "synset", "path", "task", "how", "note", "others", "suggesti
 LEVELS = 3  # of the chain above a synset, on the terminal; the file has them all
 OTHERS = 3  # meanings, on the terminal
 
+HELP = """\
+usage: jtln classes [GROUP=FILE ...] [KEY=VALUE ...]
+
+Print every class with its WordNet synset and what is doubtful, and write classes.csv, a table to correct.
+Groups and keys are those of training, dataset and cost above all: jtln train --help. For instance:
+
+  jtln classes dataset=pictograms
+  jtln classes dataset=folder dataset.source.root=PHOTOS dataset.target.root=MINE"""
+
 
 def main(arguments: list[str]) -> int:
     """Print every class with its synset; write classes.csv, to be corrected and passed back. Returns the exit code."""
+    if {"--help", "-h"} & set(arguments):
+        print(HELP)
+        return 0
     return run_main(["hydra.run.dir=outputs/classes/${now:%Y-%m-%d_%H-%M-%S}", *arguments], job=_show_classes)
 
 

@@ -11,9 +11,21 @@ from omegaconf import DictConfig
 from jtln.app.main import main as run_main
 from jtln.errors import UserError
 
+HELP = """\
+usage: jtln cost [GROUP=FILE ...] [KEY=VALUE ...]
+
+Print each target class's nearest source classes, and write cost.csv and cost.png, without training.
+Groups and keys are those of training, dataset and cost above all: jtln train --help. For instance:
+
+  jtln cost dataset=pictograms cost=wordnet cost.metric=path
+  jtln cost dataset=folder dataset.source.root=PHOTOS dataset.target.root=MINE"""
+
 
 def main(arguments: list[str]) -> int:
     """Print each target class's nearest source classes; write cost.csv and cost.png. Returns the exit code."""
+    if {"--help", "-h"} & set(arguments):
+        print(HELP)
+        return 0
     return run_main(["hydra.run.dir=outputs/cost/${now:%Y-%m-%d_%H-%M-%S}", *arguments], job=_show_cost)
 
 
