@@ -11,7 +11,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
 from numpy.typing import NDArray
@@ -19,6 +18,8 @@ from torch import Tensor
 
 from jtln.errors import UserError
 from jtln.plots import column_shares
+from jtln.statistics import wilson_interval
+from jtln.tables import clock
 
 SMALLEST_SHARE = 0.05  # of a target class's mass: what is less is not named, unless it is the largest
 MOST_SENTENCES = 12
@@ -129,29 +130,6 @@ def transport_sentences(strongest: Mapping[str, Sequence[Sequence[Any] | tuple[s
         for target, sources in list(strongest.items())[:limit]
         if sources
     ]
-
-
-def wilson_interval(successes: float, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval for a proportion, in [0, 1] (Wilson 1927, doi:10.2307/2276774).
-
-    Args:
-        successes: in [0, n]; need not be whole.
-        n: number of trials, >= 0; of none, nothing is known: (0, 1).
-        level: of confidence, in (0, 1).
-    """
-    if not (n >= 0 and 0 <= successes <= n and 0 < level < 1):
-        raise UserError(
-            f"expected 0 <= successes <= n and 0 < level < 1, but got successes={successes}, n={n}, level={level}"
-        )
-    if n == 0:
-        return 0.0, 1.0
-    z = NormalDist().inv_cdf((1 + level) / 2)
-    p = successes / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    low = 0.0 if successes == 0 else max(0.0, centre - half)
-    high = 1.0 if successes == n else min(1.0, centre + half)
-    return low, high
 
 
 # The page's sections, each HTML or an empty string.
@@ -273,7 +251,7 @@ def _versions(result: Mapping[str, Any]) -> str:
     if result.get("git_commit"):
         rows.append(("git commit", _text(result["git_commit"])))
     if (seconds := _number(result.get("seconds"))) is not None:
-        rows.append(("time", _duration(seconds)))
+        rows.append(("time", clock(seconds)))
     if (speed := _number(result.get("images_per_second"))) is not None:
         rows.append(("images per second", f"{speed:,.0f}"))
     return f"<section><h2>Versions and time</h2>\n{_facts(rows)}</section>" if rows else ""
@@ -342,11 +320,3 @@ def _text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return json.dumps(value, ensure_ascii=False)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"

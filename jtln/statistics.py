@@ -100,6 +100,29 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def wilson_interval(successes: float, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval for a proportion, in [0, 1] (Wilson 1927, doi:10.2307/2276774).
+
+    Args:
+        successes: in [0, n]; need not be whole.
+        n: number of trials, >= 0; of none, nothing is known: (0, 1).
+        level: of confidence, in (0, 1).
+    """
+    if not (n >= 0 and 0 <= successes <= n and 0 < level < 1):
+        raise UserError(
+            f"expected 0 <= successes <= n and 0 < level < 1, but got successes={successes}, n={n}, level={level}"
+        )
+    if n == 0:
+        return 0.0, 1.0
+    z = statistics.NormalDist().inv_cdf((1 + level) / 2)
+    p = successes / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    low = 0.0 if successes == 0 else max(0.0, centre - half)
+    high = 1.0 if successes == n else min(1.0, centre + half)
+    return low, high
+
+
 def mean_and_spread(values: Sequence[float], digits: int) -> str:
     """ "74.3 ± 1.2": mean and standard deviation; the mean alone of one value."""
     mean = f"{statistics.fmean(values):.{digits}f}"

@@ -34,3 +34,11 @@ def markdown(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> str:
     lines = [[column.name for column in columns], ["---:" if column.right else "---" for column in columns]]
     lines += [[cell.replace("|", "\\|") for cell in row] for row in rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def clock(seconds: float) -> str:
+    """ "45 s", "12 min", "3 h 20 min"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

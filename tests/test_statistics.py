@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from jtln.errors import UserError
-from jtln.statistics import holm, mean_and_interval, mean_and_spread, paired_difference, t_interval
+from jtln.statistics import holm, mean_and_interval, mean_and_spread, paired_difference, t_interval, wilson_interval
 
 ACCURACIES = [70.1, 72.5, 69.8, 75.0, 71.3]
 OTHERS = [68.0, 72.9, 66.1, 70.2, 70.9]
@@ -106,3 +106,19 @@ def test_mistakes() -> None:
         t_interval([1.0], 1.0)
     with pytest.raises(UserError, match="in pairs, but got 1 and 2"):
         paired_difference([1.0], [1.0, 2.0])
+
+
+@pytest.mark.parametrize("level", [0.8, 0.95, 0.999])
+@pytest.mark.parametrize(("k", "n"), [(0, 10), (1, 10), (5, 10), (10, 10), (1, 1), (0, 1), (858, 1000), (9999, 10000)])
+def test_wilson_interval_against_scipy(k: int, n: int, level: float) -> None:
+    expected = stats.binomtest(k, n).proportion_ci(confidence_level=level, method="wilson")
+    assert wilson_interval(k, n, level) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_wilson_interval_of_nothing_and_of_nonsense() -> None:
+    assert wilson_interval(0, 0) == (0.0, 1.0)
+    low, high = wilson_interval(2.5, 10)
+    assert wilson_interval(2, 10)[0] < low < 0.25 < high < wilson_interval(3, 10)[1]
+    for successes, n, level in [(-1, 10, 0.95), (11, 10, 0.95), (1, -1, 0.95), (1, 2, 1.0), (float("nan"), 2, 0.95)]:
+        with pytest.raises(UserError, match="expected 0 <= successes <= n"):
+            wilson_interval(successes, n, level)

@@ -19,7 +19,8 @@ from jtln.study.job import Job, row_hash, settings_hash, spelled, trunk_hash
 from jtln.study.ledger import Ledger
 from jtln.study.schedule import Done, Schedule
 from jtln.study.tune import Search, _holds, run_searches
-from jtln.study.workers import InThisProcess, Process, clock, environments, last_words
+from jtln.study.workers import InThisProcess, Process, environments, last_words
+from jtln.tables import clock
 
 CONFIG: dict[str, Any] = {
     "seed": 0,

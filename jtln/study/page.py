@@ -15,8 +15,7 @@ from jtln.statistics import mean_and_interval
 from jtln.study.evidence import Comparison, DatasetEvidence, Evidence, TableRow
 from jtln.study.pictures import accuracy_plot
 from jtln.study.sentences import correction, details, summary
-from jtln.study.workers import clock
-from jtln.tables import Column, markdown, show
+from jtln.tables import Column, clock, markdown, show
 
 Cells = Sequence[Sequence[str]]
 _COMMANDS = "Each row's command trains its runs again, one after another."

@@ -143,11 +143,3 @@ def last_words(log: Path) -> str:
         lines = []
     errors = [line for line in lines if line.startswith("error: ")]
     return (errors or [line for line in lines if line] or ["it said nothing"])[-1].removeprefix("error: ")
-
-
-def clock(seconds: float) -> str:
-    """ "45 s", "12 min", "3 h 20 min"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
