@@ -8,6 +8,7 @@ from typing import Any
 
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from jtln.costs import is_constant
 from jtln.data.pair import Pair
 from jtln.experiment import Experiment
 from jtln.module import JTLN
@@ -76,8 +77,11 @@ def announce_training(
         terms.append(f"{type(method.penalty).__name__}({method.penalty.extra_repr()})")
     if method.head_start is not None:
         why = "no source head is pre-trained" if pretrained is None else "the labelled images themselves gave the cost"
-        start = "the transported source head, as far as the labelled images bear it out"
-        say("head", f"starts at {f'random: {why}' if experiment.head_start is None else start}")
+        start = f"random: {why}"
+        if experiment.head_start is not None and module.transport is not None:
+            known = not is_constant(module.transport.cost)
+            start = "the transported source head, as far as the labelled images bear it out" if known else "zero"
+        say("head", f"starts at {start}")
     frozen = ", trunk frozen" if method.freeze_trunk else ""
     say("method", f"{method.name}: " + " + ".join(terms) + frozen)
     rates = " and ".join(
@@ -98,7 +102,10 @@ def head_sentences(start: dict[str, float | bool] | None, classes: int) -> list[
     right = f"right on {start['accuracy']:.1%} of the labelled images before it had seen one (chance {1 / classes:.1%})"
     if start["used"]:
         return [f"the target head began at the transported source head: {right}"]
-    return [f"the target head began at zero: what the cost transports to it does not fit the labelled images, {right}"]
+    return [
+        f"the target head began at zero: what the cost transports to it does not fit the labelled images, {right}. "
+        "Another cost may do better, cost=uniform for one"
+    ]
 
 
 def show_result(result: dict[str, Any], sentences: Sequence[str], folder: Path) -> None:

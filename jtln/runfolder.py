@@ -16,6 +16,7 @@ from torch import Tensor
 
 from jtln import plots
 from jtln.announce import head_sentences, show_result
+from jtln.costs import is_constant
 from jtln.costs.table import save_cost
 from jtln.data.pair import Pair
 from jtln.experiment import Experiment
@@ -137,7 +138,7 @@ def write_results(
         cost = module.transport.cost.cpu()
         save_cost(folder / "cost.csv", cost, source, target)
         # Under a constant cost the plan is what the two heads predict, each for itself: nothing is matched.
-        constant = bool(cost.max() - cost.min() <= 1e-6)
+        constant = is_constant(cost)
         strongest = {} if constant else strongest_transports(plan["plan"], source.names, target.names)
         sentences = transport_sentences(strongest, limit=6)
         result["transport"] = {
@@ -149,7 +150,8 @@ def write_results(
             "strongest": strongest,
             "head_start": head_start(module),
         }
-        sentences = [*head_sentences(result["transport"]["head_start"], len(target)), *sentences]
+        if not constant:
+            sentences = [*head_sentences(result["transport"]["head_start"], len(target)), *sentences]
         title = f"cost {experiment.cost_name}"
         plots.cost_heatmap(cost, source.names, target.names, title).savefig(pictures / "cost.png")
         plots.plan_heatmap(plan["plan"], source.names, target.names).savefig(pictures / "plan.png")

@@ -124,6 +124,21 @@ def test_real_images_and_a_pre_trained_trunk(tmp_path: Path) -> None:
     assert cached.name == f"{result['trunk']['name']}-{result['trunk']['pretrained']['key']}.pt"
 
 
+@pytest.mark.usefixtures("no_drawing")
+def test_a_cost_without_knowledge_matches_nothing(
+    train: Callable[..., tuple[int, Path]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, folder = train("cost=uniform")
+    told = capsys.readouterr().out
+    assert code == 0
+    assert "head       starts at zero\n" in told
+    assert "began" not in told
+    assert "is matched with" not in told
+    assert result_of(folder)["transport"]["strongest"] == {}
+    assert train("cost=wordnet")[0] == 0
+    assert "is matched with" in capsys.readouterr().out
+
+
 def test_help_names_every_group_and_every_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     told = capsys.readouterr().out

@@ -1,6 +1,6 @@
 """Cost metrics: what it costs to explain a source class by a target class."""
 
-from jtln.costs.base import Cost, SourceHead
+from jtln.costs.base import Cost, SourceHead, is_constant
 from jtln.costs.centroid import CentroidCost
 from jtln.costs.permuted import PermutedCost
 from jtln.costs.posterior import PosteriorCost
@@ -19,4 +19,5 @@ __all__ = [
     "TaxonomyCost",
     "UniformCost",
     "WordNetCost",
+    "is_constant",
 ]

@@ -15,6 +15,11 @@ Batch = tuple[Tensor, Tensor]  # features (B, D), labels (B,)
 SCALES = ("max", "range", "none")
 
 
+def is_constant(cost: Tensor) -> bool:
+    """Whether a cost matrix (S, T) says the same of every pair: it knows nothing."""
+    return bool(cost.max() - cost.min() <= 1e-6)
+
+
 class SourceHead(NamedTuple):
     """What a metric may ask of the source head, as it is at the time."""
 
