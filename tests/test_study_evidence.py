@@ -176,10 +176,12 @@ def test_one_seed_and_no_claim() -> None:
 
 def test_notes() -> None:
     runs = made_runs(seeds=2)
-    runs[0].result.update(git_commit="def", made_images=True)
+    assert "has seen test images" not in " ".join(gather(runs).notes)
+    runs[0].result.update(git_commit="def", made_images=True, seeds_differ_in_test=True)
     repeated = Run(None, runs[1].result, Path("elsewhere"))
     notes = " ".join(gather([*runs, repeated]).notes)
     assert "nothing can be concluded" in notes
+    assert "In toys one seed tests what another validates on" in notes
     assert "2 commits of the code: abc, def" in notes
     assert "Only 2 seeds" in notes
     assert "1 runs repeat others" in notes
