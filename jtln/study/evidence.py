@@ -206,8 +206,8 @@ def _notes(runs: Sequence[Run]) -> list[str]:
         notes.append("Made images were used (debug=smoke): nothing can be concluded.")
     if named := sorted({run.result["dataset"] for run in runs if run.result.get("seeds_differ_in_test")}):
         notes.append(
-            f"In {', '.join(named)} one seed tests what another validates on: a row that validation chose over all seeds "
-            "has seen test images; one that was named beforehand has not."
+            f"In {', '.join(named)} one seed tests what another validates on: what validation chose over all seeds has "
+            "seen test images; a row that was named beforehand has not."
         )
     for key, what in (("git_commit", "commits of the code"), ("hardware", "kinds of hardware")):
         values = sorted({str(run.result[key]) for run in runs if run.result.get(key)})
