@@ -120,13 +120,14 @@ def _resumed(arguments: list[str]) -> list[str]:
     keys = {argument.partition("=")[0] for argument in now if "=" in argument and not argument.startswith("-")}
     if (folder / "result.json").is_file() and not keys:
         raise UserError(f"the run in {folder} is finished: to train it for longer, give epochs= as well")
-    settings = sorted(key for key in keys if not key.lstrip("+~").startswith(_NO_SETTING))
+    earlier = [str(override) for override in OmegaConf.load(overrides)]
+    same = {argument.partition("=")[0] for argument in now if argument in earlier}  # given again, by DDP for one
+    settings = sorted(key for key in keys - same if not key.lstrip("+~").startswith(_NO_SETTING))
     if settings and (folder / "checkpoints" / "last.ckpt").is_file():
         raise UserError(
             f"expected no other settings for a run that is under way, but got {', '.join(settings)} with "
             f"resume={folder}: leave them out (epochs, trainer, logger and num_workers may change), or start a new run"
         )
-    earlier = [str(override) for override in OmegaConf.load(overrides)]
     return [*(each for each in earlier if each.partition("=")[0] not in keys), *now, *named.values()]
 
 

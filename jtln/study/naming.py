@@ -7,9 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+import yaml
 
 PER_RUN = ("seed", "dataset.shots", "dataset.rate")  # what runs of one row differ in
 _MOST = 3  # differing settings in a name
@@ -77,8 +75,8 @@ def _told(rows: Sequence[Sequence[Run]]) -> list[str]:
 def _settings(path: Path) -> dict[str, str]:
     """Key with dots -> value of a run's config.yaml, without what its row does not share; nothing where none is."""
     try:
-        config = OmegaConf.to_container(OmegaConf.load(path))
-    except (OSError, OmegaConfBaseException, YAMLError):
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return {}
     flat: dict[str, str] = {}
 
