@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -94,6 +96,15 @@ def test_what_can_be_seen_at_once_is_said_before_images_are_read(
     monkeypatch.setattr("jtln.data.categories.CategoryPair.load", lambda self: pytest.fail("read images"))
     assert main([call]) == 2
     assert capsys.readouterr().out == ""
+
+
+def test_a_full_disk_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def full(experiment: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("jtln.run.run", full)
+    assert main(["debug=smoke", "cost=uniform"]) == 2
+    assert "no space is left" in capsys.readouterr().err
 
 
 def test_a_fault_of_the_program_keeps_its_traceback(

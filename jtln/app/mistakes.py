@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Iterable, Sequence
 
@@ -27,6 +28,8 @@ def explain(error: BaseException, overrides: Sequence[str]) -> str | None:
     while cause is not None:
         if isinstance(cause, UserError):
             return str(cause)
+        if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
+            return f"no space is left on the disk, or none for you, in writing {cause.filename or 'a checkpoint'}"
         if isinstance(cause, OSError) and cause.filename is not None:
             return f"{cause.strerror}: {cause.filename}"
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)

@@ -141,6 +141,8 @@ class Schedule:
             return
         self.ledger.release(job)
         if result is not None:
+            # Half of a run's bytes, of use to nobody any more: a study has hundreds of runs.
+            (folder / "checkpoints" / "last.ckpt").unlink(missing_ok=True)
             yield Done(job, result)
         else:
             said = f"ended by signal {-code}" if code < 0 else last_words(folder / "log.txt")
