@@ -220,6 +220,22 @@ def test_rows_without_overrides_are_told_apart_by_their_settings(tmp_path: Path)
     assert [row.name for row in gather(runs).datasets[0].rows][1] == "joint"
 
 
+def test_rows_that_were_tested_on_other_images_are_not_compared() -> None:
+    runs = made_runs(shots=(1,))
+    other = [
+        run._replace(
+            result={**run.result, "overrides": [*run.result["overrides"], "dataset.split_seed=1", "dataset.root=there"]}
+        )
+        for run in runs
+    ]
+    first, second = gather([*runs, *other]).datasets
+    assert (first.dataset, second.dataset) == ("toys", "toys (dataset.split_seed=1)")
+    assert [row.name for row in first.rows] == [row.name for row in second.rows]
+    assert len(first.claims) == len(second.claims) == 4
+    (alone,) = gather(other).datasets
+    assert alone.dataset == "toys"
+
+
 def test_labels_in_words() -> None:
     assert labels_of({"shots": 1}) == "1 shot"
     assert labels_of({"shots": None, "rate": 0.15}) == "15 %"

@@ -12,7 +12,7 @@ from typing import Any
 
 from jtln.errors import UserError
 from jtln.statistics import Difference, Interval, holm, paired_difference, t_interval
-from jtln.study.naming import PER_RUN, Run, named
+from jtln.study.naming import PER_RUN, Run, by_data, named
 
 ALPHA = 0.05
 CONTROLS = ("uniform", "permuted")  # costs without knowledge, and with wrong knowledge
@@ -159,7 +159,7 @@ def gather(runs: Iterable[Run], against: Sequence[str] = BASELINES, metric: str 
     runs = list(runs)
     if not runs:
         raise UserError("there are no finished runs to report on: no result.json was found")
-    kept, notes = _without_repeats(named(runs))
+    kept, notes = _without_repeats(named(by_data(runs)))
     by_dataset: dict[str, list[Run]] = defaultdict(list)
     for run in kept:
         by_dataset[run.result["dataset"]].append(run)

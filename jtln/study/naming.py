@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import yaml
 
 PER_RUN = ("seed", "dataset.shots", "dataset.rate")  # what runs of one row differ in
+_PLACES = ("root", "download", "cache", "decoded")  # keys of a dataset that say where it lies
 _MOST = 3  # differing settings in a name
 
 
@@ -19,6 +20,21 @@ class Run(NamedTuple):
     row: str | None
     result: dict[str, Any]
     folder: Path
+
+
+def by_data(runs: list[Run]) -> list[Run]:
+    """The same, a dataset's name followed by what was given for it where runs differ in that (dataset.split_seed=1):
+    rows that were tested on other images are no pairs."""
+    settings: dict[str, set[frozenset[str]]] = defaultdict(set)
+    for run in runs:
+        settings[run.result["dataset"]].add(_of_data(run.result))
+    told = []
+    for run in runs:
+        name = run.result["dataset"]
+        own = _of_data(run.result) - frozenset.intersection(*settings[name])
+        full = f"{name} ({' '.join(sorted(own))})" if own else name
+        told.append(run._replace(result={**run.result, "dataset": full}))
+    return told
 
 
 def named(runs: list[Run]) -> list[Run]:
@@ -50,6 +66,14 @@ def named(runs: list[Run]) -> list[Run]:
 def given(result: Mapping[str, Any]) -> list[str]:
     """The overrides of a run that its row shares."""
     return [each for each in result.get("overrides", ()) if each.partition("=")[0] not in PER_RUN]
+
+
+def _of_data(result: Mapping[str, Any]) -> frozenset[str]:
+    """What was given for the dataset, but for how many labels there are and where it lies."""
+    keys = [(each, each.partition("=")[0].lstrip("+~")) for each in given(result)]
+    return frozenset(
+        each for each, key in keys if key.startswith(("dataset.", "dataset/")) and key.rpartition(".")[2] not in _PLACES
+    )
 
 
 def _told(rows: Sequence[Sequence[Run]]) -> list[str]:
