@@ -52,7 +52,7 @@ def test_a_row_that_fails_and_tuning(tmp_path: Path, capsys: pytest.CaptureFixtu
     told = capsys.readouterr().out
     assert "failed: consecutive, 100000 shots, seed 0: " in told
     assert "set dataset.shots to at most" in told
-    tuned = json.loads((tmp_path / "studies/quick/fashion/tuned.json").read_text(encoding="utf-8"))
+    tuned = json.loads((tmp_path / "studies/quick/fashion_dataset.validation-2/tuned.json").read_text(encoding="utf-8"))
     assert tuned["rows"]["consecutive"]["overrides"] == ["optimizer.lr=0.001", "trunk_lr_factor=0.1"]
     assert sorted(each["seed"] for each in results(tmp_path / "studies" / "trials")) == [1000, 1001]
     (made,) = results(tmp_path / "studies" / "runs")
@@ -166,6 +166,8 @@ def test_several_studies_have_a_folder_each(monkeypatch: pytest.MonkeyPatch) -> 
     planned = []
     monkeypatch.setattr("jtln.study.study.run_study", lambda study, workers: planned.append(study) or True)
     assert main(["-m", "study=quick", "method.epsilon=0.1,0.2", "dataset=fashion,pictograms", "study.shots=[1]"]) == 0
+    assert main(["-m", "study=quick", "dataset=pictograms", "dataset.split_seed=1", "study.shots=[1]"]) == 0
+    assert planned.pop().folder.name == "pictograms_dataset.split_seed-1"
     names = ["_method.epsilon-0.1", "_method.epsilon-0.2"]
     assert [each.folder.name for each in planned] == [f"{d}{n}" for n in names for d in ("fashion", "pictograms")]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shlex
@@ -90,10 +91,20 @@ def _placed(arguments: Sequence[str], swept: Sequence[str]) -> list[str]:
     """With the study's folder, which hydra.sweep.dir names as in every multirun; each of several has its own."""
     named = [each.partition("=")[2] for each in arguments if each.startswith(("hydra.sweep.dir=", "hydra.run.dir="))]
     rest = [each for each in arguments if not each.startswith(("hydra.sweep.dir=", "hydra.run.dir="))]
-    own = [each for each in swept if not each.startswith(("study=", "dataset="))]  # these two name the folder already
-    words = re.sub(r"[^\w.-]+", "-", "_".join(own))[:100]
+    # The choices of study and dataset name the folder already; other data, and what a sweep varies, are added to it.
+    own = [*swept, *(each for each in arguments if _is_of_the_data(each) and each not in swept and not named)]
+    own = [each for each in own if not each.startswith(("study=", "dataset="))]
+    words = re.sub(r"[^\w.-]+", "-", "_".join(own))
+    if len(words) > 80:
+        words = f"{words[:72]}_{hashlib.sha256(words.encode()).hexdigest()[:6]}"
     folder = f"hydra.run.dir={named[-1]}" if named else FOLDER
     return [f"{folder}_{words}" if words else folder, *rest]  # in front: Hydra takes overrides in one piece
+
+
+def _is_of_the_data(override: str) -> bool:
+    """Whether other images or classes come of it; not where they lie."""
+    key = key_of(override)
+    return key.startswith(("dataset.", "dataset/")) and key.rpartition(".")[2] not in ("root", "download", "decoded")
 
 
 def _run(study: Study, workers: list[Worker]) -> int:
