@@ -153,7 +153,7 @@ def test_a_key_that_only_some_rows_have(monkeypatch: pytest.MonkeyPatch) -> None
     planned = []
     monkeypatch.setattr("jtln.study.study.run_study", lambda study, workers: planned.append(study) or True)
     keys = ["cost.momentum=0.5", "method.penalty.alpha=0.1", "method.lambda_source=0.5"]
-    assert main(["-m", "study=few_shot", *keys]) == 0
+    assert main(["-m", "study=few_shot", f"+{keys[0]}", *keys[1:]]) == 0
     takers: dict[str, list[str]] = {key: [] for key in keys}
     for row in planned[0].rows:
         for key in set(keys) & set(row.job({}, planned[0].labels[0], 0, None).overrides):

@@ -234,6 +234,10 @@ def test_rows_that_were_tested_on_other_images_are_not_compared() -> None:
     assert len(first.claims) == len(second.claims) == 4
     (alone,) = gather(other).datasets
     assert alone.dataset == "toys"
+    seen = [run.result["overrides"] + ["dataset.flip=false"] for run in runs]  # otherwise, but the same images
+    mirrored = [r._replace(result={**r.result, "overrides": o}) for r, o in zip(runs, seen, strict=True)]
+    assert len(gather([*runs, *mirrored]).datasets) == 1
+    assert len(gather([run._replace(row=run.result["method"]) for run in (*runs, *other)]).datasets) == 1
 
 
 def test_labels_in_words() -> None:

@@ -60,9 +60,9 @@ def main(arguments: list[str] | None = None, job: Callable[[DictConfig], Any] | 
         sys.argv[1:] = _options_first([*_resumed(arguments), *_sweep_folder()])
         decorate = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")
         decorate(lambda config: _guarded(job or _train, config))()
+    except BrokenPipeError:
+        return output_is_closed()
     except (HydraException, OmegaConfBaseException, UserError, OSError) as error:
-        if isinstance(error, BrokenPipeError):
-            return output_is_closed()
         mistake = explain(error, sys.argv[1:])
         if mistake is None:
             traceback.print_exception(error)

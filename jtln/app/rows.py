@@ -71,8 +71,8 @@ class Composer:
                 raise UserError(f"expected a key with a single value in study.tune.space for {name}, but got {key}")
 
         def job(values: Mapping[str, Any], labels: Labels, seed: int, trial: int | None) -> Job:
-            config = self._config(composed, values, labels, seed)
             further = [*(spelled(key, value) for key, value in values.items()), *labels.overrides, f"seed={seed}"]
+            config = self._config(composed, further)
             facts: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
             trunk = trunk_hash(facts) if facts["pretrain"]["source"] and not facts["debug"]["smoke"] else None
             return Job(name, labels.words, seed, (*overrides, *further), settings_hash(facts), trunk, trial)
@@ -92,15 +92,17 @@ class Composer:
                 raise UserError(f"none of the rows {', '.join(self.takes)} has a {group} with the key {key}")
         for row in rows:
             try:
-                check(self._config(row.config, {}, labels[0], seed))
+                check(self._config(row.config, [*labels[0].overrides, f"seed={seed}"]))
             except Exception as error:
                 raise self._as_mistake(error, row.name) from error
         for each in labels:
             try:
-                spec = instantiate(self._config(rows[0].config, {}, each, seed).dataset)
+                spec = instantiate(self._config(rows[0].config, [*each.overrides, f"seed={seed}"]).dataset)
             except Exception as error:
                 mistake = self._as_mistake(error, each.words)
-                raise UserError(str(mistake).replace("dataset.shots", "study.shots")) from error
+                if isinstance(mistake, UserError):
+                    mistake = UserError(str(mistake).replace("dataset.shots", "study.shots"))
+                raise mistake from error
         if tuned and spec.seeds_differ_in_test:
             raise UserError(
                 "expected a pair whose test images are the same for all seeds where study.tune.trials is above 0, but "
@@ -118,10 +120,9 @@ class Composer:
         mistake = explain(error, overrides)
         return error if mistake is None else UserError(f"{where}: {mistake}")
 
-    def _config(self, composed: DictConfig, values: Mapping[str, Any], labels: Labels, seed: int) -> DictConfig:
-        """A run's configuration."""
+    def _config(self, composed: DictConfig, further: list[str]) -> DictConfig:
+        """A run's configuration: its row's, with further overrides."""
         config = composed.copy()
-        further = [*(spelled(key, value) for key, value in values.items()), *labels.overrides, f"seed={seed}"]
         for override in OverridesParser.create().parse_overrides(further):
             try:
                 OmegaConf.update(config, override.key_or_group, override.value())
@@ -140,9 +141,11 @@ class Composer:
 def _fitting(override: str, row: DictConfig) -> str | None:
     """An override of all rows as this row takes it: None where what it chose has no such key (the uniform cost no
     metric), that of the cost within (cost.of) where the row's own cost has none (the permuted one)."""
-    key, _, value = override.partition("=")
-    if not is_of_a_choice(override) or _has(row, key):
+    key, value = key_of(override), override.partition("=")[2]
+    if not is_of_a_choice(override):
         return override
+    if _has(row, key):
+        return override.lstrip("+")  # which Hydra takes for new keys alone
     group, _, rest = key.partition(".")
     inner = f"{group}.of.{rest}"
     return f"{inner}={value}" if _has(row, inner) else None

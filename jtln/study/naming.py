@@ -10,7 +10,10 @@ from typing import Any, NamedTuple
 import yaml
 
 PER_RUN = ("seed", "dataset.shots", "dataset.rate")  # what runs of one row differ in
-_PLACES = ("root", "download", "cache", "decoded")  # keys of a dataset that say where it lies
+# Keys of a dataset that say where it lies and how its images are seen, but not which they are.
+_SAME_IMAGES = frozenset(
+    ["root", "download", "cache", "decoded", "image_size", "stored_size", "fit", "flip", "shift", "crop"]
+)
 _MOST = 3  # differing settings in a name
 
 
@@ -24,13 +27,16 @@ class Run(NamedTuple):
 
 def by_data(runs: list[Run]) -> list[Run]:
     """The same, a dataset's name followed by what was given for it where runs differ in that (dataset.split_seed=1):
-    rows that were tested on other images are no pairs."""
+    rows that were tested on other images are no pairs. Those that a study named are as it has them."""
     settings: dict[str, set[frozenset[str]]] = defaultdict(set)
     for run in runs:
         settings[run.result["dataset"]].add(_of_data(run.result))
     told = []
     for run in runs:
         name = run.result["dataset"]
+        if run.row is not None:
+            told.append(run)
+            continue
         own = _of_data(run.result) - frozenset.intersection(*settings[name])
         full = f"{name} ({' '.join(sorted(own))})" if own else name
         told.append(run._replace(result={**run.result, "dataset": full}))
@@ -69,10 +75,12 @@ def given(result: Mapping[str, Any]) -> list[str]:
 
 
 def _of_data(result: Mapping[str, Any]) -> frozenset[str]:
-    """What was given for the dataset, but for how many labels there are and where it lies."""
+    """What was given for the dataset that changes its images or classes, but for how many labels there are."""
     keys = [(each, each.partition("=")[0].lstrip("+~")) for each in given(result)]
     return frozenset(
-        each for each, key in keys if key.startswith(("dataset.", "dataset/")) and key.rpartition(".")[2] not in _PLACES
+        each
+        for each, key in keys
+        if key.startswith(("dataset.", "dataset/")) and key.rpartition(".")[2] not in _SAME_IMAGES
     )
 
 
