@@ -104,7 +104,7 @@ def make_trainer(
     _quiet_lightning()
     extra: list[Callback] = [_SeedEpochs(), *([Progress(description, hidden)] if settings.progress_bar else [])]
     if keep_checkpoints:
-        extra.append(_best_and_last(folder))
+        extra.extend(_best_and_last(folder))
     options: dict[str, Any] = {
         "log_every_n_steps": max(1, min(10, budget.steps_per_epoch)),
         **settings.options,
@@ -126,16 +126,21 @@ def make_trainer(
         raise UserError(f"the trainer cannot be had as configured (trainer.*): {error}") from error
 
 
-def _best_and_last(folder: Path) -> ModelCheckpoint:
-    return ModelCheckpoint(
-        folder / "checkpoints",
+def _best_and_last(folder: Path) -> list[ModelCheckpoint]:
+    """``best.ckpt`` has the weights alone; ``last.ckpt`` all that it takes to go on.
+
+    Two callbacks, the best one first: with ``save_last`` Lightning writes the last checkpoint only where it is the best.
+    """
+    folder = folder / "checkpoints"
+    best = ModelCheckpoint(
+        folder,
         filename="best",
         monitor="val/target/selection",
         mode="max",
-        save_top_k=1,
-        save_last=True,
+        save_weights_only=True,
         enable_version_counter=False,
     )
+    return [best, ModelCheckpoint(folder, filename="last", enable_version_counter=False)]
 
 
 @dataclass(frozen=True)
