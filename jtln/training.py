@@ -129,7 +129,7 @@ def make_trainer(
 def _best_and_last(folder: Path) -> list[ModelCheckpoint]:
     """``best.ckpt`` has the weights alone; ``last.ckpt`` all that it takes to go on.
 
-    Two callbacks, the best one first: with ``save_last`` Lightning writes the last checkpoint only where it is the best.
+    Two callbacks, the best one first: Lightning's ``save_last`` writes the last one only where it is the best as well.
     """
     folder = folder / "checkpoints"
     best = ModelCheckpoint(

@@ -28,7 +28,7 @@ def test_a_study_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFix
     told = capsys.readouterr().out
     assert "rows x numbers of labels x seeds: 2 x 1 x 1 = 2 runs, of which 0 are done" in told
     assert "Made images were used" in told
-    folder = tmp_path / "studies" / "quick" / "fashion"
+    folder = tmp_path / "studies" / "quick" / "fashion_debug-smoke_trunk.width-0.05"
     assert {"report.html", "report.md", "rows.csv"} <= {path.name for path in folder.iterdir()}
     first = results(tmp_path / "studies" / "runs")
     assert [(each["method"], each["shots"], each["seed"]) for each in first] == [("consecutive", 1, 0), ("jtln", 1, 0)]
@@ -38,6 +38,7 @@ def test_a_study_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["-m", "study.seeds=[1,0]", *reversed(call[1:])]) == 0
     assert "4 runs, of which 2 are done" in capsys.readouterr().out
     assert len(results(tmp_path / "studies" / "runs")) == 4
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
     assert report(["studies", "--output", "here"]) == 0
     assert "jtln (uniform)" in capsys.readouterr().out
@@ -52,7 +53,9 @@ def test_a_row_that_fails_and_tuning(tmp_path: Path, capsys: pytest.CaptureFixtu
     told = capsys.readouterr().out
     assert "failed: consecutive, 100000 shots, seed 0: " in told
     assert "set dataset.shots to at most" in told
-    tuned = json.loads((tmp_path / "studies/quick/fashion_dataset.validation-2/tuned.json").read_text(encoding="utf-8"))
+    (folder,) = (tmp_path / "studies" / "quick").iterdir()
+    assert folder.name.startswith("fashion_dataset.validation-2_epochs-1_pretrain-none_")
+    tuned = json.loads((folder / "tuned.json").read_text(encoding="utf-8"))
     assert tuned["rows"]["consecutive"]["overrides"] == ["optimizer.lr=0.001", "trunk_lr_factor=0.1"]
     assert sorted(each["seed"] for each in results(tmp_path / "studies" / "trials")) == [1000, 1001]
     (made,) = results(tmp_path / "studies" / "runs")

@@ -155,7 +155,8 @@ def test_the_checkpoint_with_the_best_target_validation_accuracy_is_tested(exper
     assert checkpoint["epoch"] == best
     assert "optimizer_states" not in checkpoint  # which are two thirds of what it takes to go on
     last = torch.load(experiment.folder / "checkpoints" / "last.ckpt", weights_only=False)
-    assert (last["epoch"], last["global_step"], len(last["optimizer_states"])) == (5, 36, 1)  # though it is not the best
+    assert (last["epoch"], last["global_step"]) == (5, 36)  # though it is not the best
+    assert len(last["optimizer_states"]) == 1
     pair = experiment.spec.load()
     module = build_module(experiment, pair)
     module.load_state_dict(checkpoint["state_dict"])

@@ -19,6 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from jtln.errors import UserError, unknown
+from jtln.study.job import is_setting
 
 if TYPE_CHECKING:
     from jtln.study.schedule import Worker
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str]) -> int:
         rows = [argument for argument in each if is_of_a_choice(argument) and "--cfg" not in each and "-c" not in each]
         plain = [argument for argument in each if argument not in rows]
         # Planned inside Hydra, run after it: a run in this same process starts Hydra anew.
-        codes.append(run_main(_placed(plain, swept), job=partial(_plan_into, planned, command, rows)))
+        codes.append(run_main(_placed(plain, _apart(each, swept)), job=partial(_plan_into, planned, command, rows)))
         if planned:
             codes.append(_run(*planned[0]))
         if codes[-1] == 130:
@@ -87,24 +88,32 @@ def _combinations(arguments: Sequence[str]) -> list[list[str]]:
     return [list(each) for each in product(*choices)]
 
 
-def _placed(arguments: Sequence[str], swept: Sequence[str]) -> list[str]:
-    """With the study's folder, which hydra.sweep.dir names as in every multirun; each of several has its own."""
+def _placed(arguments: Sequence[str], apart: Sequence[str]) -> list[str]:
+    """With the study's folder, which hydra.sweep.dir names as in every multirun; by itself it is called after the
+    study, its dataset and what sets this one ``apart``."""
     named = [each.partition("=")[2] for each in arguments if each.startswith(("hydra.sweep.dir=", "hydra.run.dir="))]
     rest = [each for each in arguments if not each.startswith(("hydra.sweep.dir=", "hydra.run.dir="))]
-    # The choices of study and dataset name the folder already; other data, and what a sweep varies, are added to it.
-    own = [*swept, *(each for each in arguments if _is_of_the_data(each) and each not in swept and not named)]
-    own = [each for each in own if not each.startswith(("study=", "dataset="))]
-    words = re.sub(r"[^\w.-]+", "-", "_".join(own))
+    words = re.sub(r"[^\w.-]+", "-", "_".join(apart))
     if len(words) > 80:
         words = f"{words[:72]}_{hashlib.sha256(words.encode()).hexdigest()[:6]}"
     folder = f"hydra.run.dir={named[-1]}" if named else FOLDER
     return [f"{folder}_{words}" if words else folder, *rest]  # in front: Hydra takes overrides in one piece
 
 
-def _is_of_the_data(override: str) -> bool:
-    """Whether other images or classes come of it; not where they lie."""
+def _apart(arguments: Sequence[str], swept: Sequence[str]) -> list[str]:
+    """What a sweep varies; where the user names no folder, whatever else makes other runs of it, too: another study
+    does not write over this one's report."""
+    is_named = any(each.startswith(("hydra.sweep.dir=", "hydra.run.dir=")) for each in arguments)
+    further = [] if is_named else [each for each in arguments if each not in swept and _is_another(each)]
+    return sorted(each for each in (*swept, *further) if not each.startswith(("study=", "dataset=")))
+
+
+def _is_another(override: str) -> bool:
+    """Whether other results come of it, and not only more of them, or from elsewhere."""
     key = key_of(override)
-    return key.startswith(("dataset.", "dataset/")) and key.rpartition(".")[2] not in ("root", "download", "decoded")
+    if "=" not in override or key.startswith(("-", "hydra", "trainer")) or key == "dataset.root":
+        return False
+    return is_setting(key) or key.startswith("study.tune")
 
 
 def _run(study: Study, workers: list[Worker]) -> int:

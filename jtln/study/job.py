@@ -56,6 +56,13 @@ def settings_hash(config: Mapping[str, Any]) -> str:
     return _hash(config, _NO_SETTING)
 
 
+def is_setting(key: str) -> bool:
+    """Whether other results may come of another value of ``key``, so that it counts in :func:`settings_hash`."""
+    if key.startswith("dataset.") and key.rpartition(".")[2] in _NO_DATA:
+        return False
+    return not any(key == each or key.startswith(f"{each}.") for each in _NO_SETTING)
+
+
 def row_hash(config: Mapping[str, Any]) -> str:
     """Equal for the runs of one row of a table: the same settings but for the seed and the number of labels."""
     return _hash(config, (*_NO_SETTING, *_LABELS), seeds=False)
