@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib import import_module
 
 USAGE = """\
 usage: jtln COMMAND [ARGUMENTS]
@@ -12,31 +13,27 @@ commands:
   train   train a network: jtln train --help
   cost    show a cost matrix, its closest and farthest pairs, without training: jtln cost dataset=fashion cost=wordnet
   report  table, intervals, paired tests and plots of all runs below some folders: jtln report outputs
+  predict what a trained network takes images for, as CSV: jtln predict RUN photos/
+  export  a trained network as one file that runs without this package, ONNX or torch.export: jtln export RUN
   classes show every class, its WordNet synset and what is doubtful, as a table to correct: jtln classes dataset=fashion
 """
+COMMANDS = {
+    "train": "jtln.app.main",
+    "cost": "jtln.app.cost",
+    "classes": "jtln.app.classes",
+    "report": "jtln.app.report",
+    "predict": "jtln.app.predict",
+    "export": "jtln.app.export",
+}
 
 
 def main() -> int:
     """The console script; returns the exit code."""
     command, arguments = (sys.argv[1:2] or [""])[0], sys.argv[2:]
-    if command not in ("train", "cost", "report", "classes") and "LOCAL_RANK" in os.environ:
+    if command not in COMMANDS and "LOCAL_RANK" in os.environ:
         command, arguments = "train", sys.argv[1:]  # a process of trainer=ddp, which Lightning starts without it
-    if command == "train":
-        from jtln.app.main import main as train
-
-        return train(arguments)
-    if command == "cost":
-        from jtln.app.cost import main as cost
-
-        return cost(arguments)
-    if command == "report":
-        from jtln.app.report import main as report
-
-        return report(arguments)
-    if command == "classes":
-        from jtln.app.classes import main as classes
-
-        return classes(arguments)
+    if command in COMMANDS:
+        return int(import_module(COMMANDS[command]).main(arguments))  # only what this one needs
     if command in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0

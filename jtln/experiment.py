@@ -80,6 +80,7 @@ class Experiment:
     augment: bool = True
     pretraining: Pretraining | None = None
     pretraining_depends: dict[str, Any] = field(default_factory=dict)
+    trunk: dict[str, Any] = field(default_factory=dict)  # the configuration that make_trunk goes by
     cache: Path | None = None
     num_workers: int | None = None  # None: as the data and the machine suggest
     test_views: str = "none"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 
 from jtln.announce import announce_data, announce_training, say
+from jtln.classifier import KEY, Description
 from jtln.data.made import made_pair
 from jtln.data.pair import Pair, PairSpec
 from jtln.data.transforms import Augment
@@ -55,6 +56,7 @@ def run(experiment: Experiment) -> dict[str, Any]:
     compared = watch(experiment, pair, augment, build_module)
     pl.seed_everything(experiment.seed, verbose=False)
     module = build_module(experiment, pair, pretrained)
+    module.hparams[KEY] = asdict(Description.of(spec, experiment.trunk, experiment.test_views))
     data = pair_data(
         pair,
         module.trunk,

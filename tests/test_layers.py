@@ -40,7 +40,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("jtln.costs", "jtln.losses", "jtln.heads", "jtln.metrics", "jtln.data", "jtln.plots"),
     ("jtln.methods",),
     ("jtln.module",),
-    ("jtln.training", "jtln.pretrain", "jtln.report"),
+    ("jtln.training", "jtln.pretrain", "jtln.report", "jtln.classifier"),
     ("jtln.experiment",),
     ("jtln.announce", "jtln.negative_transfer", "jtln.runfolder", "jtln.run"),
     ("jtln.study",),

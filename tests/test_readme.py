@@ -47,7 +47,7 @@ def test_every_command_composes(command: str, capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().err == ""
 
 
-def test_own_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_own_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     module = next(block for block in blocks("python") if "class MyPair" in block)
     (tmp_path / "mine.py").write_text(module, encoding="utf-8")
     config = tmp_path / "myconf" / "dataset"
@@ -63,6 +63,15 @@ def test_own_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = [f"hydra.run.dir={tmp_path / 'run'}", "--config-dir", str(tmp_path / "myconf")]
     assert main(["dataset=mine", *short, *run]) == 0
     assert (tmp_path / "run" / "result.json").is_file()
+
+    code = next(block for block in blocks("python") if "import load" in block)
+    image = next((tmp_path / "photos" / "target" / "tiger").iterdir())
+    code = code.replace("outputs/folder/2026-11-22_20-00-00", "run").replace("photos/1.jpg", str(image))
+    capsys.readouterr()
+    exec(compile(code.replace("photos/2.jpg", str(image)), "README.md", "exec"), {})
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == second
+    assert first.split()[-1] in ("tiger", "ambulance")
 
 
 def test_python_example() -> None:

@@ -46,6 +46,7 @@ def build(config: DictConfig) -> Experiment:
         budget = _budget(config)
     # Images are kept decoded in the user's cache folder, too, where the configuration names none.
     spec = instantiate(OmegaConf.merge(config, {"cache": str(_cache(config))}).dataset)
+    trunk: Any = OmegaConf.to_container(config.trunk, resolve=True)
     trunk_weights = str(config.trunk.get("weights", "none"))
 
     def make_trunk() -> Trunk:
@@ -68,12 +69,13 @@ def build(config: DictConfig) -> Experiment:
         augment=bool(config.augment),
         pretraining=_pretraining(config) if config.pretrain.source else None,
         pretraining_depends={
-            "trunk": OmegaConf.to_container(config.trunk, resolve=True),
+            "trunk": trunk,
             "weights": weights_digest(trunk_weights),
             "optimizer": str(config.pretrain.get("lr")),
             "torchvision": version("torchvision"),  # whose default ImageNet weights may change
             "trainer": {key: value for key, value in config.trainer.items() if key != "progress_bar"},
         },
+        trunk=trunk,
         cache=None if smoke else _cache(config),
         num_workers=_num_workers(config),
         test_views=_test_views(config, spec),

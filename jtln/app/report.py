@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
+from jtln.app.command import guarded
 from jtln.errors import UserError, unknown
 
 
@@ -26,21 +26,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--metric", default="accuracy", help="accuracy (default), mean_class_accuracy or macro_f1, on the test part"
     )
-    try:
-        given = parser.parse_args(arguments)
-    except SystemExit as end:
-        return int(end.code or 0)
-    from jtln.app.main import output_is_closed
-
-    try:
-        return _report(given)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-    except BrokenPipeError:
-        return output_is_closed()
-    except OSError as error:
-        print(f"error: {error.strerror}: {error.filename}", file=sys.stderr)
-    return 2
+    return guarded(parser, arguments, _report)
 
 
 def _report(given: argparse.Namespace) -> int:

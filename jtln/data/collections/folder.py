@@ -153,7 +153,7 @@ def _entries(folder: str | Path) -> list[tuple[str, bool]]:
 
 def _files(folders: dict[str, str]) -> Files:
     """Every image in the folder of each class; a UserError names the folders that are empty."""
-    files = {name: list(_below(folder)) for name, folder in folders.items()}
+    files = {name: list(files_below(folder)) for name, folder in folders.items()}
     if empty := [folders[name] for name, paths in files.items() if not paths]:
         raise UserError(
             f"expected images in the folder of every class, but got none in {_some(empty)}: put images there, or "
@@ -162,7 +162,7 @@ def _files(folders: dict[str, str]) -> Files:
     return [(path, name) for name, paths in files.items() for path in paths]
 
 
-def _below(folder: str, above: tuple[str, ...] | None = None) -> Iterator[str]:
+def files_below(folder: str, above: tuple[str, ...] | None = None) -> Iterator[str]:
     """Every file in ``folder`` and the folders in it; a link to a folder above it leads nowhere new."""
     here = os.path.realpath(folder)
     if above is None:
@@ -171,7 +171,7 @@ def _below(folder: str, above: tuple[str, ...] | None = None) -> Iterator[str]:
         return
     for path, is_folder in _entries(folder):
         if is_folder:
-            yield from _below(path, (*above, here))
+            yield from files_below(path, (*above, here))
         else:
             yield path
 
