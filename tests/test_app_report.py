@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,22 @@ def test_a_study_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFix
     assert report(["studies", "--output", "here"]) == 0
     assert "jtln (uniform)" in capsys.readouterr().out
     assert (tmp_path / "here" / "report.html").is_file()
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_a_draw_of_the_categories_for_each_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call = [*QUICK, "dataset=pictograms", "dataset.split_seed=${seed}", "study.only=[consecutive]", "study.shots=1"]
+    assert main(["-m", "study=quick", *call, "study.seeds=2"]) == 0
+    runs = tmp_path / "studies" / "runs"
+    assert [each["seed"] for each in results(runs)] == [0, 1]
+    assert len({each["settings"]["row"] for each in results(runs)}) == 1
+    first, second = [path.read_text() for path in sorted(runs.glob("*/split.csv"))]
+    classes = [{line["class"] for line in csv.DictReader(text.splitlines())} for text in (first, second)]
+    assert classes[0] != classes[1]
+    capsys.readouterr()
+    assert report([str(runs), "--output", "here"]) == 0
+    told = (tmp_path / "here" / "report.md").read_text()
+    assert told.count("| consecutive |") == told.count("### ") == 1
 
 
 @pytest.mark.usefixtures("no_drawing")

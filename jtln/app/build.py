@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger
 from torch.nn import Parameter
 
-from jtln.app.study import config_dir_given
+from jtln.app.study import config_dir_given, overrides_given
 from jtln.data.pair import PairSpec
 from jtln.data.transforms import VIEWS
 from jtln.errors import UserError, unknown
@@ -35,10 +35,12 @@ def build(config: DictConfig) -> Experiment:
     """The experiment that ``config`` describes; a UserError says which of its values cannot be."""
     hydra = HydraConfig.get()
     choices = DictConfig(hydra.runtime.choices)
-    overrides = [o for o in hydra.overrides.task if not o.startswith("resume=")]
+    overrides = [o for o in overrides_given(hydra) if not o.startswith("resume=")]
     folder = Path(hydra.runtime.output_dir)
     config = OmegaConf.masked_copy(config, [str(key) for key in config if key != "study"])  # this is one run
     settings: Any = OmegaConf.to_container(config, resolve=True)
+    # What follows the seed (dataset.split_seed=${seed}) is the same in all runs of a row.
+    of_row: Any = OmegaConf.to_container(OmegaConf.merge(config, {"seed": "*"}), resolve=True)
     smoke = bool(config.debug.smoke)
     budget = _budget(config)
     if smoke:
@@ -86,7 +88,7 @@ def build(config: DictConfig) -> Experiment:
         config=OmegaConf.to_yaml(config, resolve=True),
         overrides=overrides,
         command=" ".join(["python train.py", *map(shlex.quote, (*config_dir_given(hydra), *overrides))]),
-        settings={"run": settings_hash(settings), "row": row_hash(settings)},
+        settings={"run": settings_hash(settings), "row": row_hash(of_row)},
     )
 
 

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from jtln.app.mistakes import check_types, explain
-from jtln.app.study import config_dir_given, is_study
+from jtln.app.study import config_dir_given, is_study, overrides_given
 from jtln.app.study import main as study
 from jtln.app.sweep import SWEEP_FOLDER, SweepTable
 from jtln.errors import UserError
@@ -120,7 +120,8 @@ def _resumed(arguments: list[str]) -> list[str]:
     keys = {argument.partition("=")[0] for argument in now if "=" in argument and not argument.startswith("-")}
     if (folder / "result.json").is_file() and not keys:
         raise UserError(f"the run in {folder} is finished: to train it for longer, give epochs= as well")
-    earlier = [str(override) for override in OmegaConf.load(overrides)]
+    written: Any = OmegaConf.to_container(OmegaConf.load(overrides), resolve=False)
+    earlier = [str(override) for override in written]
     same = {argument.partition("=")[0] for argument in now if argument in earlier}  # given again, by DDP for one
     settings = sorted(key for key in keys - same if not key.lstrip("+~").startswith(_NO_SETTING))
     if settings and (folder / "checkpoints" / "last.ckpt").is_file():
@@ -150,7 +151,7 @@ def _guarded(job: Callable[[DictConfig], Any], config: DictConfig) -> None:
         print(f"interrupted; to continue: python train.py {again}", file=sys.stderr)
         raise
     except Exception as error:
-        overrides = list(HydraConfig.get().overrides.task)
+        overrides = overrides_given(HydraConfig.get())
         mistake = explain(error, overrides)
         if HydraConfig.get().mode != RunMode.MULTIRUN:
             if mistake is None:

@@ -14,6 +14,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from jtln.app.study import overrides_given
 from jtln.errors import UserError, unknown
 
 
@@ -95,7 +96,7 @@ def check_types(config: DictConfig, overrides: Sequence[str] | None = None, befo
         overrides: by default those of this run.
         before: without those that are values; by default composed from the overrides' choices of files.
     """
-    overrides = list(HydraConfig.get().overrides.task if overrides is None else overrides)
+    overrides = overrides_given(HydraConfig.get()) if overrides is None else list(overrides)
     before = _composed(overrides) if before is None else before
     for override in OverridesParser.create().parse_overrides(overrides):
         key = override.key_or_group

@@ -149,7 +149,7 @@ def plan(config: DictConfig, command: str, for_rows: Sequence[str] = ()) -> tupl
     for key in ("rows", "seeds", "folder", "tune"):
         if settings[key] is None:
             raise UserError(f"expected a value for study.{key}, but got null")
-    given = [each for each in hydra.overrides.task if not re.match(r"[+~]*study[=./@]", each)] + list(for_rows)
+    given = [each for each in overrides_given(hydra) if not re.match(r"[+~]*study[=./@]", each)] + list(for_rows)
     search_path = [each for each in hydra.overrides.hydra if "hydra.searchpath" in each]
     names = [str(name) for name in settings.rows]
     everything = [*given, *(settings.overrides or []), *(each for row in settings.rows.values() for each in row)]
@@ -235,6 +235,12 @@ def config_dir_given(hydra: Any) -> list[str]:
     """The user's own --config-dir, for further runs; nothing where there is none."""
     sources = [source for source in hydra.runtime.config_sources if source.provider == "command-line"]
     return [part for source in sources for part in ("--config-dir", os.path.abspath(source.path))]
+
+
+def overrides_given(hydra: Any) -> list[str]:
+    """What was typed, as it was typed: ${seed} in it is not the seed of the moment."""
+    typed: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)
+    return [str(each) for each in typed]
 
 
 def key_of(override: str) -> str:
