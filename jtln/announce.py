@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,21 @@ def announce_training(
         "training",
         f"{budget.steps} steps of {rates}, validated {budget.epochs} times, seed {experiment.seed}",
     )
+
+
+def cost_sentences(found: dict[str, float | None] | None) -> list[str]:
+    """What the labelled images said of the cost, in words; nothing where they were not asked."""
+    if found is None or found["surprise"] is None or found["chance"] is None:
+        return []
+    if found["epsilon"] is None:
+        return [
+            "the labelled images do not bear the cost out: the transport loss was taught no relation of the classes"
+        ]
+    own, chance = math.exp(-found["surprise"]), math.exp(-found["chance"])
+    return [
+        f"by the cost alone, at epsilon {found['epsilon']:.2g} of its range, the labelled images' classes had a "
+        f"probability of {own:.1%} (chance {chance:.1%}): so much of it the transport loss taught"
+    ]
 
 
 def head_sentences(start: dict[str, float | bool] | None, classes: int) -> list[str]:

@@ -41,6 +41,7 @@ class Method:
     tolerance: float = 1e-4
     ot_schedule: Schedule = field(default_factory=Constant)
     head_start: TransportedHead | None = None  # how the target head begins
+    calibrate: bool = False  # whether the transport loss takes of the cost what the labelled images bear out
     penalty: Penalty | None = None  # a baseline's own term
     freeze_trunk: bool = False
 
@@ -97,8 +98,16 @@ class Experiment:
     def head_start(self) -> TransportedHead | None:
         """How the target head begins; None at random: where a random source head knows nothing, and where the cost has
         been read off the labelled images, which then could not test it."""
-        knows = self.pretraining is not None and self.cost.updates == "never"
-        return self.method.head_start if knows else None
+        return self.method.head_start if self._can_be_tested else None
+
+    @property
+    def calibrate(self) -> bool:
+        """Whether the labelled images test the cost; not where they gave it, or where no source head reads them."""
+        return self.method.calibrate and self._can_be_tested
+
+    @property
+    def _can_be_tested(self) -> bool:
+        return self.pretraining is not None and self.cost.updates == "never"
 
     def __post_init__(self) -> None:
         """Refuse what cannot be, such as a source head that nothing has taught where one is read."""

@@ -22,6 +22,7 @@ from torch.nn.functional import cross_entropy
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from jtln.calibration import calibrated
 from jtln.classes import ClassSet
 from jtln.costs import Cost, SourceHead
 from jtln.errors import UserError, unknown
@@ -57,6 +58,8 @@ class JTLN(pl.LightningModule):
         cost: the metric that keeps the transport's matrix up to date while features change; None if it never changes.
         penalty: a baseline's own term, with its weight; None adds none.
         head_start: how the target head begins, with the transport's cost; None begins at random.
+        calibrate: whether the transport's cost becomes, before the first step, what the labelled images bear out of
+            it (jtln.calibration): for a cost that has not seen their labels, and a pre-trained source head.
         freeze_trunk: whether the trunk stays as it is, its dropout and batch norms as in evaluation.
         lambda_target, lambda_source, lambda_ot: the weights of the three terms, >= 0.
         lambda_ot_unit: "1/epsilon" multiplies lambda_ot by 1/epsilon, so that it weighs the soft labels which the
@@ -72,6 +75,7 @@ class JTLN(pl.LightningModule):
     cost: Cost | None
     penalty: Penalty | None
     head_evidence: Tensor
+    calibration: Tensor
     confusion: MulticlassConfusionMatrix
     metrics: nn.ModuleDict
     cost_is_set: Tensor
@@ -86,6 +90,7 @@ class JTLN(pl.LightningModule):
         penalty: Penalty | None = None,
         *,
         head_start: TransportedHead | None = None,
+        calibrate: bool = False,
         freeze_trunk: bool = False,
         lambda_target: float = 1.0,
         lambda_source: float = 1.0,
@@ -117,6 +122,7 @@ class JTLN(pl.LightningModule):
         self.cost = cost
         self.penalty = penalty
         self.head_start = head_start if transport is not None else None
+        self.calibrate = calibrate and transport is not None
         self.freeze_trunk = freeze_trunk
         self.source, self.target = source, target
         self.lambda_target, self.lambda_source = lambda_target, lambda_source
@@ -134,6 +140,7 @@ class JTLN(pl.LightningModule):
         self.target_head.requires_grad_(self.uses_target or self.lambda_ot > 0)
         self.register_buffer("cost_is_set", torch.tensor(cost is None or cost.updates == "never"))
         self.register_buffer("head_evidence", torch.full((3,), -1.0))  # HeadEvidence, once the head has begun
+        self.register_buffer("calibration", torch.full((2,), -1.0))  # Calibration, once the cost has been calibrated
         if cost is not None:
             cost.prepare((len(source), len(target)), trunk.dim)
         if penalty is not None:
@@ -184,7 +191,7 @@ class JTLN(pl.LightningModule):
 
         cross_entropies = self.lambda_target * target_loss + self.lambda_source * source_loss
         loss = cross_entropies + weight * transport + penalty
-        self._log_losses(batch, loss, target_loss, source_loss, transport, weight, penalty)
+        self._log_losses(batch, loss, weight, (target_loss, source_loss, transport, penalty))
         if transport is not zero and self._is_logged_step:
             self._log_transport(cross_entropies, weight * transport, list(features.values()))
         return loss
@@ -228,6 +235,12 @@ class JTLN(pl.LightningModule):
                 heads = self.source_head, self.target_head
                 evidence = self.head_start.start(*heads, self.transport.cost, self.features_of("target"))
             self.head_evidence.copy_(torch.tensor(evidence))
+        if self.calibrate and self.transport is not None and bool(self.calibration[0] < 0):
+            with self._as_evaluated():
+                seen = ((self.source_head(rows), labels) for rows, labels in self.features_of("target"))
+                cost, found = calibrated(self.transport.cost, self.transport.epsilon, seen)
+            self.transport.set_cost(cost)
+            self.calibration.copy_(torch.tensor(found))
 
     def on_train_epoch_start(self) -> None:
         if self.cost is not None and self.cost.updates == "epoch" and self.current_epoch > 0:
@@ -292,18 +305,10 @@ class JTLN(pl.LightningModule):
     def _is_logged_step(self) -> bool:
         return self._trainer is not None and (self.global_step + 1) % self.log_every == 0
 
-    def _log_losses(
-        self,
-        batch: Batch,
-        loss: Tensor,
-        target_loss: Tensor,
-        source_loss: Tensor,
-        transport: Tensor,
-        weight: float,
-        penalty: Tensor,
-    ) -> None:
+    def _log_losses(self, batch: Batch, loss: Tensor, weight: float, terms: tuple[Tensor, ...]) -> None:
         if self._trainer is None:
             return
+        target_loss, source_loss, transport, penalty = terms
         self.log("train/loss", loss, prog_bar=True, sync_dist=True, batch_size=1)
         if "target" in batch:
             self.log("train/target_loss", target_loss, sync_dist=True, batch_size=1)

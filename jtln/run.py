@@ -115,6 +115,7 @@ def build_module(experiment: Experiment, pair: Pair, pretrained: Pretrained | No
         cost,
         method.penalty,
         head_start=experiment.head_start,
+        calibrate=experiment.calibrate,
         freeze_trunk=method.freeze_trunk,
         lambda_source=method.lambda_source,
         lambda_ot=method.lambda_ot,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from jtln import plots
-from jtln.announce import head_sentences, show_result
+from jtln.announce import cost_sentences, head_sentences, show_result
+from jtln.calibration import Calibration
 from jtln.costs import is_constant
 from jtln.costs.table import save_cost
 from jtln.data.pair import Pair
@@ -128,6 +130,16 @@ def head_start(module: JTLN) -> dict[str, float | bool] | None:
     return {"accuracy": evidence.accuracy, "sharpness": evidence.sharpness, "used": bool(evidence.used)}
 
 
+def calibration(module: JTLN) -> dict[str, float | None] | None:
+    """What the labelled images bore out of the cost; None where they were not asked. JSON knows no infinity: null."""
+    if bool(module.calibration[0] < 0):
+        return None
+    found = Calibration(*module.calibration.tolist())
+    chance = math.log(len(module.target))
+    epsilon = found.epsilon if math.isfinite(found.epsilon) else None
+    return {"epsilon": epsilon, "surprise": found.surprise, "chance": chance}
+
+
 def write_results(
     experiment: Experiment, module: JTLN, result: dict[str, Any], plan: dict[str, Any] | None, seconds: float
 ) -> None:
@@ -137,6 +149,8 @@ def write_results(
     sentences: list[str] = []
     if plan is not None and module.transport is not None:
         cost = module.transport.cost.cpu()
+        if experiment.calibrate:  # as it was given: what was made of it is in the checkpoints
+            cost = experiment.cost.matrix(source, target)
         save_cost(folder / "cost.csv", cost, source, target)
         # Under a constant cost the plan is what the two heads predict, each for itself: nothing is matched.
         constant = is_constant(cost)
@@ -150,9 +164,12 @@ def write_results(
             "plan_entropy": plan["plan_entropy"],
             "strongest": strongest,
             "head_start": head_start(module),
+            "calibration": calibration(module),
         }
         if not constant:
-            sentences = [*head_sentences(result["transport"]["head_start"], len(target)), *sentences]
+            found = result["transport"]
+            known = [*cost_sentences(found["calibration"]), *head_sentences(found["head_start"], len(target))]
+            sentences = [*known, *sentences]
         title = f"cost {experiment.cost_name}"
         plots.cost_heatmap(cost, source.names, target.names, title).savefig(pictures / "cost.png")
         plots.plan_heatmap(plan["plan"], source.names, target.names).savefig(pictures / "plan.png")
