@@ -66,7 +66,9 @@ def announce_training(
         say("cost", f"none: method={method.name} has no transport loss")
     else:
         sizes = f"{len(pair.source.classes)} x {len(pair.target.classes)}"
-        say("cost", f"{experiment.cost_name}, {sizes}, epsilon {method.epsilon:g}")
+        tested = experiment.calibrate and not is_constant(module.transport.cost)
+        sharpness = "as far as the labelled images bear it out" if tested else f"epsilon {method.epsilon:g}"
+        say("cost", f"{experiment.cost_name}, {sizes}, {sharpness}")
     terms = ["CE(target)"]
     if method.lambda_source:
         terms.append(f"{method.lambda_source:g} CE(source)")
