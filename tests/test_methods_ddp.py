@@ -27,6 +27,12 @@ KINDS: dict[str, Any] = {
     "delta": lambda: {"penalty": DELTA(5.0, 0.1, attention_images=6)},
     "bss": lambda: {"penalty": BSS(0.5, 2)},
     "co_tuning": lambda: {"penalty": CoTuning(calibrate=True), "lambda_source": 0.3},
+    "calibrated": lambda: {
+        "transport": TransportLoss(
+            1 - torch.eye(4, 3) + 0.1 * torch.arange(12).view(4, 3), 0.2, tolerance=1e-7, max_iterations=2000
+        ),
+        "calibrate": True,
+    },
     "linear_probe": lambda: {"freeze_trunk": True},
     "posterior": lambda: {
         "transport": TransportLoss(torch.ones(4, 3), 0.2, tolerance=1e-7, max_iterations=2000),
