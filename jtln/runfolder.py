@@ -153,7 +153,7 @@ def write_results(
             cost = experiment.cost.matrix(source, target)
         save_cost(folder / "cost.csv", cost, source, target)
         # Under a constant cost the plan is what the two heads predict, each for itself: nothing is matched.
-        constant = is_constant(cost)
+        constant = is_constant(module.transport.cost)
         strongest = {} if constant else strongest_transports(plan["plan"], source.names, target.names)
         sentences = transport_sentences(strongest, limit=6)
         result["transport"] = {
@@ -166,8 +166,8 @@ def write_results(
             "head_start": head_start(module),
             "calibration": calibration(module),
         }
-        if not constant:
-            found = result["transport"]
+        found = result["transport"]
+        if not is_constant(cost):
             known = [*cost_sentences(found["calibration"]), *head_sentences(found["head_start"], len(target))]
             sentences = [*known, *sentences]
         title = f"cost {experiment.cost_name}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,7 +17,9 @@ from PIL import Image
 from pytorch_lightning.loggers import CSVLogger
 
 from jtln import run as module_under_test
-from jtln.costs import CentroidCost, PermutedCost, UniformCost
+from jtln.announce import cost_sentences
+from jtln.costs import CentroidCost, FileCost, PermutedCost, UniformCost
+from jtln.costs.table import save_cost
 from jtln.data.pair import PairSpec
 from jtln.errors import UserError
 from jtln.experiment import Experiment, Method
@@ -202,6 +205,41 @@ def test_the_head_starts_at_the_sources_where_the_cost_has_not_seen_the_labels(e
         assert build_module(replace(known, cost=cost), pair).head_start is None
     assert build_module(replace(known, pretraining=None), pair).head_start is None
     assert build_module(replace(known, method=experiment.method), pair).head_start is None
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_what_the_labelled_images_bear_out_of_a_cost_is_told(
+    experiment: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = torch.rand(4, 3, generator=torch.Generator().manual_seed(0))
+    save_cost(tmp_path / "mine.csv", given, experiment.spec.source_classes, experiment.spec.target_classes)
+    file = FileCost(tmp_path / "mine.csv", scale="none")
+    method = replace(experiment.method, calibrate=True)
+    experiment = replace(experiment, method=method, cost=file, cost_name="file")
+    found = run(experiment)["transport"]["calibration"]
+    assert found["chance"] == pytest.approx(math.log(3))
+    assert found["surprise"] < found["chance"]
+    assert 0.02 <= found["epsilon"] <= 2.6
+    told = " ".join(capsys.readouterr().out.split())
+    assert "cost file, 4 x 3, as far as the labelled images bear it out" in told
+    assert f"by the cost alone, at epsilon {found['epsilon']:.2g} of its range" in told
+
+    kept = torch.load(experiment.folder / "checkpoints" / "best.ckpt", weights_only=False)["state_dict"]
+    assert not torch.allclose(kept["transport.cost"], given, atol=0.01)
+    with open(experiment.folder / "cost.csv", newline="", encoding="utf-8") as lines:  # what was given, all the same
+        written = [[float(cell) for cell in line[1:]] for line in list(csv.reader(lines))[1:]]
+    torch.testing.assert_close(torch.tensor(written), given, rtol=1e-4, atol=1e-5)
+
+    # Neither where nobody asks, nor where the labelled images gave the cost, nor without a source head that reads them.
+    assert not replace(experiment, method=replace(method, calibrate=False)).calibrate
+    assert not replace(experiment, cost=CentroidCost()).calibrate
+    assert not replace(experiment, pretraining=None).calibrate
+
+
+def test_a_cost_that_says_nothing_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cost_sentences(None) == []
+    (told,) = cost_sentences({"epsilon": None, "surprise": math.log(3), "chance": math.log(3)})
+    assert "do not bear the cost out" in told
 
 
 @pytest.mark.parametrize(("rate", "told"), [(1.0, True), (0.1, False)])
