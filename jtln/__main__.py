@@ -33,6 +33,7 @@ def main() -> int:
     if command not in COMMANDS and "LOCAL_RANK" in os.environ:
         command, arguments = "train", sys.argv[1:]  # a process of trainer=ddp, which Lightning starts without it
     if command in COMMANDS:
+        sys.path.insert(0, os.getcwd())  # where train.py and python -m find the user's own modules
         return int(import_module(COMMANDS[command]).main(arguments))  # only what this one needs
     if command in ("-h", "--help", "help"):
         print(USAGE, end="")

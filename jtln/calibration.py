@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from jtln.heads import class_plan
-from jtln.pooling import Batch, total
+from jtln.pooling import Batch, total, wide
 
 EPSILONS = tuple(0.02 * 2 ** (step / 2) for step in range(15))  # 0.02 to 2.56, of the cost's range
 _LEAST = 1e-8  # a share of a row's largest, which keeps the cost finite
@@ -69,9 +69,11 @@ def calibrated(cost: Tensor, epsilon: float, seen: Iterable[Batch]) -> tuple[Ten
 
 def _surprise(rows: Tensor, batches: list[Batch]) -> float:
     """Mean of -log q(x)_y over the images of all processes."""
-    sums = rows.new_zeros(2, dtype=torch.float64)
+    kind = wide(rows)
+    sums = rows.new_zeros(2, dtype=kind)
     for probabilities, labels in batches:
         given = (probabilities @ rows).gather(1, labels[:, None])
-        sums += torch.stack([-given.double().clamp_min(1e-12).log().sum(), given.new_tensor(len(labels)).double()])
+        sums[0] -= given.to(kind).clamp_min(1e-12).log().sum()
+        sums[1] += len(labels)
     summed, count = total(sums).tolist()
     return summed / count

@@ -76,6 +76,7 @@ class JTLN(pl.LightningModule):
     penalty: Penalty | None
     head_evidence: Tensor
     calibration: Tensor
+    given_cost: Tensor | None
     confusion: MulticlassConfusionMatrix
     metrics: nn.ModuleDict
     cost_is_set: Tensor
@@ -138,6 +139,7 @@ class JTLN(pl.LightningModule):
         self.trunk.requires_grad_(not freeze_trunk)
         self.source_head.requires_grad_(self.uses_source or (penalty is not None and penalty.needs_source_head))
         self.target_head.requires_grad_(self.uses_target or self.lambda_ot > 0)
+        self.register_buffer("given_cost", None if transport is None else transport.cost.clone(), persistent=False)
         self.register_buffer("cost_is_set", torch.tensor(cost is None or cost.updates == "never"))
         self.register_buffer("head_evidence", torch.full((3,), -1.0))  # HeadEvidence, once the head has begun
         self.register_buffer("calibration", torch.full((2,), -1.0))  # Calibration, once the cost has been calibrated
@@ -156,6 +158,9 @@ class JTLN(pl.LightningModule):
         )
         self.train(self.training)
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["state_dict"].setdefault("calibration", torch.zeros(2))  # begun before there was any: it has none
+
     def train(self, mode: bool = True) -> JTLN:
         super().train(mode)
         if self.freeze_trunk:
@@ -171,7 +176,6 @@ class JTLN(pl.LightningModule):
         images = torch.cat([batch[side][0] for side in batch])  # one pass through the trunk for both tasks
         features = dict(zip(batch, self.trunk(images).split([len(batch[side][1]) for side in batch]), strict=True))
         zero = images.new_zeros(())
-
         target_loss = source_loss = transport = penalty = zero
         if "target" in batch:
             logits, labels = self.target_head(features["target"]), batch["target"][1]

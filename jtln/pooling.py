@@ -19,6 +19,11 @@ def process() -> tuple[int, int]:
     return distributed.get_rank(), distributed.get_world_size()
 
 
+def wide(value: Tensor) -> torch.dtype:
+    """What long sums of ``value`` are kept in: float64, which Apple's GPUs do not have."""
+    return torch.float32 if value.device.type == "mps" else torch.float64
+
+
 def total(value: Tensor) -> Tensor:
     """The sum of ``value`` over all processes, in place."""
     if process()[1] > 1:

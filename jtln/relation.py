@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from jtln.errors import UserError
-from jtln.pooling import Batch, class_sums, total
+from jtln.pooling import Batch, class_sums, total, wide
 
 COLDEST, HOTTEST = 0.05, 20.0  # temperatures; a head that makes no mistake would have none, one that only guesses all
 _HALVINGS = 30  # of log temperature: to 6e-9
@@ -49,10 +49,11 @@ def temperature(logits: Iterable[Batch]) -> float:
 
     def slope(beta: float) -> float:
         """Of the summed cross-entropy in beta = 1 / tau; it rises with beta, for the cross-entropy is convex in it."""
-        value = batches[0][0].new_zeros((), dtype=torch.float64)
+        kind = wide(batches[0][0])
+        value = batches[0][0].new_zeros((), dtype=kind)
         for z, labels in batches:
             expected = ((beta * z).softmax(1) * z).sum(1)  # (B,)
-            value += (expected - z.gather(1, labels[:, None])[:, 0]).double().sum()
+            value += (expected - z.gather(1, labels[:, None])[:, 0]).to(kind).sum()
         return float(total(value))
 
     low, high = math.log(1 / HOTTEST), math.log(1 / COLDEST)

@@ -116,7 +116,7 @@ def describe(
         "steps": experiment.budget.steps,
         "best_epoch": outcome.best_epoch,
         "made_images": experiment.made_images is not None,
-        "seeds_differ_in_test": experiment.spec.seeds_differ_in_test,
+        "seeds_differ_in_test": experiment.seeds_differ_in_test,
         "seconds": outcome.seconds,
         "images_per_second": outcome.images_per_second,
     }
@@ -132,7 +132,7 @@ def head_start(module: JTLN) -> dict[str, float | bool] | None:
 
 def calibration(module: JTLN) -> dict[str, float | None] | None:
     """What the labelled images bore out of the cost; None where they were not asked. JSON knows no infinity: null."""
-    if bool(module.calibration[0] < 0):
+    if bool(module.calibration[0] <= 0):
         return None
     found = Calibration(*module.calibration.tolist())
     chance = math.log(len(module.target))
@@ -148,9 +148,9 @@ def write_results(
     pictures.mkdir(exist_ok=True)
     sentences: list[str] = []
     if plan is not None and module.transport is not None:
-        cost = module.transport.cost.cpu()
-        if experiment.calibrate:  # as it was given: what was made of it is in the checkpoints
-            cost = experiment.cost.matrix(source, target)
+        # As it was given, if it does not change: what calibration made of it is in the checkpoints.
+        fixed = module.given_cost if experiment.cost.updates == "never" else None
+        cost = (module.transport.cost if fixed is None else fixed).cpu()
         save_cost(folder / "cost.csv", cost, source, target)
         # Under a constant cost the plan is what the two heads predict, each for itself: nothing is matched.
         constant = is_constant(module.transport.cost)

@@ -104,7 +104,7 @@ def make_trainer(
     _quiet_lightning()
     extra: list[Callback] = [_SeedEpochs(), *([Progress(description, hidden)] if settings.progress_bar else [])]
     if keep_checkpoints:
-        extra.extend(_best_and_last(folder))
+        extra.extend(best_and_last(folder))
     options: dict[str, Any] = {
         "log_every_n_steps": max(1, min(10, budget.steps_per_epoch)),
         **settings.options,
@@ -126,13 +126,13 @@ def make_trainer(
         raise UserError(f"the trainer cannot be had as configured (trainer.*): {error}") from error
 
 
-def _best_and_last(folder: Path) -> list[ModelCheckpoint]:
+def best_and_last(folder: Path) -> list[ModelCheckpoint]:
     """``best.ckpt`` has the weights alone; ``last.ckpt`` all that it takes to go on.
 
     Two callbacks, the best one first: Lightning's ``save_last`` writes the last one only where it is the best as well.
     """
     folder = folder / "checkpoints"
-    best = ModelCheckpoint(
+    best = _Movable(
         folder,
         filename="best",
         monitor="val/target/selection",
@@ -140,7 +140,19 @@ def _best_and_last(folder: Path) -> list[ModelCheckpoint]:
         save_weights_only=True,
         enable_version_counter=False,
     )
-    return [best, ModelCheckpoint(folder, filename="last", enable_version_counter=False)]
+    return [best, _Movable(folder, filename="last", enable_version_counter=False)]
+
+
+class _Movable(ModelCheckpoint):
+    """Goes on where its folder has been moved in the meantime, too: Lightning would forget which was the best one."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        def here(path: str) -> str:
+            return str(Path(str(self.dirpath), Path(path).name)) if path else path
+
+        moved = {key: here(value) if key.endswith("_path") else value for key, value in state_dict.items()}
+        moved["best_k_models"] = {here(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict({**moved, "dirpath": str(self.dirpath)})
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,9 @@ from jtln.app.export import main as export
 from jtln.app.main import main as train
 from jtln.app.predict import load
 from jtln.app.predict import main as predict
+from jtln.classifier import Description
 from jtln.data.files import BadImage
+from jtln.trunk import from_torchvision
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
@@ -123,6 +127,40 @@ def test_maxima_of_parts_are_adaptive_pooling(height: int, width: int, size: int
     assert torch.equal(_MaximaOfParts(rows, columns)(x), nn.AdaptiveMaxPool2d(size)(x))
 
 
+def test_what_training_said_of_the_input_is_kept(tmp_path: Path) -> None:
+    """googlenet with ImageNet's weights takes its images otherwise than without."""
+    said = Description({"_target_": "jtln.trunk.from_torchvision", "name": "googlenet", "weights": "auto"},
+                       ["a", "b"], ["c", "d"], 32, 32, 3, "crop", "none")  # fmt: skip
+    trunk, head = from_torchvision(32, "googlenet", "none"), nn.Linear(1024, 2)
+    state = {f"trunk.{name}": value for name, value in trunk.state_dict().items()}
+    state |= {f"target_head.{name}": value for name, value in head.state_dict().items()}
+    torch.save({"state_dict": state, "hyper_parameters": {"model": asdict(said)}}, tmp_path / "taken.ckpt")
+    found = load(tmp_path / "taken.ckpt")
+    assert found.trunk.body.transform_input
+    trunk.body.transform_input = True
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = head(trunk.eval()(found.to_float(images))).softmax(1)
+        torch.testing.assert_close(found(images), expected)
+
+
+def test_a_file_whose_name_is_no_text(trained: Path, tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+    shutil.copy(trained / "PHOTOS" / "target" / "test" / "yak" / "00.png", tmp_path / name)
+    assert predict([str(trained / "run"), name, "--output", "found.csv"]) == 0
+    assert (tmp_path / "found.csv").read_text().splitlines()[1].startswith("caf\\udce9.png,")
+
+
+def test_a_trunk_that_is_not_here(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = torch.load(trained / "run" / "checkpoints" / "best.ckpt", weights_only=False)
+    checkpoint["hyper_parameters"]["model"]["trunk"]["_target_"] = "mine.trunk"
+    torch.save(checkpoint, "other.ckpt")
+    assert predict(["other.ckpt", str(trained / "PHOTOS")]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: expected to make the trunk of other.ckpt again, mine.trunk, but got: ")
+    assert len(told.splitlines()) == 1
+
+
 MISTAKES: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "RUN nothing": (predict, "there is no nothing"),
     "RUN . --head both": (predict, "unknown head 'both': expected one of target, source"),
@@ -135,6 +173,7 @@ MISTAKES: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "RUN empty": (predict, "expected images in the folder empty, but there is none"),
     "RUN --format tflite": (export, "unknown --format 'tflite': expected one of onnx, torch"),
     "RUN --format torch --output net.bin": (export, "expected --output to end in .pt2"),
+    "RUN --format torch --output /dev/full/x.pt2": (export, "/dev/full"),
     "other.ckpt": (export, "expected a checkpoint of a run, with what its network is, in other.ckpt"),
 }
 

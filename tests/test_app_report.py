@@ -87,6 +87,7 @@ MISTAKES = {
     "-m study=quick study.only=[jtln]": "unknown row in study.only 'jtln'",
     "-m study=quick study.seeds=[1000] study.tune.trials=2": "other seeds",
     "-m study=quick dataset=pictograms study.shots=1 study.tune.trials=2": "tuning would have seen the study's test",
+    "-m study=quick dataset.split_seed=${seed} study.tune.trials=2": "tuning would have seen the study's test",
     "-m study=quick dataset=pictograms": "5 shots: expected 1 to 3 shots",
     "-m study=quick dataset=pictograms study.shots=[4]": "set study.shots to at most 3",
     "-m study=quick dataset=pictograms study.shots=null study.rates=[0.5]": "the key dataset.rate, but dataset=pict",
@@ -122,6 +123,25 @@ def test_a_mistake_ends_in_one_line(call: str, capsys: pytest.CaptureFixture[str
     assert told[0].startswith("error: ")
     assert MISTAKES[call] in told[0]
     assert not (tmp_path / "studies" / "runs").exists()
+
+
+def test_every_study_has_a_folder_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    planned: list[str] = []
+    monkeypatch.setattr("jtln.study.study.run_study", lambda study, workers: planned.append(str(study.folder)) or True)
+
+    def folders(*overrides: str) -> list[str]:
+        planned.clear()
+        assert main(["-m", "study=quick", "study.shots=1", *overrides]) == 0
+        return [str(Path(each).relative_to(tmp_path)) for each in planned]
+
+    assert folders() == folders("study.seeds=1", "logger=csv", "trainer.devices=1") == ["studies/quick/fashion"]
+    assert folders("study.overrides=['epochs=3']") == ["studies/quick/fashion_study.overrides-epochs-3-"]
+    assert folders("trainer.precision=bf16-mixed") == ["studies/quick/fashion_trainer.precision-bf16-mixed"]
+    assert folders("trainer.precision=32", "epochs=3") == folders("epochs=3", "trainer.precision=32")
+    assert folders("dataset.name='Études'") == ["studies/quick/fashion_dataset.name-Études-"]
+    assert folders("hydra.sweep.dir='my dir'") == ["my dir"]
+    named = folders("hydra.sweep.dir='my dir'", "dataset=fashion,pictograms", "method.lambda_ot=1")
+    assert named == ["my dir_dataset-fashion", "my dir_dataset-pictograms"]
 
 
 def test_every_study_can_be_planned(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,6 +19,7 @@ from jtln.data.loaders import PairData
 from jtln.heads import TransportedHead
 from jtln.losses import TransportLoss
 from jtln.module import JTLN
+from jtln.runfolder import calibration as calibration_of
 from jtln.trunk import Trunk
 
 S, T = 6, 3
@@ -142,3 +143,14 @@ def test_a_training_begins_with_it(
     fit(resumed)
     assert resumed.transport is not None
     torch.testing.assert_close(resumed.transport.cost, expected)  # and not the calibration of what had been calibrated
+
+
+def test_a_run_from_before_there_was_any_goes_on_without(make_trunk: Callable[..., Trunk]) -> None:
+    cost = torch.rand(4, 3, generator=torch.Generator().manual_seed(1))
+    earlier = module(make_trunk, cost, calibrate=False).state_dict()
+    del earlier["calibration"]
+    resumed = module(make_trunk, cost, calibrate=True)
+    resumed.on_load_checkpoint(checkpoint := {"state_dict": earlier})
+    resumed.load_state_dict(checkpoint["state_dict"])
+    assert bool(resumed.calibration[0] >= 0)  # and so it is not begun in the middle
+    assert calibration_of(resumed) is None

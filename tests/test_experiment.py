@@ -27,7 +27,7 @@ from jtln.heads import TransportedHead
 from jtln.pretrain import Pretraining
 from jtln.run import build_module, run
 from jtln.schedules import Constant, Schedule
-from jtln.training import Budget, TrainerSettings
+from jtln.training import Budget, TrainerSettings, best_and_last
 from jtln.trunk import Trunk
 
 CPU = TrainerSettings({"accelerator": "cpu", "devices": 1}, progress_bar=False)
@@ -292,6 +292,23 @@ def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not_been(
         torch.load(r.folder / "checkpoints" / "last.ckpt", weights_only=False)["state_dict"] for r in (whole, halves)
     ]
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+def test_a_moved_folder_remembers_its_best_checkpoint(tmp_path: Path) -> None:
+    best, _ = best_and_last(tmp_path / "new")
+    here, there, score = str(tmp_path / "new/checkpoints/best.ckpt"), "/old/checkpoints/best.ckpt", torch.tensor(0.5)
+    earlier = best.state_dict() | {
+        "dirpath": "/old/checkpoints",
+        "best_model_path": there,
+        "best_model_score": score,
+        "best_k_models": {there: score},
+        "kth_best_model_path": there,
+        "kth_value": score,
+    }
+    best.load_state_dict(earlier)
+    assert (best.best_model_path, best.kth_best_model_path, best.last_model_path) == (here, here, "")
+    assert best.best_k_models == {here: score}  # a worse one does not take its place
+    assert best.kth_value == best.best_model_score == score
 
 
 @pytest.mark.usefixtures("no_drawing")

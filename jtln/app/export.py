@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import io
 import json
 import logging
 import warnings
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from jtln.app.command import guarded
 from jtln.app.predict import add_run, load
+from jtln.atomic import replacing
 from jtln.classifier import Classifier
 from jtln.errors import UserError, unknown
 
@@ -40,11 +42,15 @@ def main(arguments: list[str]) -> int:
 
 
 def to_torch(classifier: Classifier) -> torch.export.ExportedProgram:
-    """The classifier as ``torch.export`` has it, for any number of images."""
+    """The classifier as ``torch.export`` has it, for any number of images; a UserError where it cannot be traced."""
     side, channels = classifier.reader.size, classifier.reader.channels
     example = torch.zeros(2, channels, side, side, dtype=torch.uint8)
-    with torch.no_grad():
-        return torch.export.export(classifier, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    try:
+        with torch.no_grad():
+            return torch.export.export(classifier, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"expected a network that torch.export can trace, but got: {reason}") from error
 
 
 def to_onnx(classifier: Classifier, path: Path) -> None:
@@ -123,9 +129,14 @@ def _export(given: argparse.Namespace) -> int:
     else:
         if path.suffix != ".pt2":
             raise UserError(f"expected --output to end in .pt2, as torch.export wants it, but got {path}")
+        written = io.BytesIO()  # to a path it would be written by C++, which ends the process where it cannot
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            torch.export.save(to_torch(classifier), path, extra_files={"classes.json": json.dumps(classifier.classes)})
+            torch.export.save(
+                to_torch(classifier), written, extra_files={"classes.json": json.dumps(classifier.classes)}
+            )
+        with replacing(path) as file:
+            file.write(written.getbuffer())
     side, channels = classifier.reader.size, classifier.reader.channels
     print(f"images (N, {channels}, {side}, {side}) as bytes -> probabilities (N, {len(classifier.classes)}): {path}")
     return 0

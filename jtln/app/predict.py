@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -61,6 +62,7 @@ def load(run: str | Path, head: str = "target", views: str | None = None) -> Cla
     from jtln.classifier import KEY, Classifier, Description
     from jtln.data.files import Reader
     from jtln.data.transforms import Views
+    from jtln.trunk import is_fetched
 
     if head not in HEADS:
         raise unknown("head", head, HEADS)
@@ -79,12 +81,22 @@ def load(run: str | Path, head: str = "target", views: str | None = None) -> Cla
         raise UserError(
             f"expected the trunk's configuration in {path}, but its trunk was made in Python: load it there"
         )
-    without = {"weights": "none"} if "weights" in said.trunk else {}  # they are in the checkpoint
-    trunk = instantiate({**said.trunk, **without}, image_size=said.image_size)
+    ours = str(said.trunk.get("_target_", "")).startswith("jtln.")
     classes = getattr(said, head)
-    linear = torch.nn.Linear(trunk.dim, len(classes))
-    for module, prefix in ((trunk, "trunk."), (linear, f"{head}_head.")):
-        module.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+    try:
+        # The weights are in the checkpoint, and need not be fetched.
+        trunk = instantiate({**said.trunk, **({"weights": "none"} if ours else {})}, image_size=said.image_size)
+        if hasattr(getattr(trunk, "body", None), "transform_input"):  # goes by the weights that training began with
+            trunk.body.transform_input = is_fetched(str(said.trunk.get("weights")))
+        linear = torch.nn.Linear(trunk.dim, len(classes))
+        for module, prefix in ((trunk, "trunk."), (linear, f"{head}_head.")):
+            module.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+    except Exception as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise UserError(
+            f"expected to make the trunk of {path} again, {said.trunk.get('_target_')}, but got: {reason}. A file of "
+            "your own has to be in this folder or installed, as it was in training"
+        ) from error
     reader = Reader(said.stored_size, said.fit, said.channels)
     return Classifier(trunk, linear, classes, reader, Views(views or said.views, said.image_size))
 
@@ -144,11 +156,13 @@ def _predict(given: argparse.Namespace) -> int:
     files = files_of(given.images)
     classifier = load(given.run, given.head, given.views).to(device)
     top = min(given.top, len(classifier.classes))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be no text
     bad = 0
     with (
         nullcontext(sys.stdout)
         if given.output is None
-        else open(given.output, "w", newline="", encoding="utf-8") as out
+        else given.output.open("w", newline="", encoding="utf-8", errors="backslashreplace") as out
     ):
         writer = csv.writer(out, lineterminator="\n")
         further = [name for k in range(2, top + 1) for name in (f"class_{k}", f"probability_{k}")]

@@ -103,7 +103,8 @@ class Composer:
                 if isinstance(mistake, UserError):
                     mistake = UserError(str(mistake).replace("dataset.shots", "study.shots"))
                 raise mistake from error
-        if tuned and spec.seeds_differ_in_test:
+        drawn = {OmegaConf.select(self._config(rows[0].config, [f"seed={k}"]), "dataset.split_seed") for k in (0, 1)}
+        if tuned and (spec.seeds_differ_in_test or len(drawn) > 1):
             raise UserError(
                 "expected a pair whose test images are the same for all seeds where study.tune.trials is above 0, but "
                 f"got dataset={self.dataset}, of which one seed tests what another validates on: tuning would have "

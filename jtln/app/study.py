@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from jtln.study.schedule import Worker
     from jtln.study.study import Labels, Study
 
-FOLDER = "hydra.run.dir=${study.folder}/${hydra:runtime.choices.study}/${hydra:runtime.choices.dataset}"
+FOLDER = "${study.folder}/${hydra:runtime.choices.study}/${hydra:runtime.choices.dataset}"
+_ELSEWHERE = ("dataset.root", "trainer.accelerator", "trainer.devices", "trainer.num_nodes")  # where a run is made
 _OWN = {"seed": "study.seeds", "dataset.shots": "study.shots", "dataset.rate": "study.rates"}
 
 
@@ -96,8 +97,8 @@ def _placed(arguments: Sequence[str], apart: Sequence[str]) -> list[str]:
     words = re.sub(r"[^\w.-]+", "-", "_".join(apart))
     if len(words) > 80:
         words = f"{words[:72]}_{hashlib.sha256(words.encode()).hexdigest()[:6]}"
-    folder = f"hydra.run.dir={named[-1]}" if named else FOLDER
-    return [f"{folder}_{words}" if words else folder, *rest]  # in front: Hydra takes overrides in one piece
+    folder = "_".join(filter(None, (named[-1].strip("\"'") if named else FOLDER, words)))
+    return [f'hydra.run.dir="{folder}"', *rest]  # in front: Hydra takes overrides in one piece
 
 
 def _apart(arguments: Sequence[str], swept: Sequence[str]) -> list[str]:
@@ -105,15 +106,16 @@ def _apart(arguments: Sequence[str], swept: Sequence[str]) -> list[str]:
     does not write over this one's report."""
     is_named = any(each.startswith(("hydra.sweep.dir=", "hydra.run.dir=")) for each in arguments)
     further = [] if is_named else [each for each in arguments if each not in swept and _is_another(each)]
-    return sorted(each for each in (*swept, *further) if not each.startswith(("study=", "dataset=")))
+    said = () if is_named else ("study=", "dataset=")  # by the folder's own name
+    return sorted(each for each in (*swept, *further) if not each.startswith(said))
 
 
 def _is_another(override: str) -> bool:
     """Whether other results come of it, and not only more of them, or from elsewhere."""
     key = key_of(override)
-    if "=" not in override or key.startswith(("-", "hydra", "trainer")) or key == "dataset.root":
+    if "=" not in override or key.startswith(("-", "hydra")) or key in _ELSEWHERE:
         return False
-    return is_setting(key) or key.startswith("study.tune")
+    return is_setting(key) or key.startswith(("study.tune", "study.overrides"))
 
 
 def _run(study: Study, workers: list[Worker]) -> int:

@@ -58,7 +58,8 @@ class PairSpec(ABC):
         rate: the share of the target's training images that is labelled, in (0, 1]; None means all, or ``shots``.
         flip: whether a mirrored image still shows its class, so that training may flip it.
         shift: by how many pixels training may move an image.
-        fit: how an oblong image becomes a square: "crop", "squash" or "pad".
+        fit: how an oblong image becomes a square: "crop", "squash" or "pad". By this, ``stored_size`` and ``channels``
+            files are read that a trained network is used on.
         crop: the smallest share of an image's area, in (0, 1], that training cuts out at random; None cuts nothing.
         dropped: the classes that the source would have, were they not target classes as well.
         seeds_differ_in_test: whether the seed draws the target's test images, so that what one seed tests another
