@@ -108,8 +108,8 @@ def cost_sentences(found: dict[str, float | None] | None) -> list[str]:
         ]
     own, chance = math.exp(-found["surprise"]), math.exp(-found["chance"])
     return [
-        f"by the cost alone, at epsilon {found['epsilon']:.2g} of its range, the labelled images' classes had a "
-        f"probability of {own:.1%} (chance {chance:.1%}): so much of it the transport loss taught"
+        f"the labelled images bear the cost out: by it alone, at epsilon {found['epsilon']:.2g} of its range, their "
+        f"classes had a probability of {own:.1%} (chance {chance:.1%})"
     ]
 
 

@@ -222,7 +222,7 @@ def test_what_the_labelled_images_bear_out_of_a_cost_is_told(
     assert 0.02 <= found["epsilon"] <= 2.6
     told = " ".join(capsys.readouterr().out.split())
     assert "cost file, 4 x 3, as far as the labelled images bear it out" in told
-    assert f"by the cost alone, at epsilon {found['epsilon']:.2g} of its range" in told
+    assert f"by it alone, at epsilon {found['epsilon']:.2g} of its range" in told
 
     kept = torch.load(experiment.folder / "checkpoints" / "best.ckpt", weights_only=False)["state_dict"]
     assert not torch.allclose(kept["transport.cost"], given, atol=0.01)
