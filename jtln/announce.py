@@ -98,9 +98,9 @@ def announce_training(
     )
 
 
-def cost_sentences(found: dict[str, float | None] | None) -> list[str]:
+def cost_sentences(found: dict[str, Any] | None) -> list[str]:
     """What the labelled images said of the cost, in words; nothing where they were not asked."""
-    if found is None or found["surprise"] is None or found["chance"] is None:
+    if found is None:
         return []
     if found["epsilon"] is None:
         return [

@@ -23,6 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from jtln.costs import is_constant
 from jtln.heads import class_plan
 from jtln.pooling import Batch, total, wide
 
@@ -51,9 +52,9 @@ def calibrated(cost: Tensor, epsilon: float, seen: Iterable[Batch]) -> tuple[Ten
         (S, T) finite, >= 0, each row's least 0.
     """
     targets = cost.shape[1]
-    width = float(cost.max() - cost.min())
-    if width <= 0:
+    if is_constant(cost):
         return cost, Calibration(math.inf, math.log(targets))
+    width = float(cost.max() - cost.min())
     batches = [(logits.float().softmax(1), labels) for logits, labels in seen]
     flat = torch.full_like(cost, 1 / targets)
     best = flat, Calibration(math.inf, _surprise(flat, batches))

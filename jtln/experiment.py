@@ -88,7 +88,7 @@ class Experiment:
     loggers: Sequence[Logger] = ()
     negative_transfer: str = "cached"  # against a target-only run that is cached, or trained ("train"); or "off"
     made_images: int | None = None  # a few made images a class in place of real ones
-    seeds_differ_in_test: bool = False  # what one seed tests another validates on
+    seed_draws_classes: bool = False  # whether the pair's split_seed follows the seed
     resume: bool = False
     config: str = ""  # the composed configuration, YAML
     overrides: Sequence[str] = ()

@@ -116,7 +116,7 @@ def describe(
         "steps": experiment.budget.steps,
         "best_epoch": outcome.best_epoch,
         "made_images": experiment.made_images is not None,
-        "seeds_differ_in_test": experiment.seeds_differ_in_test,
+        "seeds_differ_in_test": experiment.spec.seeds_differ_in_test or experiment.seed_draws_classes,
         "seconds": outcome.seconds,
         "images_per_second": outcome.images_per_second,
     }

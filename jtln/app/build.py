@@ -84,7 +84,7 @@ def build(config: DictConfig) -> Experiment:
         loggers=[_wandb(config.logger, spec.name, choices, overrides, folder)] if config.logger.wandb else [],
         negative_transfer="off" if config.negative_transfer is False else str(config.negative_transfer),  # YAML's off
         made_images=int(config.debug.per_class) if smoke else None,
-        seeds_differ_in_test=spec.seeds_differ_in_test or of_row["dataset"].get("split_seed") == "*",
+        seed_draws_classes=of_row["dataset"].get("split_seed") == "*",
         resume=config.resume is not None,
         config=OmegaConf.to_yaml(config, resolve=True),
         overrides=overrides,

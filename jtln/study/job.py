@@ -58,9 +58,7 @@ def settings_hash(config: Mapping[str, Any]) -> str:
 
 def is_setting(key: str) -> bool:
     """Whether other results may come of another value of ``key``, so that it counts in :func:`settings_hash`."""
-    if key.startswith("dataset.") and key.rpartition(".")[2] in _NO_DATA:
-        return False
-    return not any(key == each or key.startswith(f"{each}.") for each in _NO_SETTING)
+    return not (_is_elsewhere(key) or any(key == each or key.startswith(f"{each}.") for each in _NO_SETTING))
 
 
 def row_hash(config: Mapping[str, Any]) -> str:
@@ -81,6 +79,11 @@ def spelled(key: str, value: Any) -> str:
     return f"{key}={json.dumps(value)}"
 
 
+def _is_elsewhere(key: str) -> bool:
+    """Whether it is about where a dataset's images are kept."""
+    return key.startswith("dataset.") and key.rpartition(".")[2] in _NO_DATA
+
+
 def _hash(config: Mapping[str, Any], without: tuple[str, ...], seeds: bool = True) -> str:
     text = json.dumps([_FORMAT, _plain(config, without, seeds)], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -94,7 +97,7 @@ def _plain(value: Any, without: tuple[str, ...], seeds: bool, path: str = "") ->
         for key, child in value.items():
             where = f"{path}.{key}" if path else str(key)
             is_seed = key == "seed" and not seeds and path != "pretrain"
-            if not (where in without or is_seed or (where.startswith("dataset.") and key in _NO_DATA)):
+            if not (where in without or is_seed or _is_elsewhere(where)):
                 kept[str(key)] = _plain(child, without, seeds, where)
         return kept
     if isinstance(value, list | tuple):
