@@ -78,15 +78,9 @@ def announce_training(
         terms.append(f"{method.lambda_ot:g}{unit} OT(on {method.on} images{change})")
     if method.penalty is not None:
         terms.append(f"{type(method.penalty).__name__}({method.penalty.extra_repr()})")
-    if method.head_start is not None:
-        why = "no source head is pre-trained" if pretrained is None else "the labelled images themselves gave the cost"
-        start = f"random: {why}"
-        if experiment.head_start is not None and module.transport is not None:
-            known = not is_constant(module.transport.cost)
-            start = "the transported source head, as far as the labelled images bear it out" if known else "zero"
-        say("head", f"starts at {start}")
     frozen = ", trunk frozen" if method.freeze_trunk else ""
-    say("method", f"{method.name}: " + " + ".join(terms) + frozen)
+    end = "" if method.head_end is None else "; in the end a discriminant at the transported class means"
+    say("method", f"{method.name}: " + " + ".join(terms) + frozen + end)
     rates = " and ".join(
         f"{size} {side} images (seen {passes[side]:.1f} times)"
         for side, size in (("source", budget.source_batch_size), ("target", budget.target_batch_size))
@@ -113,17 +107,14 @@ def cost_sentences(found: dict[str, Any] | None) -> list[str]:
     ]
 
 
-def head_sentences(start: dict[str, float | bool] | None, classes: int) -> list[str]:
-    """What the cost knew before training, in words; nothing where the head began at random."""
-    if start is None:
+def head_sentences(found: dict[str, float] | None) -> list[str]:
+    """What the validation images chose of the target head's end, in words; nothing where it stayed as trained."""
+    if found is None:
         return []
-    right = f"right on {start['accuracy']:.1%} of the labelled images before it had seen one (chance {1 / classes:.1%})"
-    if start["used"]:
-        return [f"the target head began at the transported source head: {right}"]
-    return [
-        f"the target head began at zero: what the cost transports to it does not fit the labelled images, {right}. "
-        "Another cost may do better, cost=uniform for one"
-    ]
+    transported, common, trained = (found[key] for key in ("transported", "common", "trained"))
+    counts = f"{transported:g} labelled images, the mean of all classes for {common:g}"
+    share = f", and the trained head has {trained:.0%} of the say" if trained else ""
+    return [f"the target head ended as a discriminant: a class's transported mean counts for {counts}{share}"]
 
 
 def show_result(result: dict[str, Any], sentences: Sequence[str], folder: Path) -> None:

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from jtln.costs import is_constant
-from jtln.heads import class_plan
 from jtln.pooling import Batch, total, wide
+from jtln.transport import transport_plan
 
 EPSILONS = tuple(0.02 * 2 ** (step / 2) for step in range(15))  # 0.02 to 2.56, of the cost's range
 _LEAST = 1e-8  # a share of a row's largest, which keeps the cost finite
@@ -66,6 +66,19 @@ def calibrated(cost: Tensor, epsilon: float, seen: Iterable[Batch]) -> tuple[Ten
             best = rows, Calibration(share, surprise)
     rows, found = best
     return -epsilon * (rows / rows.amax(1, keepdim=True)).clamp_min(_LEAST).log(), found
+
+
+def class_plan(cost: Tensor, epsilon: float) -> Tensor:
+    """The optimal plan (S, T) between the source classes, each of mass 1/S, and the target classes, each of 1/T.
+
+    Args:
+        cost: (S, T).
+        epsilon: > 0, in the cost's units.
+    """
+    sources, targets = cost.shape
+    log_a = cost.new_full((1, sources), -math.log(sources))
+    log_b = cost.new_full((1, targets), -math.log(targets))
+    return transport_plan(log_a, log_b, cost, epsilon, max_iterations=2000, tolerance=1e-5)[0]
 
 
 def _surprise(rows: Tensor, batches: list[Batch]) -> float:

@@ -12,8 +12,8 @@ from pytorch_lightning.loggers import Logger
 
 from jtln.costs import Cost
 from jtln.data.pair import PairSpec
+from jtln.discriminant import Discriminant
 from jtln.errors import UserError, unknown
-from jtln.heads import TransportedHead
 from jtln.losses import GRADIENTS
 from jtln.methods import Penalty
 from jtln.module import IMAGES, UNITS
@@ -40,14 +40,14 @@ class Method:
     max_iterations: int = 200
     tolerance: float = 1e-4
     ot_schedule: Schedule = field(default_factory=Constant)
-    head_start: TransportedHead | None = None  # how the target head begins
+    head_end: Discriminant | None = None  # what becomes of the target head once it is trained
     calibrate: bool = False  # whether the transport loss takes of the cost what the labelled images bear out
     penalty: Penalty | None = None  # a baseline's own term
     freeze_trunk: bool = False
 
     @property
     def uses_cost(self) -> bool:
-        return self.lambda_ot > 0 or self.head_start is not None
+        return self.lambda_ot > 0 or self.head_end is not None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be before any image is read."""
@@ -96,19 +96,9 @@ class Experiment:
     settings: dict[str, str] = field(default_factory=dict)  # hashes: of the run, and of its row in a table
 
     @property
-    def head_start(self) -> TransportedHead | None:
-        """How the target head begins; None at random: where a random source head knows nothing, and where the cost has
-        been read off the labelled images, which then could not test it."""
-        return self.method.head_start if self._can_be_tested else None
-
-    @property
     def calibrate(self) -> bool:
         """Whether the labelled images test the cost; not where they gave it, or where no source head reads them."""
-        return self.method.calibrate and self._can_be_tested
-
-    @property
-    def _can_be_tested(self) -> bool:
-        return self.pretraining is not None and self.cost.updates == "never"
+        return self.method.calibrate and self.pretraining is not None and self.cost.updates == "never"
 
     def __post_init__(self) -> None:
         """Refuse what cannot be, such as a source head that nothing has taught where one is read."""
@@ -117,7 +107,7 @@ class Experiment:
         penalty, method = self.method.penalty, self.method
         readers = {
             f"method={method.name}": penalty is not None and penalty.needs_source_head,
-            f"cost={self.cost_name}": method.lambda_ot > 0 and self.cost.needs_source_head,
+            f"cost={self.cost_name}": method.uses_cost and self.cost.needs_source_head,
         }
         for reader, reads in readers.items():
             if reads and self.pretraining is None:

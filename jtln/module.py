@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchmetrics import MetricCollection
@@ -25,8 +26,8 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from jtln.calibration import calibrated
 from jtln.classes import ClassSet
 from jtln.costs import Cost, SourceHead
+from jtln.discriminant import Discriminant
 from jtln.errors import UserError, unknown
-from jtln.heads import TransportedHead
 from jtln.losses import TransportLoss
 from jtln.methods import Penalty, Seen
 from jtln.metrics import classification_metrics
@@ -38,6 +39,7 @@ HEADS = ("target", "source")  # in the order of the evaluation loaders
 IMAGES = ("source", "target", "both")
 UNITS = ("1/epsilon", "1")
 
+Features = Iterator[tuple[Tensor, Tensor]]  # images (B, 3, H, W) or features (B, D), labels (B,)
 Batch = dict[str, tuple[Tensor, Tensor]]  # "source", "target", in this order: images (B, 3, H, W), labels (B,)
 
 
@@ -57,7 +59,7 @@ class JTLN(pl.LightningModule):
         transport: called with (source_logits (B, S), target_logits (B, T)), returns a scalar; None leaves the term out.
         cost: the metric that keeps the transport's matrix up to date while features change; None if it never changes.
         penalty: a baseline's own term, with its weight; None adds none.
-        head_start: how the target head begins, with the transport's cost; None begins at random.
+        head_end: what becomes of the target head once it is trained, with the transport's cost; None leaves it.
         calibrate: whether the transport's cost becomes, before the first step, what the labelled images bear out of
             it (jtln.calibration): for a cost that has not seen their labels, and a pre-trained source head.
         freeze_trunk: whether the trunk stays as it is, its dropout and batch norms as in evaluation.
@@ -74,7 +76,7 @@ class JTLN(pl.LightningModule):
     transport: TransportLoss | None
     cost: Cost | None
     penalty: Penalty | None
-    head_evidence: Tensor
+    head_found: Tensor
     calibration: Tensor
     given_cost: Tensor | None
     confusion: MulticlassConfusionMatrix
@@ -90,7 +92,7 @@ class JTLN(pl.LightningModule):
         cost: Cost | None = None,
         penalty: Penalty | None = None,
         *,
-        head_start: TransportedHead | None = None,
+        head_end: Discriminant | None = None,
         calibrate: bool = False,
         freeze_trunk: bool = False,
         lambda_target: float = 1.0,
@@ -122,10 +124,10 @@ class JTLN(pl.LightningModule):
         self.transport = transport
         self.cost = cost
         self.penalty = penalty
-        self.head_start = head_start if transport is not None else None
+        self.head_end = head_end
         self.calibrate = calibrate and transport is not None
         self.freeze_trunk = freeze_trunk
-        self.source, self.target = source, target
+        self.source, self.target, self.sizes = source, target, (len(source), len(target))
         self.lambda_target, self.lambda_source = lambda_target, lambda_source
         unit = 1.0 if transport is None or lambda_ot_unit == "1" else 1.0 / transport.epsilon
         self.lambda_ot = lambda_ot * unit if transport is not None else 0.0
@@ -141,10 +143,10 @@ class JTLN(pl.LightningModule):
         self.target_head.requires_grad_(self.uses_target or self.lambda_ot > 0)
         self.register_buffer("given_cost", None if transport is None else transport.cost.clone(), persistent=False)
         self.register_buffer("cost_is_set", torch.tensor(cost is None or cost.updates == "never"))
-        self.register_buffer("head_evidence", torch.full((3,), -1.0))  # HeadEvidence, once the head has begun
+        self.register_buffer("head_found", torch.full((4,), -1.0))  # HeadEnd, once the head has ended
         self.register_buffer("calibration", torch.full((2,), -1.0))  # Calibration, once the cost has been calibrated
         if cost is not None:
-            cost.prepare((len(source), len(target)), trunk.dim)
+            cost.prepare(self.sizes, trunk.dim)
         if penalty is not None:
             penalty.prepare(self)
         sizes = {"target": len(target), "source": len(source)}
@@ -157,9 +159,6 @@ class JTLN(pl.LightningModule):
             }
         )
         self.train(self.training)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["state_dict"].setdefault("calibration", torch.zeros(2))  # begun before there was any: it has none
 
     def train(self, mode: bool = True) -> JTLN:
         super().train(mode)
@@ -230,15 +229,8 @@ class JTLN(pl.LightningModule):
             with self._as_evaluated():
                 self.penalty.start(self)
             self.penalty.started.fill_(True)
-        begins = self.head_start is not None and bool(self.head_evidence[0] < 0)  # and is not resumed
-        wanted = ("once", "epoch", "ema") if begins else ("once", "epoch")
-        if self.cost is not None and self.cost.updates in wanted and not bool(self.cost_is_set):
+        if self.cost is not None and self.cost.updates in ("once", "epoch") and not bool(self.cost_is_set):
             self._read_features()
-        if self.head_start is not None and self.transport is not None and begins:
-            with self._as_evaluated():
-                heads = self.source_head, self.target_head
-                evidence = self.head_start.start(*heads, self.transport.cost, self.features_of("target"))
-            self.head_evidence.copy_(torch.tensor(evidence))
         if self.calibrate and self.transport is not None and bool(self.calibration[0] < 0):
             with self._as_evaluated():
                 seen = ((self.source_head(rows), labels) for rows, labels in self.features_of("target"))
@@ -250,9 +242,6 @@ class JTLN(pl.LightningModule):
         if self.cost is not None and self.cost.updates == "epoch" and self.current_epoch > 0:
             self._read_features()
 
-    def _sizes(self) -> tuple[int, int]:
-        return len(self.source), len(self.target)
-
     def _set_cost(self) -> None:
         assert self.cost is not None
         assert self.transport is not None
@@ -262,7 +251,7 @@ class JTLN(pl.LightningModule):
     def _follow_features(self, features: dict[str, Tensor], batch: Batch) -> None:
         if self.cost is not None and self.cost.updates == "ema" and len(batch) == 2:
             seen = {side: (features[side].detach(), batch[side][1]) for side in batch}
-            self.cost.observe(seen["source"], seen["target"], self._sizes())
+            self.cost.observe(seen["source"], seen["target"], self.sizes)
             self._set_cost()
 
     def _read_features(self) -> None:
@@ -270,7 +259,7 @@ class JTLN(pl.LightningModule):
         assert self.cost is not None
         with self._as_evaluated():
             head = SourceHead(self.source_head, self.features_of("source", "val"))
-            self.cost.fit(self.features_of("source"), self.features_of("target"), self._sizes(), head)
+            self.cost.fit(self.features_of("source"), self.features_of("target"), self.sizes, head)
         self._set_cost()
 
     @contextmanager
@@ -281,21 +270,22 @@ class JTLN(pl.LightningModule):
             yield
         self.trunk.train(training)
 
-    def images_of(self, side: str, part: str = "train") -> Iterator[tuple[Tensor, Tensor]]:
+    def images_of(self, side: str, part: str = "train", at_most: int | None = None) -> Features:
         """This process's share of a task's images as the evaluation sees them, each once: (B, 3, H, W), labels (B,).
 
         Args:
             side: "source" or "target".
             part: "train" or "val".
+            at_most: of the training images; about that many, evenly spread over them. None: all.
         """
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        loader = data.feature_dataloaders()[side] if part == "train" else data.val_dataloader_of(side)
+        loader = data.feature_dataloader_of(side, at_most) if part == "train" else data.val_dataloader_of(side)
         for images, labels in loader:
             yield data.transform_eval(images.to(self.device)), labels.to(self.device)
 
-    def features_of(self, side: str, part: str = "train") -> Iterator[tuple[Tensor, Tensor]]:
+    def features_of(self, side: str, part: str = "train", at_most: int | None = None) -> Features:
         """The same through the trunk as it is now: (B, D), labels (B,)."""
-        for images, labels in self.images_of(side, part):
+        for images, labels in self.images_of(side, part, at_most):
             yield self.trunk(images), labels
 
     # What is logged.
@@ -371,6 +361,13 @@ class JTLN(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         self._report("train")
+
+    def on_validation_start(self) -> None:
+        """After training, with the weights that validation chose: what becomes of the target head."""
+        if self.head_end is None or bool(self.head_found[0] >= 0) or self.trainer.state.fn != TrainerFn.VALIDATING:
+            return
+        with self._as_evaluated():
+            self.head_found.copy_(torch.tensor(self.head_end.end(self)))
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         self._evaluate("val", batch, dataloader_idx)

@@ -114,7 +114,7 @@ def build_module(experiment: Experiment, pair: Pair, pretrained: Pretrained | No
         transport,
         cost,
         method.penalty,
-        head_start=experiment.head_start,
+        head_end=method.head_end,
         calibrate=experiment.calibrate,
         freeze_trunk=method.freeze_trunk,
         lambda_source=method.lambda_source,

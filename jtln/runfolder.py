@@ -21,8 +21,8 @@ from jtln.calibration import Calibration
 from jtln.costs import is_constant
 from jtln.costs.table import save_cost
 from jtln.data.pair import Pair
+from jtln.discriminant import HeadEnd
 from jtln.experiment import Experiment
-from jtln.heads import HeadEvidence
 from jtln.module import JTLN
 from jtln.pretrain import Pretrained
 from jtln.provenance import git_commit, hardware, versions
@@ -102,6 +102,7 @@ def describe(
         "target": outcome.metrics["target"],
         "source": outcome.metrics["source"],
         "transport": None,
+        "head_end": head_end(module),
         "target_only": None,
         "trunk": {
             "name": module.trunk.name,
@@ -122,12 +123,9 @@ def describe(
     }
 
 
-def head_start(module: JTLN) -> dict[str, float | bool] | None:
-    """What the labelled images said of the target head before it had seen one; None where it began at random."""
-    if bool(module.head_evidence[0] < 0):
-        return None
-    evidence = HeadEvidence(*module.head_evidence.tolist())
-    return {"accuracy": evidence.accuracy, "sharpness": evidence.sharpness, "used": bool(evidence.used)}
+def head_end(module: JTLN) -> dict[str, float] | None:
+    """What the validation images chose of the target head's end; None where it stayed as it was trained."""
+    return None if bool(module.head_found[0] < 0) else HeadEnd(*module.head_found.tolist())._asdict()
 
 
 def calibration(module: JTLN) -> dict[str, float | None] | None:
@@ -163,16 +161,14 @@ def write_results(
             "on": module.on,
             "plan_entropy": plan["plan_entropy"],
             "strongest": strongest,
-            "head_start": head_start(module),
             "calibration": calibration(module),
         }
-        found = result["transport"]
         if not is_constant(cost):
-            known = [*cost_sentences(found["calibration"]), *head_sentences(found["head_start"], len(target))]
-            sentences = [*known, *sentences]
+            sentences = [*cost_sentences(result["transport"]["calibration"]), *sentences]
         title = f"cost {experiment.cost_name}"
         plots.cost_heatmap(cost, source.names, target.names, title).savefig(pictures / "cost.png")
         plots.plan_heatmap(plan["plan"], source.names, target.names).savefig(pictures / "plan.png")
+    sentences = [*sentences, *head_sentences(result["head_end"])]
     result["seconds_in_all"] = seconds
     plots.training_curves(folder / "metrics.csv").savefig(pictures / "training.png")
     plots.confusion(module.test_confusion.cpu(), target.names).savefig(pictures / "confusion.png")

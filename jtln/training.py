@@ -18,6 +18,7 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+from jtln.atomic import replacing
 from jtln.data.loaders import PairData
 from jtln.data.pair import Pair
 from jtln.data.transforms import Augment, CentreCrop, ToFloat, Views
@@ -190,7 +191,8 @@ def fit_and_test(trainer: pl.Trainer, module: JTLN, data: PairData, checkpoint: 
     ]
     images = (trainer.global_step - first_step) * sum(sizes)
 
-    best = torch.load(trainer.checkpoint_callback.best_model_path, map_location="cpu", weights_only=False)  # type: ignore
+    path = Path(trainer.checkpoint_callback.best_model_path)  # type: ignore[union-attr]
+    best = torch.load(path, map_location="cpu", weights_only=False)
     module.load_state_dict(best["state_dict"])
     values: dict[str, Any] = {}
     # Only the test is logged: the curves hold the chosen checkpoint's validation already, at its own step.
@@ -198,6 +200,10 @@ def fit_and_test(trainer: pl.Trainer, module: JTLN, data: PairData, checkpoint: 
         trainer.loggers = loggers
         for part in evaluate(module, datamodule=data, verbose=False):
             values.update(part)
+    if module.head_end is not None and trainer.is_global_zero:  # the checkpoint is of what has been evaluated
+        best["state_dict"] = {name: value.cpu() for name, value in module.state_dict().items()}
+        with replacing(path) as file:
+            torch.save(best, file)
     counts = {
         head: {split: len(getattr(getattr(data.pair, head), split)) for split in ("val", "test")} for head in HEADS
     }

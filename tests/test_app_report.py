@@ -162,6 +162,7 @@ def test_every_study_can_be_planned(monkeypatch: pytest.MonkeyPatch, capsys: pyt
         "bss",
         "co_tuning",
         "co_tuning_source",
+        "discriminant",
     ]
     costs = ["wordnet", "centroid", "posterior", "uniform", "permuted"]
     assert [row.name for row in few_shot.rows] == [*methods, *(f"jtln_{cost}" for cost in costs)]
@@ -170,7 +171,7 @@ def test_every_study_can_be_planned(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     jobs = [
         row.job({}, labels, seed, None) for s in planned for row in s.rows for labels in s.labels for seed in s.seeds
     ]
-    assert len({job.settings for job in jobs}) == (14 + 9 - 7 + 4) * 6  # few_shot and controls share seven rows
+    assert len({job.settings for job in jobs}) == (15 + 9 - 7 + 4) * 6  # few_shot and controls share seven rows
     assert len({job.trunk for job in jobs if job.trunk}) == 2
     assert all(row.space and None not in row.current.values() for row in few_shot.rows)
 
@@ -178,14 +179,14 @@ def test_every_study_can_be_planned(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 def test_a_key_of_the_cost_is_for_the_rows_that_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
     planned = []
     monkeypatch.setattr("jtln.study.study.run_study", lambda study, workers: planned.append(study) or True)
-    assert main(["-m", "study=few_shot", "cost.unknown_names=head", "method.head_start=null"]) == 0
+    assert main(["-m", "study=few_shot", "cost.unknown_names=head", "method.head_end=null"]) == 0
     rows = {row.name: row.job({}, planned[0].labels[0], 0, None).overrides for row in planned[0].rows}
-    kept = ("unknown_names", "head_start")
+    kept = ("unknown_names", "head_end")
     given = {name: [each for each in row if any(key in each for key in kept)] for name, row in rows.items()}
     assert given["joint"] == ["cost.unknown_names=head"]  # of the cost that stands there unused
-    assert given["jtln_uniform"] == given["jtln_centroid"] == ["method.head_start=null"]
-    assert given["jtln_wordnet"] == ["cost.unknown_names=head", "method.head_start=null"]
-    assert given["jtln_permuted"] == ["cost.of.unknown_names=head", "method.head_start=null"]  # what it permutes
+    assert given["jtln_uniform"] == given["jtln_centroid"] == ["method.head_end=null"]
+    assert given["jtln_wordnet"] == ["cost.unknown_names=head", "method.head_end=null"]
+    assert given["jtln_permuted"] == ["cost.of.unknown_names=head", "method.head_end=null"]  # what it permutes
 
 
 def test_a_key_that_only_some_rows_have(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,12 +14,10 @@ from conftest import TinySpec
 from scipy.special import logsumexp, softmax
 from torch import Tensor
 
-from jtln.calibration import EPSILONS, calibrated
+from jtln.calibration import EPSILONS, calibrated, class_plan
 from jtln.data.loaders import PairData
-from jtln.heads import TransportedHead
 from jtln.losses import TransportLoss
 from jtln.module import JTLN
-from jtln.runfolder import calibration as calibration_of
 from jtln.trunk import Trunk
 
 S, T = 6, 3
@@ -109,9 +107,7 @@ def module(make_trunk: Callable[..., Trunk], cost: Tensor, **options: bool) -> J
     torch.manual_seed(0)
     spec = TinySpec()
     transport = TransportLoss(cost, LOSS)
-    return JTLN(
-        make_trunk(), spec.source_classes, spec.target_classes, transport, head_start=TransportedHead(), **options
-    )
+    return JTLN(make_trunk(), spec.source_classes, spec.target_classes, transport, **options)
 
 
 @pytest.mark.parametrize("calibrate", [True, False])
@@ -132,7 +128,7 @@ def test_a_training_begins_with_it(
     with torch.no_grad():
         seen = [
             (first.source_head(first.trunk(data.transform_eval(images))), labels)
-            for images, labels in data.feature_dataloaders()["target"]
+            for images, labels in data.feature_dataloader_of("target")
         ]
     expected, evidence = calibrated(cost, LOSS, seen)
     torch.testing.assert_close(trained.transport.cost, expected)
@@ -145,12 +141,13 @@ def test_a_training_begins_with_it(
     torch.testing.assert_close(resumed.transport.cost, expected)  # and not the calibration of what had been calibrated
 
 
-def test_a_run_from_before_there_was_any_goes_on_without(make_trunk: Callable[..., Trunk]) -> None:
-    cost = torch.rand(4, 3, generator=torch.Generator().manual_seed(1))
-    earlier = module(make_trunk, cost, calibrate=False).state_dict()
-    del earlier["calibration"]
-    resumed = module(make_trunk, cost, calibrate=True)
-    resumed.on_load_checkpoint(checkpoint := {"state_dict": earlier})
-    resumed.load_state_dict(checkpoint["state_dict"])
-    assert bool(resumed.calibration[0] >= 0)  # and so it is not begun in the middle
-    assert calibration_of(resumed) is None
+def test_the_class_plan_is_the_one_of_pot() -> None:
+    cost = torch.rand(S, T, generator=torch.Generator().manual_seed(1))
+    expected = ot.sinkhorn(np.full(S, 1 / S), np.full(T, 1 / T), cost.double().numpy(), 0.2, stopThr=1e-12)
+    np.testing.assert_allclose(class_plan(cost, 0.2).numpy(), expected, atol=1e-6)
+
+
+def test_what_rows_and_columns_have_in_common_does_not_change_the_plan() -> None:
+    cost = torch.rand(S, T, generator=torch.Generator().manual_seed(2))
+    shifted = cost + torch.rand(S, 1) + torch.rand(1, T)
+    torch.testing.assert_close(class_plan(cost, 0.1), class_plan(shifted, 0.1), atol=1e-5, rtol=1e-3)

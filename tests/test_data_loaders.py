@@ -193,12 +193,20 @@ def test_training_without_the_target(pair: Pair, tmp_path: Path) -> None:
 
 
 def test_feature_loaders_read_every_training_image_once(pair: Pair) -> None:
-    loaders = data(pair, eval_batch_size=6).feature_dataloaders()
-    for name, loader in loaders.items():
+    module = data(pair, eval_batch_size=6)
+    for name in ("source", "target"):
         train = getattr(pair, name).train
-        images, labels = (torch.cat(parts) for parts in zip(*loader, strict=True))
+        images, labels = (torch.cat(parts) for parts in zip(*module.feature_dataloader_of(name), strict=True))
         assert torch.equal(images, train.images)
         assert torch.equal(labels, train.labels)
+
+
+@pytest.mark.parametrize(("at_most", "step"), [(None, 1), (1000, 1), (4, 2), (2, 4), (1, 7)])
+def test_a_feature_loader_of_fewer_images_spreads_them(pair: Pair, at_most: int | None, step: int) -> None:
+    assert len(pair.target.train) == 7
+    loader = data(pair, eval_batch_size=2).feature_dataloader_of("target", at_most)
+    labels = torch.cat([labels for _, labels in loader])
+    assert torch.equal(labels, pair.target.train.labels[::step])
 
 
 def test_passes(pair: Pair) -> None:
@@ -251,7 +259,7 @@ def test_a_broken_file_is_one_message(
     assert explain(caught.value, []) == message
     assert "Traceback" not in message
     with pytest.raises(BadImage, match=r"pictures/3\.jpg"):
-        list(data(on_disk(pair), num_workers=workers).feature_dataloaders()["target"])
+        list(data(on_disk(pair), num_workers=workers).feature_dataloader_of("target"))
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -285,7 +293,7 @@ def test_views_are_for_validation_and_test(pair: Pair, tmp_path: Path) -> None:
     tested = [label for index, _, _, labels in model.seen["test"] for label in labels if index == 0]
     assert tested == pair.target.test.labels.tolist()
     assert all(len(batch["source"]) == 8 for batch in model.seen["train"])
-    assert next(iter(several.feature_dataloaders()["target"]))[0].shape[1:] == (1, 4, 4)
+    assert next(iter(several.feature_dataloader_of("target")))[0].shape[1:] == (1, 4, 4)
 
 
 @pytest.mark.parametrize("kind", VIEWS)

@@ -18,12 +18,13 @@ from pytorch_lightning.loggers import CSVLogger
 
 from jtln import run as module_under_test
 from jtln.announce import cost_sentences
-from jtln.costs import CentroidCost, FileCost, PermutedCost, UniformCost
+from jtln.costs import CentroidCost, FileCost
 from jtln.costs.table import save_cost
 from jtln.data.pair import PairSpec
+from jtln.data.transforms import ToFloat
+from jtln.discriminant import COMMON, TRANSPORTED, Discriminant
 from jtln.errors import UserError
 from jtln.experiment import Experiment, Method
-from jtln.heads import TransportedHead
 from jtln.pretrain import Pretraining
 from jtln.run import build_module, run
 from jtln.schedules import Constant, Schedule
@@ -196,15 +197,47 @@ def test_without_a_transport_loss_nothing_is_said_of_one(experiment: Experiment)
     assert {path.stem for path in experiment.folder.glob("plots/*.png")} == {"confusion", "training"}
 
 
-def test_the_head_starts_at_the_sources_where_the_cost_has_not_seen_the_labels(experiment: Experiment) -> None:
-    start = TransportedHead()
-    method, pair = replace(experiment.method, head_start=start), experiment.spec.load()
-    known = replace(experiment, method=method, cost=UniformCost())
-    assert build_module(known, pair).head_start is start
-    for cost in (CentroidCost(), PermutedCost(CentroidCost())):
-        assert build_module(replace(known, cost=cost), pair).head_start is None
-    assert build_module(replace(known, pretraining=None), pair).head_start is None
-    assert build_module(replace(known, method=experiment.method), pair).head_start is None
+@pytest.mark.usefixtures("no_drawing")
+@pytest.mark.parametrize("uses_cost", [True, False])
+def test_the_head_ends_as_a_discriminant(
+    uses_cost: bool, experiment: Experiment, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Once, after the training; the checkpoint has what was tested, and resuming the finished run changes nothing."""
+    method = replace(experiment.method, head_end=Discriminant(mixed_from=1000))
+    if not uses_cost:
+        method = replace(method, name="discriminant", lambda_source=0.0, lambda_ot=0.0)
+    result = run(replace(experiment, method=method))
+    found = result["head_end"]
+    assert found["transported"] in TRANSPORTED
+    assert found["common"] in COMMON
+    assert found["trained"] == 0.0
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"a class's transported mean counts for {found['transported']:g} labelled images" in told
+
+    path = experiment.folder / "checkpoints" / "best.ckpt"
+    kept = torch.load(path, weights_only=True)["state_dict"]
+    assert kept["head_found"].tolist() == pytest.approx(list(found.values()))
+    last = torch.load(experiment.folder / "checkpoints" / "last.ckpt", weights_only=False)["state_dict"]
+    assert last["head_found"].tolist() == [-1] * 4
+    pair = experiment.spec.load()
+    module = build_module(replace(experiment, method=method), pair).eval()
+    module.load_state_dict(kept)
+    images, labels = pair.target.test.__getitems__(list(range(len(pair.target.test))))
+    logits = module(ToFloat(module.trunk.mean, module.trunk.std)(images)).target
+    tested = float((logits.argmax(1) == labels).float().mean())
+    assert tested == pytest.approx(result["target"]["test"]["accuracy"])
+
+    again = run(replace(experiment, method=method, resume=True))
+    assert again["head_end"] == found
+    assert again["target"] == result["target"]
+    assert all(torch.equal(v, kept[k]) for k, v in torch.load(path, weights_only=True)["state_dict"].items())
+
+
+def test_a_head_that_has_no_end_stays_as_it_was_trained(experiment: Experiment) -> None:
+    result = run(experiment)
+    assert result["head_end"] is None
+    best = torch.load(experiment.folder / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    assert best["head_found"].tolist() == [-1] * 4
 
 
 @pytest.mark.usefixtures("no_drawing")

@@ -37,7 +37,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "jtln.linking",
     ),
     ("jtln.pooling", "jtln.relation"),
-    ("jtln.costs", "jtln.losses", "jtln.heads", "jtln.calibration", "jtln.metrics", "jtln.data", "jtln.plots"),
+    ("jtln.costs", "jtln.losses", "jtln.calibration", "jtln.discriminant", "jtln.metrics", "jtln.data", "jtln.plots"),
     ("jtln.methods",),
     ("jtln.module",),
     ("jtln.training", "jtln.pretrain", "jtln.report", "jtln.classifier"),

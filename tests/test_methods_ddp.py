@@ -16,6 +16,7 @@ from torch import nn
 from two_processes import run_in_two
 
 from jtln.costs import PermutedCost, PosteriorCost
+from jtln.discriminant import Discriminant
 from jtln.losses import TransportLoss
 from jtln.methods import BSS, DELTA, L2SP, CoTuning
 from jtln.module import JTLN
@@ -33,6 +34,7 @@ KINDS: dict[str, Any] = {
         ),
         "calibrate": True,
     },
+    "discriminant": lambda: {"head_end": Discriminant(mixed_from=2, source_images=9)},
     "linear_probe": lambda: {"freeze_trunk": True},
     "posterior": lambda: {
         "transport": TransportLoss(torch.ones(4, 3), 0.2, tolerance=1e-7, max_iterations=2000),
@@ -55,10 +57,13 @@ def train(kind: str, folder: Path, devices: int) -> dict[str, Any]:
     )
     data = pair_data(pair, module.trunk, budget := Budget(1, 3, 8, 6), seed=0, augment=None, eval_batch_size=3)
     data.use_source = module.uses_source
-    options = {"accelerator": "cpu", "devices": devices, "log_every_n_steps": 1, "limit_val_batches": 0}
+    options = {"accelerator": "cpu", "devices": devices, "log_every_n_steps": 1}
+    options |= {"limit_val_batches": 0} if module.head_end is None else {}
     settings = TrainerSettings(options | ({"strategy": "ddp"} if devices > 1 else {}), progress_bar=False)
     trainer = make_trainer(settings, budget, folder, keep_checkpoints=False)
     trainer.fit(module, data)
+    if module.head_end is not None:
+        trainer.validate(module, datamodule=data, verbose=False)
     logged = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("train/")}
     weights = {name: value.float().numpy() for name, value in module.state_dict().items()}
     return {"weights": weights, "logged": logged, "world_size": trainer.world_size}
@@ -76,6 +81,7 @@ def test_two_processes_agree_with_one(kind: str, in_two: list[dict[str, Any]], t
     for process in in_two:
         two = process[kind]
         assert (one["world_size"], two["world_size"]) == (1, 2)
+        assert (one["weights"]["head_found"][0] >= 0) == (kind == "discriminant")
         assert one["weights"]["calibration"][0] == pytest.approx(0.113 if kind == "calibrated" else -1, abs=1e-3)
         tolerance = 2e-4 if kind == "delta" else 2e-5  # it standardises small differences of losses
         for name, value in one["weights"].items():

@@ -128,6 +128,16 @@ def test_every_row_is_compared_with_the_baselines_and_costs_with_their_controls(
     assert len(set(both)) == len(both)  # no pair is tested twice
 
 
+def test_a_method_is_not_controlled_by_another_ones_permuted_cost() -> None:
+    others = [
+        Run(None, result("discriminant", "wordnet (wup)", seed, 62.0 + OWN[seed], 63.0, 1), Path("nowhere"))
+        for seed in range(8)
+    ]
+    (only,) = gather([*made_runs(shots=(1,)), *others]).datasets
+    assert {claim.row for claim in only.claims} == {"jtln (wordnet)"}
+    assert "discriminant (wordnet)" in {claim.other for claim in only.claims}
+
+
 def test_wrong_knowledge_is_compared_with_the_same_cost_alone() -> None:
     """What validation chose may be another cost than the one that was permuted."""
     runs = [run for run in made_runs(shots=(1,)) if run.result["cost"] != "wordnet (wup)"]

@@ -106,10 +106,11 @@ class ShardSampler(Sampler[int]):
     Args:
         size: images in the set.
         rank, world_size: of this process.
+        step: of this many images in a row, one.
     """
 
-    def __init__(self, size: int, rank: int = 0, world_size: int = 1) -> None:
-        self.indices = range(rank, size, world_size)
+    def __init__(self, size: int, rank: int = 0, world_size: int = 1, step: int = 1) -> None:
+        self.indices = range(rank * step, size, world_size * step)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -187,9 +188,17 @@ class PairData(pl.LightningDataModule):
     def test_dataloader(self) -> list[DataLoader[Any]]:
         return [self._eval_loader(getattr(self.pair, name).test, self.views) for name in EVALUATED]
 
-    def feature_dataloaders(self) -> dict[str, DataLoader[Any]]:
-        """This process's share of both tasks' training images, each once and in order, untransformed."""
-        return {name: self._eval_loader(getattr(self.pair, name).train) for name in ("source", "target")}
+    def feature_dataloader_of(self, side: str, at_most: int | None = None) -> DataLoader[Any]:
+        """This process's share of one task's training images, each once and in order, untransformed.
+
+        Args:
+            side: "source" or "target".
+            at_most: how many images there may be, over all processes, evenly spread over the set; None: all.
+        """
+        images = getattr(self.pair, side).train
+        world_size = self._process()[1]
+        step = 1 if at_most is None else max(1, min(-(-len(images) // at_most), len(images) // world_size))
+        return self._eval_loader(images, step=step)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Transform the images of a batch that is on its device already."""
@@ -222,14 +231,14 @@ class PairData(pl.LightningDataModule):
         share = batch_size / sum(self._batch_sizes().values())
         return self._loader(images, BatchSampler(sampler, batch_size // world_size, drop_last=False), share)
 
-    def _eval_loader(self, images: ImageSet, views: Views | None = None) -> DataLoader[Any]:
+    def _eval_loader(self, images: ImageSet, views: Views | None = None, step: int = 1) -> DataLoader[Any]:
         rank, world_size = self._process()
         if len(images) < world_size:
             raise UserError(
                 f"expected at least one image for each of {world_size} processes, but a part of the pair has "
                 f"{len(images)}: lower trainer.devices"
             )
-        sampler = ShardSampler(len(images), rank, world_size)
+        sampler = ShardSampler(len(images), rank, world_size, step)
         batch_size = max(1, self.eval_batch_size // (1 if views is None else len(views)))
         return self._loader(images, BatchSampler(sampler, batch_size, drop_last=False), 0.5)
 

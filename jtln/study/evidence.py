@@ -55,8 +55,8 @@ class TableRow:
         return self.method.startswith("jtln") and self.cost is not None and self.control is None
 
     def is_permuted(self, row: TableRow) -> bool:
-        """Whether it is the control for ``row``: the same cost, its columns shuffled."""
-        return row.cost is not None and self.cost == f"permuted {row.cost}"
+        """Whether it is the control for ``row``: the same method and cost, its columns shuffled."""
+        return self.method == row.method and row.cost is not None and self.cost == f"permuted {row.cost}"
 
 
 Pair = tuple[TableRow, TableRow]

@@ -1,0 +1,217 @@
+"""Where the target head ends: a Gaussian discriminant on the features that were trained, at transported class means.
+
+The labelled images have shaped the trunk, and the trained head with it: it knows them by heart, and how far the images
+of one class lie apart it has seen on a handful. The source, with images in plenty, says that. Let every class be a
+Gaussian in feature space with the covariance W that the source classes have on average, and let its mean be estimated
+from its n labelled images, of mean x, and from what was known before: p, the mean of the source classes' means under
+the plan P between the classes (the barycentric image, as in jtln.heads), and m, the mean of all source classes,
+
+    mu_j = (n_j x_j + k p_j + u m) / (n_j + k + u),      p_j = sum_i P_ij m_i / sum_i P_ij,
+    logits_j(f) = (f - m)' W^-1 (mu_j - m) - 1/2 (mu_j - m)' W^-1 (mu_j - m).
+
+k and u count like labelled images. They, and the temperature, are those at which the validation images' labels are most
+likely. With more labelled images the trained head knows what W does not say, and is mixed in by the same measure.
+Everything is linear in the features, so the outcome is the target head itself, with other weights. Ours; the
+discriminant is Fisher's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, one_hot
+
+from jtln.calibration import class_plan
+from jtln.errors import UserError
+from jtln.losses import TransportLoss
+from jtln.pooling import Batch, class_sums, total
+from jtln.relation import temperature
+
+TRANSPORTED = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # candidates for k
+COMMON = (1.0, 3.0, 10.0, 30.0, 100.0)  # for u
+SHARES = tuple(step / 10 for step in range(11))  # of the trained head
+
+
+class Network(Protocol):
+    """What of the network is read (jtln.module.JTLN)."""
+
+    transport: TransportLoss | None
+    target_head: nn.Linear
+    sizes: tuple[int, int]  # S and T
+
+    def features_of(self, side: str, part: str = "train", at_most: int | None = None) -> Iterable[Batch]: ...
+
+
+class HeadEnd(NamedTuple):
+    """What the validation images chose."""
+
+    transported: float  # k: labelled images that a class's transported mean counts for; 0 where the cost says nothing
+    common: float  # u: labelled images that the mean of all source classes counts for
+    trained: float  # share of the trained head's logits, in [0, 1], each part at its own best temperature
+    surprise: float  # mean of -log p(y) over the validation images, in nats
+
+
+@dataclass(frozen=True)
+class Discriminant:
+    """Ends the target head as the discriminant.
+
+    Attributes:
+        shrinkage: in (0, 1]: the share of W that is its mean variance in all directions. From
+            screening (notebooks/research_log.ipynb, section 9), where 0.4 did as well and 0.9 worse on one pair.
+        mixed_from: labelled images a class, on average, from which on the trained head may have a share.
+        source_images: > 0: about how many source images are read, evenly spread over the training set.
+
+    Raises:
+        UserError: a number is out of range.
+    """
+
+    shrinkage: float = 0.7
+    mixed_from: float = 10
+    source_images: int = 5000
+
+    def __post_init__(self) -> None:
+        if not 0 < self.shrinkage <= 1:
+            raise UserError(f"expected method.head_end.shrinkage in (0, 1], but got {self.shrinkage}")
+        if not self.mixed_from >= 0:
+            raise UserError(f"expected method.head_end.mixed_from >= 0, but got {self.mixed_from}")
+        if not self.source_images >= 1:
+            raise UserError(f"expected method.head_end.source_images of 1 or more, but got {self.source_images}")
+
+    def end(self, network: Network) -> HeadEnd:
+        """Set the weights of the network's target head, by the images of its pair and its transport loss's plan."""
+        plan = None if network.transport is None else class_plan(network.transport.cost, network.transport.epsilon)
+        source = network.features_of("source", at_most=self.source_images)
+        target = network.features_of("target"), network.features_of("target", "val")
+        return self.fit(network.target_head, plan, network.sizes, source, *target)
+
+    @torch.no_grad()
+    def fit(
+        self,
+        head: nn.Linear,
+        plan: Tensor | None,
+        sizes: tuple[int, int],
+        source: Iterable[Batch],
+        labelled: Iterable[Batch],
+        validation: Iterable[Batch],
+    ) -> HeadEnd:
+        """Set the target head's weights and bias.
+
+        Args:
+            head: the trained target head, D -> T.
+            plan: (S, T) between the classes, columns of positive mass; None where no cost relates them.
+            sizes: S and T.
+            source, labelled, validation: features (B, D) and labels (B,) of source training images, of the target's
+                training images and of its validation images, this process's share of each.
+        """
+        classes = _classes(source, sizes[0], self.shrinkage)
+        sums, counts = (_wide(each) for each in class_sums(labelled, sizes[1]))
+        given = torch.where(counts[:, None] > 0, sums / counts.clamp_min(1)[:, None] - classes.middle, 0.0)  # (T, D)
+        known = torch.zeros_like(given)
+        if plan is not None:
+            shares = _wide(plan) / _wide(plan).sum(0)
+            known = shares.t() @ (classes.means - classes.middle)
+        says = bool(known.abs().max() > 1e-6 * classes.means.std())  # a constant cost transports m to every class
+        parts = torch.stack([given, known])  # (2, T, D), from m on
+        directions = torch.cholesky_solve(parts.flatten(0, 1).t(), classes.factor).t().view_as(parts)
+        products = torch.einsum("atd,btd->abt", parts, directions)
+
+        inner, theirs = [], []  # of the validation images: (f - m)' W^-1 of both parts, and the trained head's logits
+        for features, labels in validation:
+            rows, own_logits = _wide(features), _wide(head(features))
+            labels = labels.to(rows.device)
+            inner.append((torch.einsum("bd,atd->bat", rows - classes.middle, directions), labels))
+            theirs.append((own_logits, labels))
+
+        def scores(amounts: Tensor) -> list[Batch]:
+            """Logits (B, T) of class means that are ``amounts`` (2, T) of both parts."""
+            offset = torch.einsum("at,abt,bt->t", amounts, products, amounts) / 2
+            return [((each * amounts).sum(1) - offset, labels) for each, labels in inner]
+
+        def candidates() -> Iterable[tuple[float, float, Tensor, Fit]]:
+            for u in COMMON:
+                for k in TRANSPORTED if says else TRANSPORTED[:1]:
+                    amounts = torch.stack([counts, torch.full_like(counts, k)]) / (counts + k + u)
+                    yield k, u, amounts, fitted(scores(amounts))
+
+        k, u, amounts, fit = min(candidates(), key=lambda each: each[-1].surprise)
+        weight = torch.einsum("at,atd->td", amounts, directions)
+        bias = -torch.einsum("at,abt,bt->t", amounts, products, amounts) / 2 - weight @ classes.middle
+        trained = 0.0
+        if float(counts.sum()) >= self.mixed_from * sizes[1]:
+            own, ours = fitted(theirs), scores(amounts)
+
+            def mixed(share: float) -> Fit:
+                a, b = (1 - share) / fit.temperature, share / own.temperature
+                return fitted([(a * x + b * y, labels) for (x, labels), (y, _) in zip(ours, theirs, strict=True)])
+
+            trained = min(SHARES, key=lambda share: mixed(share).surprise)
+            a, b, fit = (1 - trained) / fit.temperature, trained / own.temperature, mixed(trained)
+            weight, bias = a * weight + b * _wide(head.weight), a * bias + b * _wide(head.bias)
+        head.weight.copy_(weight / fit.temperature)
+        head.bias.copy_(bias / fit.temperature)
+        return HeadEnd(k, u, trained, fit.surprise)
+
+
+class Fit(NamedTuple):
+    """How likely logits make the labels at their best temperature."""
+
+    temperature: float
+    surprise: float  # mean of -log p(y), in nats
+
+
+def fitted(batches: list[Batch]) -> Fit:
+    """Of logits (B, T) of any size, float64, and labels (B,), this process's share of them."""
+
+    def summed(values: Iterable[Tensor]) -> float:
+        return float(total(torch.stack(list(values)).sum()))
+
+    numbers = summed(z.new_tensor(float(z.numel())) for z, _ in batches)
+    scale = max(math.sqrt(summed(z.square().sum() for z, _ in batches) / numbers), 1e-12)
+    tau = scale * temperature([(z / scale, labels) for z, labels in batches])
+    lost = summed(cross_entropy(z / tau, labels, reduction="sum") for z, labels in batches)
+    return Fit(tau, lost * batches[0][0].shape[1] / numbers)
+
+
+class _Classes(NamedTuple):
+    """What the source says of a class in feature space."""
+
+    means: Tensor  # (S, D)
+    middle: Tensor  # (D,): the mean of the means
+    factor: Tensor  # (D, D): Cholesky's, of the covariance within a class
+
+
+def _classes(batches: Iterable[Batch], classes: int, shrinkage: float) -> _Classes:
+    sums = counts = squares = None
+    for features, labels in batches:
+        rows = _wide(features)
+        member = one_hot(labels.to(rows.device), classes).to(rows)  # (B, S)
+        found = member.t() @ rows, member.sum(0), rows.t() @ rows
+        if sums is None or counts is None or squares is None:
+            sums, counts, squares = found
+        else:
+            sums, counts, squares = sums.add_(found[0]), counts.add_(found[1]), squares.add_(found[2])
+    if sums is None or counts is None or squares is None:
+        raise UserError("expected at least one batch of source features, but got none")
+    sums, counts, squares = total(sums), total(counts), total(squares)
+    means = sums / counts.clamp_min(1)[:, None]
+    middle = means[counts > 0].mean(0)
+    means[counts == 0] = middle
+    within = (squares - (means * counts[:, None]).t() @ means) / (counts.sum() - (counts > 0).sum()).clamp_min(1)
+    mean_variance = float(within.diagonal().mean())
+    if not mean_variance > 1e-12 * float(means.square().mean()):  # of one image a class: all directions are alike
+        within, mean_variance = torch.zeros_like(within), 1.0
+    within.mul_(1 - shrinkage).diagonal().add_(shrinkage * mean_variance)
+    factor, failed = torch.linalg.cholesky_ex(within)
+    if int(failed):
+        raise UserError(f"expected a covariance that can be inverted: raise method.head_end.shrinkage ({shrinkage:g})")
+    return _Classes(means, middle, factor)
+
+
+def _wide(value: Tensor) -> Tensor:
+    """In float64; from Apple's GPUs, which have none, on the CPU."""
+    return value.cpu().double() if value.device.type == "mps" else value.double()
