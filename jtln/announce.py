@@ -79,7 +79,7 @@ def announce_training(
     if method.penalty is not None:
         terms.append(f"{type(method.penalty).__name__}({method.penalty.extra_repr()})")
     frozen = ", trunk frozen" if method.freeze_trunk else ""
-    end = "" if method.head_end is None else "; in the end a discriminant at the transported class means"
+    end = "" if method.head_end is None else "; then the target head becomes a discriminant"
     say("method", f"{method.name}: " + " + ".join(terms) + frozen + end)
     rates = " and ".join(
         f"{size} {side} images (seen {passes[side]:.1f} times)"
@@ -97,9 +97,7 @@ def cost_sentences(found: dict[str, Any] | None) -> list[str]:
     if found is None:
         return []
     if found["epsilon"] is None:
-        return [
-            "the labelled images do not bear the cost out: the transport loss was taught no relation of the classes"
-        ]
+        return ["the labelled images do not bear the cost out: no relation of the classes was used"]
     own, chance = math.exp(-found["surprise"]), math.exp(-found["chance"])
     return [
         f"the labelled images bear the cost out: by it alone, at epsilon {found['epsilon']:.2g} of its range, their "
@@ -112,7 +110,8 @@ def head_sentences(found: dict[str, float] | None) -> list[str]:
     if found is None:
         return []
     transported, common, trained = (found[key] for key in ("transported", "common", "trained"))
-    counts = f"{transported:g} labelled images, the mean of all classes for {common:g}"
+    images = "labelled image" if transported == 1 else "labelled images"
+    counts = f"{transported:g} {images}, that of all source classes for {common:g}"
     share = f", and the trained head has {trained:.0%} of the say" if trained else ""
     return [f"the target head ended as a discriminant: a class's transported mean counts for {counts}{share}"]
 

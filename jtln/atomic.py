@@ -10,6 +10,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 
+def _umask() -> int:
+    os.umask(mask := os.umask(0o077))
+    return mask
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file to write to that takes the place of ``path`` at the end: a reader sees the whole of it or none.
@@ -21,6 +26,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
+        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

@@ -4,15 +4,16 @@ The labelled images have shaped the trunk, and the trained head with it: it know
 of one class lie apart it has seen on a handful. The source, with images in plenty, says that. Let every class be a
 Gaussian in feature space with the covariance W that the source classes have on average, and let its mean be estimated
 from its n labelled images, of mean x, and from what was known before: p, the mean of the source classes' means under
-the plan P between the classes (the barycentric image, as in jtln.heads), and m, the mean of all source classes,
+the plan P between the classes (their barycentric image), and m, the mean of all source classes,
 
     mu_j = (n_j x_j + k p_j + u m) / (n_j + k + u),      p_j = sum_i P_ij m_i / sum_i P_ij,
     logits_j(f) = (f - m)' W^-1 (mu_j - m) - 1/2 (mu_j - m)' W^-1 (mu_j - m).
 
 k and u count like labelled images. They, and the temperature, are those at which the validation images' labels are most
-likely. With more labelled images the trained head knows what W does not say, and is mixed in by the same measure.
-Everything is linear in the features, so the outcome is the target head itself, with other weights. Ours; the
-discriminant is Fisher's.
+likely. As m is the source's, the target's classes are taken to lie around it, too: where they lie far off, classes of
+few labelled images lose against those of many. With more labelled images the trained head knows what W does not say,
+and is mixed in by the same measure. Everything is linear in the features, so the outcome is the target head itself,
+with other weights. Ours; the discriminant is Fisher's.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class Discriminant:
     """Ends the target head as the discriminant.
 
     Attributes:
-        shrinkage: in (0, 1]: the share of W that is its mean variance in all directions. From
+        shrinkage: in [1e-6, 1]: the share of W that is its mean variance in all directions. From
             screening (notebooks/research_log.ipynb, section 9), where 0.4 did as well and 0.9 worse on one pair.
         mixed_from: labelled images a class, on average, from which on the trained head may have a share.
         source_images: > 0: about how many source images are read, evenly spread over the training set.
@@ -75,8 +76,8 @@ class Discriminant:
     source_images: int = 5000
 
     def __post_init__(self) -> None:
-        if not 0 < self.shrinkage <= 1:
-            raise UserError(f"expected method.head_end.shrinkage in (0, 1], but got {self.shrinkage}")
+        if not 1e-6 <= self.shrinkage <= 1:
+            raise UserError(f"expected method.head_end.shrinkage in [1e-6, 1], but got {self.shrinkage}")
         if not self.mixed_from >= 0:
             raise UserError(f"expected method.head_end.mixed_from >= 0, but got {self.mixed_from}")
         if not self.source_images >= 1:
@@ -107,6 +108,9 @@ class Discriminant:
             sizes: S and T.
             source, labelled, validation: features (B, D) and labels (B,) of source training images, of the target's
                 training images and of its validation images, this process's share of each.
+
+        Raises:
+            UserError: there is no source image, or the features are not finite.
         """
         classes = _classes(source, sizes[0], self.shrinkage)
         sums, counts = (_wide(each) for each in class_sums(labelled, sizes[1]))
@@ -166,6 +170,7 @@ class Fit(NamedTuple):
 
 def fitted(batches: list[Batch]) -> Fit:
     """Of logits (B, T) of any size, float64, and labels (B,), this process's share of them."""
+    batches = [(z - z.mean(1, keepdim=True), labels) for z, labels in batches]  # what all classes share is of no effect
 
     def summed(values: Iterable[Tensor]) -> float:
         return float(total(torch.stack(list(values)).sum()))
@@ -198,18 +203,17 @@ def _classes(batches: Iterable[Batch], classes: int, shrinkage: float) -> _Class
     if sums is None or counts is None or squares is None:
         raise UserError("expected at least one batch of source features, but got none")
     sums, counts, squares = total(sums), total(counts), total(squares)
+    if not bool(squares.isfinite().all()):
+        raise UserError("expected finite features of the source images, but got others: lower optimizer.lr")
     means = sums / counts.clamp_min(1)[:, None]
     middle = means[counts > 0].mean(0)
     means[counts == 0] = middle
-    within = (squares - (means * counts[:, None]).t() @ means) / (counts.sum() - (counts > 0).sum()).clamp_min(1)
+    within = squares.sub_((means * counts[:, None]).t() @ means).div_((counts.sum() - (counts > 0).sum()).clamp_min(1))
     mean_variance = float(within.diagonal().mean())
     if not mean_variance > 1e-12 * float(means.square().mean()):  # of one image a class: all directions are alike
         within, mean_variance = torch.zeros_like(within), 1.0
     within.mul_(1 - shrinkage).diagonal().add_(shrinkage * mean_variance)
-    factor, failed = torch.linalg.cholesky_ex(within)
-    if int(failed):
-        raise UserError(f"expected a covariance that can be inverted: raise method.head_end.shrinkage ({shrinkage:g})")
-    return _Classes(means, middle, factor)
+    return _Classes(means, middle, torch.linalg.cholesky(within))
 
 
 def _wide(value: Tensor) -> Tensor:

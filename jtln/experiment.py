@@ -105,6 +105,11 @@ class Experiment:
         if self.negative_transfer not in COMPARISONS:
             raise unknown("negative_transfer", self.negative_transfer, COMPARISONS)
         penalty, method = self.method.penalty, self.method
+        if method.uses_cost and not method.lambda_ot and self.cost.updates == "ema":
+            raise UserError(
+                "expected a cost that does not follow the batches, for no transport loss uses it on them, but got "
+                f"update=ema of cost={self.cost_name}: give cost.update=once"
+            )
         readers = {
             f"method={method.name}": penalty is not None and penalty.needs_source_head,
             f"cost={self.cost_name}": method.uses_cost and self.cost.needs_source_head,

@@ -4,9 +4,8 @@
 
 A trunk shared by two tasks, a linear head for each: s(x) over the S source classes, t(x) over the T target classes.
 The transport loss compares the two heads' predictions on the same image under a cost matrix C (S, T), which says how
-the two sets of categories are related. After Lu, Chen & Saidi, arXiv 1709.02995; only its abstract was read, and what
-images feed the term, where its gradient goes and how its weight changes over training are ours. The penalty is a
-baseline's own term (jtln.methods).
+the two sets of categories are related. After Lu, Chen & Saidi, arXiv 1709.02995; only its abstract was read: which
+images feed the term, where its gradient goes and how its weight changes are ours. The penalty is a baseline's own.
 """
 
 from __future__ import annotations
@@ -149,16 +148,20 @@ class JTLN(pl.LightningModule):
             cost.prepare(self.sizes, trunk.dim)
         if penalty is not None:
             penalty.prepare(self)
-        sizes = {"target": len(target), "source": len(source)}
         self.confusion = MulticlassConfusionMatrix(len(target))
         self.metrics = nn.ModuleDict(
             {
-                f"{split}_{head}": classification_metrics(sizes[head], f"{split}/{head}/", whole=split != "train")
+                f"{split}_{head}": classification_metrics(size, f"{split}/{head}/", whole=split != "train")
                 for split in ("train", "val", "test")
-                for head in HEADS
+                for head, size in zip(("source", "target"), self.sizes, strict=True)
             }
         )
         self.train(self.training)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Of an earlier version, too, whose target head had a start in place of an end."""
+        checkpoint["state_dict"].pop("head_evidence", None)
+        checkpoint["state_dict"].setdefault("head_found", torch.full((4,), -1.0))
 
     def train(self, mode: bool = True) -> JTLN:
         super().train(mode)
@@ -174,8 +177,7 @@ class JTLN(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images = torch.cat([batch[side][0] for side in batch])  # one pass through the trunk for both tasks
         features = dict(zip(batch, self.trunk(images).split([len(batch[side][1]) for side in batch]), strict=True))
-        zero = images.new_zeros(())
-        target_loss = source_loss = transport = penalty = zero
+        target_loss = source_loss = transport = penalty = zero = images.new_zeros(())
         if "target" in batch:
             logits, labels = self.target_head(features["target"]), batch["target"][1]
             target_loss = cross_entropy(logits, labels)
@@ -225,6 +227,7 @@ class JTLN(pl.LightningModule):
     # The penalty and the cost matrix read the training images.
 
     def on_train_start(self) -> None:
+        self.head_found.fill_(-1.0)
         if self.penalty is not None and not bool(self.penalty.started):
             with self._as_evaluated():
                 self.penalty.start(self)

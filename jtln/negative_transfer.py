@@ -118,7 +118,8 @@ class NegativeTransfer(ValidationCurve):
         own, alone = max(self.curve.values()), max(self.baseline.values())
         if is_below(own, alone, self.images):
             self._warn("below it by the best validation of each", own, alone)
-        say("transfer", f"{100 * (own - alone):+.1f} points over the target alone, by the best validation of each")
+        gap = f"{100 * (own - alone):+.1f} points over the target alone"
+        say("transfer", f"{gap}, by the best validation in the course of each")
 
     def _warn(self, what: str, own: float, alone: float) -> None:
         if not self.warned:

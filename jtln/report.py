@@ -76,6 +76,7 @@ def write_report(folder: Path) -> Path:
         _accuracies(result),
         _transfer(_mapping(result.get("target_only"))),
         _transport(_mapping(result.get("transport"))),
+        _head(_mapping(result.get("head_end"))),
         pictures(sorted((folder / "plots").glob("*.png"))),
         _configuration(folder),
         _versions(result),
@@ -218,6 +219,20 @@ def _transport(transport: Mapping[str, Any]) -> str:
             f'<p class="faint">Shares of the mass that the transport plans send to each target class{more}.</p>'
         )
     return f"<section><h2>What the transport moved</h2>\n{listed}\n{_facts(numbers)}</section>"
+
+
+def _head(found: Mapping[str, Any]) -> str:
+    """How the target head ended, which validation chose."""
+    if not found:
+        return ""
+    names = {
+        "transported": "labelled images that a class's transported mean counts for",
+        "common": "labelled images that the mean of all source classes counts for",
+        "trained": "share of the trained head",
+        "surprise": "mean of -log p(label) over the validation images, in nats",
+    }
+    numbers = [(words, _text(found[name])) for name, words in names.items() if name in found]
+    return f"<section><h2>The target head's end, a discriminant</h2>\n{_facts(numbers)}</section>"
 
 
 def pictures(paths: Iterable[Path]) -> str:

@@ -85,7 +85,7 @@ def run(experiment: Experiment) -> dict[str, Any]:
     if isinstance(compared, NegativeTransfer):
         result["target_only"] = compared.result(result["target"]["val"]["accuracy"])
     if trainer.is_global_zero:
-        plan = mean_plan(module, pair, data.transform_eval) if module.transport is not None else None
+        plan = mean_plan(module, pair, data.transform_eval) if module.lambda_ot > 0 else None
         write_results(experiment, module, result, plan, time.perf_counter() - started)
         for logger in experiment.loggers:
             log_summary(logger, result, folder)

@@ -63,7 +63,8 @@ def _write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str
 
 @torch.no_grad()
 def mean_plan(module: JTLN, pair: Pair, transform: Callable[[Tensor], Tensor], batch: int = 256) -> dict[str, Any]:
-    """The mean transport plan over the validation images of the task (or tasks) that feed the transport loss."""
+    """The mean transport plan between what both heads predict in the end, over the validation images of the task (or
+    tasks) that feed the transport loss."""
     assert module.transport is not None
     module.eval()
     plan, entropy, count = torch.zeros_like(module.transport.cost), 0.0, 0
@@ -125,7 +126,9 @@ def describe(
 
 def head_end(module: JTLN) -> dict[str, float] | None:
     """What the validation images chose of the target head's end; None where it stayed as it was trained."""
-    return None if bool(module.head_found[0] < 0) else HeadEnd(*module.head_found.tolist())._asdict()
+    if bool(module.head_found[0] < 0):
+        return None
+    return {name: round(value, 6) for name, value in HeadEnd(*module.head_found.tolist())._asdict().items()}
 
 
 def calibration(module: JTLN) -> dict[str, float | None] | None:
@@ -145,29 +148,29 @@ def write_results(
     pictures = folder / "plots"
     pictures.mkdir(exist_ok=True)
     sentences: list[str] = []
-    if plan is not None and module.transport is not None:
+    if module.transport is not None:
         # As it was given, if it does not change: what calibration made of it is in the checkpoints.
         fixed = module.given_cost if experiment.cost.updates == "never" else None
         cost = (module.transport.cost if fixed is None else fixed).cpu()
         save_cost(folder / "cost.csv", cost, source, target)
-        # Under a constant cost the plan is what the two heads predict, each for itself: nothing is matched.
-        constant = is_constant(module.transport.cost)
-        strongest = {} if constant else strongest_transports(plan["plan"], source.names, target.names)
-        sentences = transport_sentences(strongest, limit=6)
         result["transport"] = {
             "epsilon": module.transport.epsilon,
             "lambda_ot": experiment.method.lambda_ot,
             "lambda_ot_unit": experiment.method.lambda_ot_unit,
             "on": module.on,
-            "plan_entropy": plan["plan_entropy"],
-            "strongest": strongest,
             "calibration": calibration(module),
         }
         if not is_constant(cost):
-            sentences = [*cost_sentences(result["transport"]["calibration"]), *sentences]
+            sentences = cost_sentences(result["transport"]["calibration"])
         title = f"cost {experiment.cost_name}"
         plots.cost_heatmap(cost, source.names, target.names, title).savefig(pictures / "cost.png")
-        plots.plan_heatmap(plan["plan"], source.names, target.names).savefig(pictures / "plan.png")
+        if plan is not None:
+            # Under a constant cost the plan is what the two heads predict, each for itself: nothing is matched.
+            constant = is_constant(module.transport.cost)
+            strongest = {} if constant else strongest_transports(plan["plan"], source.names, target.names)
+            result["transport"] |= {"plan_entropy": plan["plan_entropy"], "strongest": strongest}
+            sentences = [*sentences, *transport_sentences(strongest, limit=6)]
+            plots.plan_heatmap(plan["plan"], source.names, target.names).savefig(pictures / "plan.png")
     sentences = [*sentences, *head_sentences(result["head_end"])]
     result["seconds_in_all"] = seconds
     plots.training_curves(folder / "metrics.csv").savefig(pictures / "training.png")

@@ -6,7 +6,8 @@ import csv
 import logging
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -167,9 +168,16 @@ class Outcome:
 
 
 def fit(trainer: pl.Trainer, module: JTLN, data: PairData, checkpoint: Path | None = None) -> None:
-    """Fit; Ctrl-C stays a KeyboardInterrupt, which Lightning takes for an exit."""
-    try:
+    """Fit; Ctrl-C stays what it is."""
+    with _interruptible(trainer):
         trainer.fit(module, data, ckpt_path=None if checkpoint is None else str(checkpoint), weights_only=False)
+
+
+@contextmanager
+def _interruptible(trainer: pl.Trainer) -> Iterator[None]:
+    """Ctrl-C stays a KeyboardInterrupt, of which Lightning makes an exit."""
+    try:
+        yield
     except SystemExit:
         if trainer.interrupted:
             raise KeyboardInterrupt from None
@@ -193,13 +201,15 @@ def fit_and_test(trainer: pl.Trainer, module: JTLN, data: PairData, checkpoint: 
 
     path = Path(trainer.checkpoint_callback.best_model_path)  # type: ignore[union-attr]
     best = torch.load(path, map_location="cpu", weights_only=False)
+    module.on_load_checkpoint(best)
     module.load_state_dict(best["state_dict"])
     values: dict[str, Any] = {}
-    # Only the test is logged: the curves hold the chosen checkpoint's validation already, at its own step.
+    # Only the test is logged: the curves hold the chosen checkpoint's validation already, at its own step, as trained.
     for evaluate, loggers in ((trainer.validate, []), (trainer.test, trainer.loggers)):
         trainer.loggers = loggers
-        for part in evaluate(module, datamodule=data, verbose=False):
-            values.update(part)
+        with _interruptible(trainer):
+            for part in evaluate(module, datamodule=data, verbose=False):
+                values.update(part)
     if module.head_end is not None and trainer.is_global_zero:  # the checkpoint is of what has been evaluated
         best["state_dict"] = {name: value.cpu() for name, value in module.state_dict().items()}
         with replacing(path) as file:

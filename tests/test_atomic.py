@@ -20,6 +20,8 @@ def test_replaces_at_the_end(tmp_path: Path) -> None:
         assert path.read_bytes() == b"one"
     assert path.read_bytes() == b"two"
     assert list(path.parent.iterdir()) == [path]
+    (plain := tmp_path / "plain").touch()
+    assert path.stat().st_mode == plain.stat().st_mode  # for those whom other files are for, too
 
 
 def test_what_fails_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -153,6 +153,10 @@ def test_logits_of_any_size_are_fitted() -> None:
     found = fitted([(logits[:10], labels[:10]), (logits[10:], labels[10:])])
     assert found.surprise == pytest.approx(least, abs=1e-6)
     assert found.temperature == pytest.approx(1e4 / factor, rel=1e-2)
+    shared = fitted(
+        [(logits + 1e7 * torch.rand(len(logits), 1), labels)]
+    )  # what all classes have, softmax does not see
+    assert shared.temperature == pytest.approx(found.temperature, rel=1e-3)
 
 
 def test_source_classes_without_an_image_and_a_single_one() -> None:
@@ -168,8 +172,11 @@ def test_source_classes_without_an_image_and_a_single_one() -> None:
     with pytest.raises(UserError, match="source features"):
         Discriminant().fit(head, PLAN, (S, T), [], batches(*world.labelled), batches(*world.validation))
     world.source = torch.ones(6, D) * torch.arange(6.0)[:, None], torch.tensor([0, 0, 1, 1, 2, 2])  # along a line
-    with pytest.raises(UserError, match=r"raise method\.head_end\.shrinkage \(1e-20\)"):
-        world.end(head, shrinkage=1e-20)
+    world.end(head, shrinkage=1e-6)
+    assert bool(head.weight.isfinite().all())
+    world.source[0][2] = torch.nan
+    with pytest.raises(UserError, match="finite features"):
+        world.end(head)
 
 
 @pytest.mark.parametrize("settings", [{"shrinkage": 0.0}, {"shrinkage": 1.1}, {"mixed_from": -1}, {"source_images": 0}])

@@ -198,15 +198,17 @@ def test_without_a_transport_loss_nothing_is_said_of_one(experiment: Experiment)
 
 
 @pytest.mark.usefixtures("no_drawing")
-@pytest.mark.parametrize("uses_cost", [True, False])
+@pytest.mark.parametrize("trains_with_it", [True, False])
 def test_the_head_ends_as_a_discriminant(
-    uses_cost: bool, experiment: Experiment, capsys: pytest.CaptureFixture[str]
+    trains_with_it: bool, experiment: Experiment, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Once, after the training; the checkpoint has what was tested, and resuming the finished run changes nothing."""
     method = replace(experiment.method, head_end=Discriminant(mixed_from=1000))
-    if not uses_cost:
+    if not trains_with_it:
         method = replace(method, name="discriminant", lambda_source=0.0, lambda_ot=0.0)
     result = run(replace(experiment, method=method))
+    assert ("strongest" in result["transport"]) == (experiment.folder / "plots" / "plan.png").exists() == trains_with_it
+    assert "The target head's end" in (experiment.folder / "report.html").read_text(encoding="utf-8")
     found = result["head_end"]
     assert found["transported"] in TRANSPORTED
     assert found["common"] in COMMON
@@ -231,6 +233,22 @@ def test_the_head_ends_as_a_discriminant(
     assert again["head_end"] == found
     assert again["target"] == result["target"]
     assert all(torch.equal(v, kept[k]) for k, v in torch.load(path, weights_only=True)["state_dict"].items())
+
+
+def test_a_cost_that_only_the_end_uses_cannot_follow_the_batches(experiment: Experiment) -> None:
+    method = Method("discriminant", head_end=Discriminant())
+    with pytest.raises(UserError, match=r"update=ema of cost=centroid: give cost\.update=once"):
+        replace(experiment, method=method, cost=CentroidCost(update="ema"))
+    replace(experiment, method=replace(method, lambda_ot=1.0), cost=CentroidCost(update="ema"))
+
+
+def test_a_checkpoint_from_before_heads_had_an_end(experiment: Experiment) -> None:
+    module = build_module(experiment, experiment.spec.load())
+    state = module.state_dict()
+    del state["head_found"]
+    module.on_load_checkpoint(checkpoint := {"state_dict": state | {"head_evidence": torch.zeros(3)}})
+    module.load_state_dict(checkpoint["state_dict"])
+    assert module.head_found.tolist() == [-1] * 4
 
 
 def test_a_head_that_has_no_end_stays_as_it_was_trained(experiment: Experiment) -> None:

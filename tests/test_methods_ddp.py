@@ -34,7 +34,11 @@ KINDS: dict[str, Any] = {
         ),
         "calibrate": True,
     },
-    "discriminant": lambda: {"head_end": Discriminant(mixed_from=2, source_images=9)},
+    "discriminant": lambda: {
+        "transport": TransportLoss(torch.rand(4, 3, generator=torch.Generator().manual_seed(6)), 0.2, tolerance=1e-7),
+        "lambda_ot": 0.0,
+        "head_end": Discriminant(mixed_from=2, source_images=9),
+    },
     "linear_probe": lambda: {"freeze_trunk": True},
     "posterior": lambda: {
         "transport": TransportLoss(torch.ones(4, 3), 0.2, tolerance=1e-7, max_iterations=2000),
