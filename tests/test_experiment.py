@@ -218,7 +218,7 @@ def test_the_head_ends_as_a_discriminant(
 
     path = experiment.folder / "checkpoints" / "best.ckpt"
     kept = torch.load(path, weights_only=True)["state_dict"]
-    assert kept["head_found"].tolist() == pytest.approx(list(found.values()))
+    assert kept["head_found"].tolist() == pytest.approx(list(found.values()), abs=1e-6)
     last = torch.load(experiment.folder / "checkpoints" / "last.ckpt", weights_only=False)["state_dict"]
     assert last["head_found"].tolist() == [-1] * 4
     pair = experiment.spec.load()
