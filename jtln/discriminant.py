@@ -131,10 +131,14 @@ class Discriminant:
             inner.append((torch.einsum("bd,atd->bat", rows - classes.middle, directions), labels))
             theirs.append((own_logits, labels))
 
+        def offset(amounts: Tensor) -> Tensor:
+            """1/2 (mu - m)' W^-1 (mu - m), (T,), of class means that are ``amounts`` (2, T) of both parts."""
+            return torch.einsum("at,abt,bt->t", amounts, products, amounts) / 2
+
         def scores(amounts: Tensor) -> list[Batch]:
-            """Logits (B, T) of class means that are ``amounts`` (2, T) of both parts."""
-            offset = torch.einsum("at,abt,bt->t", amounts, products, amounts) / 2
-            return [((each * amounts).sum(1) - offset, labels) for each, labels in inner]
+            """The logits (B, T) of these class means."""
+            less = offset(amounts)
+            return [((each * amounts).sum(1) - less, labels) for each, labels in inner]
 
         def candidates() -> Iterable[tuple[float, float, Tensor, Fit]]:
             for u in COMMON:
@@ -144,7 +148,7 @@ class Discriminant:
 
         k, u, amounts, fit = min(candidates(), key=lambda each: each[-1].surprise)
         weight = torch.einsum("at,atd->td", amounts, directions)
-        bias = -torch.einsum("at,abt,bt->t", amounts, products, amounts) / 2 - weight @ classes.middle
+        bias = -offset(amounts) - weight @ classes.middle
         trained = 0.0
         if float(counts.sum()) >= self.mixed_from * sizes[1]:
             own, ours = fitted(theirs), scores(amounts)
@@ -153,8 +157,9 @@ class Discriminant:
                 a, b = (1 - share) / fit.temperature, share / own.temperature
                 return fitted([(a * x + b * y, labels) for (x, labels), (y, _) in zip(ours, theirs, strict=True)])
 
-            trained = min(SHARES, key=lambda share: mixed(share).surprise)
-            a, b, fit = (1 - trained) / fit.temperature, trained / own.temperature, mixed(trained)
+            fits = {share: mixed(share) for share in SHARES}
+            trained = min(fits, key=lambda share: fits[share].surprise)
+            a, b, fit = (1 - trained) / fit.temperature, trained / own.temperature, fits[trained]
             weight, bias = a * weight + b * _wide(head.weight), a * bias + b * _wide(head.bias)
         head.weight.copy_(weight / fit.temperature)
         head.bias.copy_(bias / fit.temperature)
@@ -191,18 +196,15 @@ class _Classes(NamedTuple):
 
 
 def _classes(batches: Iterable[Batch], classes: int, shrinkage: float) -> _Classes:
-    sums = counts = squares = None
+    found: list[Tensor] = []  # sums (S, D), counts (S,), and the features' products (D, D)
     for features, labels in batches:
         rows = _wide(features)
         member = one_hot(labels.to(rows.device), classes).to(rows)  # (B, S)
-        found = member.t() @ rows, member.sum(0), rows.t() @ rows
-        if sums is None or counts is None or squares is None:
-            sums, counts, squares = found
-        else:
-            sums, counts, squares = sums.add_(found[0]), counts.add_(found[1]), squares.add_(found[2])
-    if sums is None or counts is None or squares is None:
+        more = [member.t() @ rows, member.sum(0), rows.t() @ rows]
+        found = [a.add_(b) for a, b in zip(found, more, strict=True)] if found else more
+    if not found:
         raise UserError("expected at least one batch of source features, but got none")
-    sums, counts, squares = total(sums), total(counts), total(squares)
+    sums, counts, squares = (total(each) for each in found)
     if not bool(squares.isfinite().all()):
         raise UserError("expected finite features of the source images, but got others: lower optimizer.lr")
     means = sums / counts.clamp_min(1)[:, None]
