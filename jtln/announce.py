@@ -111,7 +111,9 @@ def head_sentences(found: dict[str, float] | None) -> list[str]:
         return []
     transported, common, trained = (found[key] for key in ("transported", "common", "trained"))
     images = "labelled image" if transported == 1 else "labelled images"
-    counts = f"{transported:g} {images}, that of all source classes for {common:g}"
+    middles = {0.0: "the source classes' middle", 1.0: "the labelled images' own middle"}
+    middle = middles.get(found.get("own", 0.0), "a point between the source's middle and the labelled images'")
+    counts = f"{transported:g} {images}, {middle} for {common:g}"
     share = f", and the trained head has {trained:.0%} of the say" if trained else ""
     return [f"the target head ended as a discriminant: a class's transported mean counts for {counts}{share}"]
 

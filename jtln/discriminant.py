@@ -3,17 +3,18 @@
 The labelled images have shaped the trunk, and the trained head with it: it knows them by heart, and how far the images
 of one class lie apart it has seen on a handful. The source, with images in plenty, says that. Let every class be a
 Gaussian in feature space with the covariance W that the source classes have on average, and let its mean be estimated
-from its n labelled images, of mean x, and from what was known before: p, the mean of the source classes' means under
-the plan P between the classes (their barycentric image), and m, the mean of all source classes,
+from its n labelled images, of mean x, and from what was known before: c, the middle around which the classes lie, and
+p, where a class lies from there on, which is the mean under the plan P between the classes of where the source classes
+lie from their middle m on,
 
-    mu_j = (n_j x_j + k p_j + u m) / (n_j + k + u),      p_j = sum_i P_ij m_i / sum_i P_ij,
-    logits_j(f) = (f - m)' W^-1 (mu_j - m) - 1/2 (mu_j - m)' W^-1 (mu_j - m).
+    mu_j = (n_j x_j + k (c + p_j) + u c) / (n_j + k + u),      p_j = sum_i P_ij (m_i - m) / sum_i P_ij,
+    logits_j(f) = f' W^-1 mu_j - 1/2 mu_j' W^-1 mu_j.
 
-k and u count like labelled images. They, and the temperature, are those at which the validation images' labels are most
-likely. As m is the source's, the target's classes are taken to lie around it, too: where they lie far off, classes of
-few labelled images lose against those of many. With more labelled images the trained head knows what W does not say,
-and is mixed in by the same measure. Everything is linear in the features, so the outcome is the target head itself,
-with other weights. Ours; the discriminant is Fisher's.
+k and u count like labelled images. c is the source's middle m, that of the labelled images' own class means, which a
+target unlike the source needs and which few images tell badly, or the point between them. k, u, c and the temperature
+are those at which the validation images' labels are most likely. With more labelled images the trained head knows what
+W does not say, and is mixed in by the same measure. Everything is linear in the features, so the outcome is the target
+head itself, with other weights. Ours; the discriminant is Fisher's.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import product
 from typing import NamedTuple, Protocol
 
 import torch
@@ -35,6 +37,7 @@ from jtln.relation import temperature
 
 TRANSPORTED = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # candidates for k
 COMMON = (1.0, 3.0, 10.0, 30.0, 100.0)  # for u
+OWN = (0.0, 0.5, 1.0)  # for how far c lies from the source's middle to the labelled images' own
 SHARES = tuple(step / 10 for step in range(11))  # of the trained head
 
 
@@ -52,9 +55,10 @@ class HeadEnd(NamedTuple):
     """What the validation images chose."""
 
     transported: float  # k: labelled images that a class's transported mean counts for; 0 where the cost says nothing
-    common: float  # u: labelled images that the mean of all source classes counts for
+    common: float  # u: labelled images that the middle c counts for
     trained: float  # share of the trained head's logits, in [0, 1], each part at its own best temperature
     surprise: float  # mean of -log p(y) over the validation images, in nats
+    own: float = 0.0  # how far c lies from the source's middle, 0, to that of the labelled images, 1
 
 
 @dataclass(frozen=True)
@@ -114,17 +118,19 @@ class Discriminant:
         """
         classes = _classes(source, sizes[0], self.shrinkage)
         sums, counts = (_wide(each) for each in class_sums(labelled, sizes[1]))
-        given = torch.where(counts[:, None] > 0, sums / counts.clamp_min(1)[:, None] - classes.middle, 0.0)  # (T, D)
+        seen = counts[:, None] > 0
+        given = torch.where(seen, sums / counts.clamp_min(1)[:, None] - classes.middle, 0.0)  # (T, D)
+        moved = (given.sum(0) / seen.sum().clamp_min(1)).expand_as(given)  # to the labelled images' own middle
         known = torch.zeros_like(given)
         if plan is not None:
             shares = _wide(plan) / _wide(plan).sum(0)
             known = shares.t() @ (classes.means - classes.middle)
         says = bool(known.abs().max() > 1e-6 * classes.means.std())  # a constant cost transports m to every class
-        parts = torch.stack([given, known])  # (2, T, D), from m on
+        parts = torch.stack([given, known, moved])  # (3, T, D), from m on
         directions = torch.cholesky_solve(parts.flatten(0, 1).t(), classes.factor).t().view_as(parts)
         products = torch.einsum("atd,btd->abt", parts, directions)
 
-        inner, theirs = [], []  # of the validation images: (f - m)' W^-1 of both parts, and the trained head's logits
+        inner, theirs = [], []  # of the validation images: (f - m)' W^-1 of all parts, and the trained head's logits
         for features, labels in validation:
             rows, own_logits = _wide(features), _wide(head(features))
             labels = labels.to(rows.device)
@@ -132,7 +138,7 @@ class Discriminant:
             theirs.append((own_logits, labels))
 
         def offset(amounts: Tensor) -> Tensor:
-            """1/2 (mu - m)' W^-1 (mu - m), (T,), of class means that are ``amounts`` (2, T) of both parts."""
+            """1/2 (mu - m)' W^-1 (mu - m), (T,), of class means that are ``amounts`` (3, T) of all parts."""
             return torch.einsum("at,abt,bt->t", amounts, products, amounts) / 2
 
         def scores(amounts: Tensor) -> list[Batch]:
@@ -140,30 +146,30 @@ class Discriminant:
             less = offset(amounts)
             return [((each * amounts).sum(1) - less, labels) for each, labels in inner]
 
-        def candidates() -> Iterable[tuple[float, float, Tensor, Fit]]:
-            for u in COMMON:
-                for k in TRANSPORTED if says else TRANSPORTED[:1]:
-                    amounts = torch.stack([counts, torch.full_like(counts, k)]) / (counts + k + u)
-                    yield k, u, amounts, fitted(scores(amounts))
+        def candidates() -> Iterable[tuple[Fit, float, float, float, Tensor]]:
+            for own, u, k in product(OWN, COMMON, TRANSPORTED if says else TRANSPORTED[:1]):
+                amounts = torch.stack([counts, torch.full_like(counts, k), torch.full_like(counts, own * (k + u))])
+                amounts /= counts + k + u
+                yield fitted(scores(amounts)), k, u, own, amounts
 
-        k, u, amounts, fit = min(candidates(), key=lambda each: each[-1].surprise)
+        fit, k, u, own, amounts = min(candidates(), key=lambda each: each[0].surprise)
         weight = torch.einsum("at,atd->td", amounts, directions)
         bias = -offset(amounts) - weight @ classes.middle
         trained = 0.0
         if float(counts.sum()) >= self.mixed_from * sizes[1]:
-            own, ours = fitted(theirs), scores(amounts)
+            their, ours = fitted(theirs), scores(amounts)
 
             def mixed(share: float) -> Fit:
-                a, b = (1 - share) / fit.temperature, share / own.temperature
+                a, b = (1 - share) / fit.temperature, share / their.temperature
                 return fitted([(a * x + b * y, labels) for (x, labels), (y, _) in zip(ours, theirs, strict=True)])
 
             fits = {share: mixed(share) for share in SHARES}
             trained = min(fits, key=lambda share: fits[share].surprise)
-            a, b, fit = (1 - trained) / fit.temperature, trained / own.temperature, fits[trained]
+            a, b, fit = (1 - trained) / fit.temperature, trained / their.temperature, fits[trained]
             weight, bias = a * weight + b * _wide(head.weight), a * bias + b * _wide(head.bias)
         head.weight.copy_(weight / fit.temperature)
         head.bias.copy_(bias / fit.temperature)
-        return HeadEnd(k, u, trained, fit.surprise)
+        return HeadEnd(k, u, trained, fit.surprise, own)
 
 
 class Fit(NamedTuple):

@@ -142,7 +142,7 @@ class JTLN(pl.LightningModule):
         self.target_head.requires_grad_(self.uses_target or self.lambda_ot > 0)
         self.register_buffer("given_cost", None if transport is None else transport.cost.clone(), persistent=False)
         self.register_buffer("cost_is_set", torch.tensor(cost is None or cost.updates == "never"))
-        self.register_buffer("head_found", torch.full((4,), -1.0))  # HeadEnd, once the head has ended
+        self.register_buffer("head_found", torch.full((5,), -1.0))  # HeadEnd, once the head has ended
         self.register_buffer("calibration", torch.full((2,), -1.0))  # Calibration, once the cost has been calibrated
         if cost is not None:
             cost.prepare(self.sizes, trunk.dim)
@@ -159,9 +159,10 @@ class JTLN(pl.LightningModule):
         self.train(self.training)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Of an earlier version, too, whose target head had a start in place of an end."""
+        """Of an earlier version, too: its target head had a start and no end, or one around the source's middle."""
         checkpoint["state_dict"].pop("head_evidence", None)
-        checkpoint["state_dict"].setdefault("head_found", torch.full((4,), -1.0))
+        found = checkpoint["state_dict"].get("head_found", torch.full((4,), -1.0))
+        checkpoint["state_dict"]["head_found"] = torch.cat([found, found.new_zeros(1)])[:5]
 
     def train(self, mode: bool = True) -> JTLN:
         super().train(mode)
@@ -223,8 +224,6 @@ class JTLN(pl.LightningModule):
         steps = max(1, int(self.trainer.estimated_stepping_batches))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.lr_schedule(min(1.0, step / steps)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    # The penalty and the cost matrix read the training images.
 
     def on_train_start(self) -> None:
         self.head_found.fill_(-1.0)

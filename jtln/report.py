@@ -227,7 +227,8 @@ def _head(found: Mapping[str, Any]) -> str:
         return ""
     names = {
         "transported": "labelled images that a class's transported mean counts for",
-        "common": "labelled images that the mean of all source classes counts for",
+        "common": "labelled images that the middle of the classes counts for",
+        "own": "how far that lies from the source's middle, 0, to the labelled images' own, 1",
         "trained": "share of the trained head",
         "surprise": "mean of -log p(label) over the validation images, in nats",
     }

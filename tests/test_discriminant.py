@@ -13,7 +13,8 @@ from scipy.stats import multivariate_normal
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from jtln.discriminant import COMMON, TRANSPORTED, Discriminant, fitted
+from jtln import discriminant
+from jtln.discriminant import COMMON, OWN, TRANSPORTED, Discriminant, fitted
 from jtln.errors import UserError
 
 S, T, D = 6, 3, 5
@@ -31,11 +32,11 @@ def batches(features: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
 class World:
     """Classes that are Gaussians with one covariance; each target class lies between its two source classes."""
 
-    def __init__(self, labelled: tuple[int, ...] = (2, 1, 3), spread: float = 0.5) -> None:
+    def __init__(self, labelled: tuple[int, ...] = (2, 1, 3), spread: float = 0.5, away: float = 0.0) -> None:
         draw = torch.Generator().manual_seed(3)
         self.mix = torch.randn(D, D, generator=draw)  # covariance mix' mix
         middles = torch.randn(S, D, generator=draw) @ self.mix + 2.0
-        targets = (middles[:T] + middles[T:]) / 2 + spread * torch.randn(T, D, generator=draw)
+        targets = (middles[:T] + middles[T:]) / 2 + spread * torch.randn(T, D, generator=draw) + away
         labels = torch.arange(S).repeat_interleave(30)[:-7]
         self.source = middles[labels] + torch.randn(len(labels), D, generator=draw) @ self.mix, labels
         labels = torch.repeat_interleave(torch.arange(T), torch.tensor(labelled))
@@ -49,18 +50,18 @@ class World:
             head, plan, (S, T), batches(*self.source), batches(*self.labelled), batches(*self.validation)
         )
 
-    def expected(self, k: float, u: float, shrinkage: float) -> tuple[np.ndarray, np.ndarray]:
+    def expected(self, k: float, u: float, own: float, shrinkage: float) -> tuple[np.ndarray, np.ndarray]:
         """The class means (T, D) and the covariance (D, D), written down again."""
         x, y = (each.double().numpy() for each in self.source)
         means = np.stack([x[y == i].mean(0) for i in range(S)])
         within = sum(np.cov(x[y == i].T, bias=True) * (y == i).sum() for i in range(S)) / (len(y) - S)
         within = (1 - shrinkage) * within + shrinkage * np.trace(within) / D * np.eye(D)
         x, y = (each.double().numpy() for each in self.labelled)
+        middle = (1 - own) * means.mean(0) + own * np.mean([x[y == j].mean(0) for j in set(y.tolist())], axis=0)
         classes = []
         for j in range(T):
-            own = x[y == j]
-            transported = (means[j] + means[j + T]) / 2
-            classes.append((own.sum(0) + k * transported + u * means.mean(0)) / (len(own) + k + u))
+            transported = middle + (means[j] + means[j + T]) / 2 - means.mean(0)
+            classes.append((x[y == j].sum(0) + k * transported + u * middle) / ((y == j).sum() + k + u))
         return np.stack(classes), within
 
 
@@ -80,22 +81,22 @@ def surprise(scores: np.ndarray, labels: Tensor) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("shrinkage", [0.1, 0.7, 1.0])
-@pytest.mark.parametrize("labelled", [(2, 1, 3), (1, 0, 1)])  # of one class there may be none
+@pytest.mark.parametrize(("labelled", "away"), [((2, 1, 3), 0.0), ((1, 0, 1), 0.0), ((1, 0, 3), 4.0)])  # 0: no image
 def test_it_is_the_gaussian_discriminant_that_validation_finds_likeliest(
-    shrinkage: float, labelled: tuple[int, ...]
+    shrinkage: float, labelled: tuple[int, ...], away: float
 ) -> None:
-    world, head = World(labelled), nn.Linear(D, T)
+    world, head = World(labelled, away=away), nn.Linear(D, T)
     features, labels = world.validation
     every = {}
-    for k, u in product(TRANSPORTED, COMMON):
-        every[k, u] = surprise(densities(features, *world.expected(k, u, shrinkage)), labels)
-    transported, common, trained, least = world.end(head, shrinkage=shrinkage)
+    for k, u, middle in product(TRANSPORTED, COMMON, OWN):
+        every[k, u, middle] = surprise(densities(features, *world.expected(k, u, middle, shrinkage)), labels)
+    transported, common, trained, least, own = world.end(head, shrinkage=shrinkage)
     assert least == pytest.approx(min(found for _, found in every.values()), abs=1e-5)
-    factor, found = every[transported, common]
+    factor, found = every[transported, common, own]
     assert found == pytest.approx(least, abs=1e-5)
     assert trained == 0.0
     fresh = torch.randn(8, D, generator=torch.Generator().manual_seed(4)) * 3
-    expected = log_softmax(factor * densities(fresh, *world.expected(transported, common, shrinkage)), axis=1)
+    expected = log_softmax(factor * densities(fresh, *world.expected(transported, common, own, shrinkage)), axis=1)
     np.testing.assert_allclose(head(fresh).detach().log_softmax(1).numpy(), expected, rtol=2e-3, atol=2e-3)
     assert head.weight.requires_grad
 
@@ -116,6 +117,22 @@ def test_a_relation_of_the_classes_is_used_as_far_as_it_is_true() -> None:
     constant = nn.Linear(D, T)
     assert world.end(constant, plan=torch.full((S, T), 1 / (S * T))) == none
     torch.testing.assert_close(constant.weight, untold.weight)
+
+
+def test_target_classes_far_from_the_source_lie_around_a_middle_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawn to the source's middle, a class of few labelled images would lose against one of many."""
+    world = World((8, 1, 1), spread=0.0, away=10.0)
+    features, labels = world.validation
+    head, around_source = nn.Linear(D, T), nn.Linear(D, T)
+    found = world.end(head)
+    monkeypatch.setattr(discriminant, "OWN", (0.0,))
+    without = world.end(around_source)
+    assert found[4] > 0 == without[4]
+    assert found[3] < without[3] - 0.05
+    accuracy = [(each(features).argmax(1) == labels).float().mean() for each in (head, around_source)]
+    assert accuracy[0] > accuracy[1] + 0.05
+    near = World((2, 2, 2), spread=0.0)
+    assert near.end(nn.Linear(D, T))[4] == 0.0
 
 
 @pytest.mark.parametrize("good", [True, False])
