@@ -20,7 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from jtln.app.mistakes import check_types, explain
+from jtln.app.mistakes import check_choices, check_types, explain
 from jtln.app.study import config_dir_given, is_study, overrides_given
 from jtln.app.study import main as study
 from jtln.app.sweep import SWEEP_FOLDER, SweepTable
@@ -57,6 +57,7 @@ def main(arguments: list[str] | None = None, job: Callable[[DictConfig], Any] | 
     SweepTable.failed.clear()
     program, sys.argv = sys.argv, [sys.argv[0], *arguments]
     try:
+        check_choices(arguments)
         sys.argv[1:] = _options_first([*_resumed(arguments), *_sweep_folder()])
         decorate = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")
         decorate(lambda config: _guarded(job or _train, config))()

@@ -88,6 +88,22 @@ def _keys(config: DictConfig, above: str = "") -> list[str]:
     return found
 
 
+def check_choices(overrides: Sequence[str]) -> None:
+    """Raise a UserError where a group's choice is no file's name: null, which Hydra cannot explain, or several files.
+
+    Args:
+        overrides: the command line, options among it.
+    """
+    groups = set(_groups()) - {"experiment"}  # of which several may be combined
+    for given in overrides:
+        group, _, choice = given.partition("=")
+        if group in groups and re.fullmatch(r"null|\[.*\]", choice.strip(), re.IGNORECASE):
+            raise UserError(
+                f"expected one file's name for {group}, but got {given}: choose from {', '.join(_files(group))}"
+                + ("; or several runs with -m and commas between the names" if "," in choice else "")
+            )
+
+
 def check_types(config: DictConfig, overrides: Sequence[str] | None = None, before: DictConfig | None = None) -> None:
     """Raise a UserError where an override's value is of another type than the value that it replaces.
 
@@ -155,3 +171,10 @@ def _groups() -> Iterable[str]:
 
     folders = {path.parent.relative_to(config_dir()).as_posix() for path in config_dir().glob("*/**/*.yaml")}
     return sorted(folder for folder in folders if not folder.startswith("hydra"))
+
+
+def _files(group: str) -> Iterable[str]:
+    """The names of a group's files."""
+    from jtln.app.main import config_dir
+
+    return sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
