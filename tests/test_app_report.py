@@ -12,6 +12,7 @@ import pytest
 from jtln.app.main import main
 from jtln.app.report import main as report
 from jtln.app.study import _combinations, is_study
+from jtln.study.study import of_other_code
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
@@ -35,15 +36,31 @@ def test_a_study_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFix
     assert [(each["method"], each["shots"], each["seed"]) for each in first] == [("consecutive", 1, 0), ("jtln", 1, 0)]
     assert all(each["settings"].keys() == {"run", "row"} for each in first)
 
-    # Another order and one seed more: only what is new is run.
+    # Another order and one seed more: only what is new is run, and what an older release ran is named.
+    old = next((tmp_path / "studies" / "runs").glob("jtln*/result.json"))
+    old.write_text(json.dumps(first[1] | {"versions": first[1]["versions"] | {"jtln": "0.0.1"}}), encoding="utf-8")
     assert main(["-m", "study.seeds=[1,0]", *reversed(call[1:])]) == 0
-    assert "4 runs, of which 2 are done" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "4 runs, of which 2 are done" in told
+    assert "finished runs were made by other code than this (1 of version 0.0.1)" in told
     assert len(results(tmp_path / "studies" / "runs")) == 4
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
     assert report(["studies", "--output", "here"]) == 0
     assert "jtln (uniform)" in capsys.readouterr().out
     assert (tmp_path / "here" / "report.html").is_file()
+
+
+def test_finished_runs_of_other_code_are_named() -> None:
+    runs = [{"git_commit": each, "versions": {"jtln": "1.0"}} for each in ("a" * 40, "b" * 40, "b" * 40, None)]
+    dirty = {"git_commit": "b" * 40 + "-dirty", "versions": {"jtln": "1.0"}}
+    assert of_other_code([*runs, dirty], "a" * 40, "1.0") == (
+        "finished runs were made by other code than this (2 of commit bbbbbbb, 1 of commit bbbbbbb-dirty)"
+    )
+    assert of_other_code([dirty], None, "1.0") is None  # an installed package knows its release alone
+    assert of_other_code([{}, *runs], None, "1.1") == (
+        "finished runs were made by other code than this (4 of version 1.0)"
+    )
 
 
 @pytest.mark.usefixtures("no_drawing")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from jtln.errors import UserError
+from jtln.provenance import git_commit
 from jtln.study.evidence import gather
 from jtln.study.job import Job, spelled
 from jtln.study.ledger import Ledger
@@ -103,10 +106,12 @@ def run_study(study: Study, workers: Sequence[Worker]) -> bool:
     chosen = _tuned(study, workers) if study.tuning.trials else {}
     jobs = [row.job(chosen.get(row.name, {}), labels, seed, None) for row, labels, seed in runs]
     schedule = Schedule(Ledger(study.runs), workers, study.extra)
-    known = sum(schedule.ledger.result(job) is not None for job in jobs)
+    known = [result for job in jobs if (result := schedule.ledger.result(job)) is not None]
     sizes = f"{len(study.rows)} x {len(study.labels)} x {len(study.seeds)} = {len(jobs)} runs"
-    print(f"study {study.name}: rows x numbers of labels x seeds: {sizes}, of which {known} are done; ", end="")
+    print(f"study {study.name}: rows x numbers of labels x seeds: {sizes}, of which {len(known)} are done; ", end="")
     print(_count(workers), flush=True)
+    if note := of_other_code(known, git_commit(), version("jtln")):
+        print(f"note: {note}; to have these made anew, move their folders out of {study.runs}", flush=True)
     ended = schedule.run(jobs, len(jobs))
     failed = [done for done in ended if done.result is None]
 
@@ -124,6 +129,27 @@ def run_study(study: Study, workers: Sequence[Worker]) -> bool:
     if failed:
         print(f"{len(failed)} of {len(jobs)} runs failed; the same command tries them again: {study.command}")
     return not failed
+
+
+def of_other_code(results: Iterable[Mapping[str, Any]], commit: str | None, release: str) -> str | None:
+    """What a user should know of results that other code than this has made, which count as done all the same.
+
+    Args:
+        results: as in ``result.json``.
+        commit: of the code that runs; None where it is an installed package.
+        release: of the code that runs.
+    """
+    others: Counter[str] = Counter()
+    for result in results:
+        theirs, version_then = result.get("git_commit"), result.get("versions", {}).get("jtln", release)
+        if version_then != release:
+            others[f"version {version_then}"] += 1
+        elif theirs and commit and theirs != commit:
+            others[f"commit {theirs[:7]}{'-dirty' * theirs.endswith('-dirty')}"] += 1
+    if not others:
+        return None
+    listed = ", ".join(f"{count} of {code}" for code, count in sorted(others.items()))
+    return f"finished runs were made by other code than this ({listed})"
 
 
 def _name(done: Done) -> str:
