@@ -12,9 +12,9 @@ lie from their middle m on,
 
 k and u count like labelled images. c is the source's middle m, that of the labelled images' own class means, which a
 target unlike the source needs and which few images tell badly, or the point between them. k, u, c and the temperature
-are those at which the validation images' labels are most likely. With more labelled images the trained head knows what
-W does not say, and is mixed in by the same measure. Everything is linear in the features, so the outcome is the target
-head itself, with other weights. Ours; the discriminant is Fisher's.
+are those at which the validation images' labels are most likely. All classes count as equally frequent. With more
+labelled images the trained head knows what W does not say, and is mixed in by the same measure. Everything is linear in
+the features, so the outcome is the target head itself, with other weights. Ours; the discriminant is Fisher's.
 """
 
 from __future__ import annotations
@@ -114,7 +114,8 @@ class Discriminant:
                 training images and of its validation images, this process's share of each.
 
         Raises:
-            UserError: there is no source image, or the features are not finite.
+            UserError: there is no source image, or features of the source, the target or its validation images are not
+                finite.
         """
         classes = _classes(source, sizes[0], self.shrinkage)
         sums, counts = (_wide(each) for each in class_sums(labelled, sizes[1]))
@@ -153,6 +154,8 @@ class Discriminant:
                 yield fitted(scores(amounts)), k, u, own, amounts
 
         fit, k, u, own, amounts = min(candidates(), key=lambda each: each[0].surprise)
+        if not math.isfinite(fit.surprise):
+            raise _not_finite("the target's images")
         weight = torch.einsum("at,atd->td", amounts, directions)
         bias = -offset(amounts) - weight @ classes.middle
         trained = 0.0
@@ -212,7 +215,7 @@ def _classes(batches: Iterable[Batch], classes: int, shrinkage: float) -> _Class
         raise UserError("expected at least one batch of source features, but got none")
     sums, counts, squares = (total(each) for each in found)
     if not bool(squares.isfinite().all()):
-        raise UserError("expected finite features of the source images, but got others: lower optimizer.lr")
+        raise _not_finite("the source images")
     means = sums / counts.clamp_min(1)[:, None]
     middle = means[counts > 0].mean(0)
     means[counts == 0] = middle
@@ -222,6 +225,10 @@ def _classes(batches: Iterable[Batch], classes: int, shrinkage: float) -> _Class
         within, mean_variance = torch.zeros_like(within), 1.0
     within.mul_(1 - shrinkage).diagonal().add_(shrinkage * mean_variance)
     return _Classes(means, middle, torch.linalg.cholesky(within))
+
+
+def _not_finite(images: str) -> UserError:
+    return UserError(f"expected finite features of {images}, but got others: lower optimizer.lr")
 
 
 def _wide(value: Tensor) -> Tensor:

@@ -137,14 +137,19 @@ class NegativeTransfer(ValidationCurve):
         self.warned = bool(state_dict["warned"])
 
     def result(self, accuracy: float) -> dict[str, Any]:
-        """What ``result.json`` says: the target-only run's best validation accuracy, and the run's own over it."""
-        alone = max(self.baseline.values())
+        """What ``result.json`` says: the target-only run's best validation accuracy, and the run's own best over it.
+
+        Args:
+            accuracy: on the validation images after training; counts where none was measured in its course, for a
+                head's end is fitted to these images, and the target-only run had none.
+        """
+        alone, own = max(self.baseline.values()), max(self.curve.values(), default=accuracy)
         return {
             "key": self.key,
             "val_accuracy": alone,
-            "gap": accuracy - alone,
-            "standard_error": standard_error(accuracy, alone, self.images),
-            "negative": is_below(accuracy, alone, self.images),
+            "gap": own - alone,
+            "standard_error": standard_error(own, alone, self.images),
+            "negative": is_below(own, alone, self.images),
         }
 
 

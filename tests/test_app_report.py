@@ -42,7 +42,7 @@ def test_a_study_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["-m", "study.seeds=[1,0]", *reversed(call[1:])]) == 0
     told = capsys.readouterr().out
     assert "4 runs, of which 2 are done" in told
-    assert "finished runs were made by other code than this (1 of version 0.0.1)" in told
+    assert "finished runs are of other code than this, or may be (1 of version 0.0.1)" in told
     assert len(results(tmp_path / "studies" / "runs")) == 4
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
@@ -55,11 +55,12 @@ def test_finished_runs_of_other_code_are_named() -> None:
     runs = [{"git_commit": each, "versions": {"jtln": "1.0"}} for each in ("a" * 40, "b" * 40, "b" * 40, None)]
     dirty = {"git_commit": "b" * 40 + "-dirty", "versions": {"jtln": "1.0"}}
     assert of_other_code([*runs, dirty], "a" * 40, "1.0") == (
-        "finished runs were made by other code than this (2 of commit bbbbbbb, 1 of commit bbbbbbb-dirty)"
+        "finished runs are of other code than this, or may be (2 of commit bbbbbbb, 1 of commit bbbbbbb-dirty)"
     )
+    assert of_other_code([dirty], "b" * 40 + "-dirty", "1.0") == of_other_code([dirty], "b" * 40, "1.0") is not None
     assert of_other_code([dirty], None, "1.0") is None  # an installed package knows its release alone
     assert of_other_code([{}, *runs], None, "1.1") == (
-        "finished runs were made by other code than this (4 of version 1.0)"
+        "finished runs are of other code than this, or may be (4 of version 1.0)"
     )
 
 
@@ -180,6 +181,8 @@ def test_every_study_can_be_planned(monkeypatch: pytest.MonkeyPatch, capsys: pyt
         "co_tuning",
         "co_tuning_source",
         "discriminant",
+        "joint_discriminant",
+        "jtln_plain",
     ]
     costs = ["wordnet", "centroid", "posterior", "uniform", "permuted"]
     assert [row.name for row in few_shot.rows] == [*methods, *(f"jtln_{cost}" for cost in costs)]
@@ -188,7 +191,7 @@ def test_every_study_can_be_planned(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     jobs = [
         row.job({}, labels, seed, None) for s in planned for row in s.rows for labels in s.labels for seed in s.seeds
     ]
-    assert len({job.settings for job in jobs}) == (15 + 9 - 7 + 4) * 6  # few_shot and controls share seven rows
+    assert len({job.settings for job in jobs}) == (17 + 10 - 8 + 4) * 6  # few_shot and controls share eight rows
     assert len({job.trunk for job in jobs if job.trunk}) == 2
     assert all(row.space and None not in row.current.values() for row in few_shot.rows)
 
@@ -216,7 +219,8 @@ def test_a_key_that_only_some_rows_have(monkeypatch: pytest.MonkeyPatch) -> None
     for row in planned[0].rows:
         for key in set(keys) & set(row.job({}, planned[0].labels[0], 0, None).overrides):
             takers[key].append(row.name)
-    source = ["joint", "co_tuning_source", *(name for name in (r.name for r in planned[0].rows) if "jtln" in name)]
+    names = [row.name for row in planned[0].rows]
+    source = ["joint", "co_tuning_source", "joint_discriminant", *(name for name in names if "jtln" in name)]
     assert takers == {keys[0]: ["jtln_centroid"], keys[1]: ["l2sp", "delta"], keys[2]: source}
 
 

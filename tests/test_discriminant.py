@@ -192,8 +192,15 @@ def test_source_classes_without_an_image_and_a_single_one() -> None:
     world.end(head, shrinkage=1e-6)
     assert bool(head.weight.isfinite().all())
     world.source[0][2] = torch.nan
-    with pytest.raises(UserError, match="finite features"):
+    with pytest.raises(UserError, match="finite features of the source"):
         world.end(head)
+    for part in ("labelled", "validation"):
+        world = World()
+        getattr(world, part)[0][2] = torch.inf
+        weights = head.weight.clone()
+        with pytest.raises(UserError, match="finite features of the target"):
+            world.end(head)
+        assert torch.equal(head.weight, weights)
 
 
 @pytest.mark.parametrize("settings", [{"shrinkage": 0.0}, {"shrinkage": 1.1}, {"mixed_from": -1}, {"source_images": 0}])

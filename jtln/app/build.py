@@ -5,6 +5,7 @@ from __future__ import annotations
 import netrc
 import os
 import shlex
+from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def build(config: DictConfig) -> Experiment:
         return instantiate(config.trunk, image_size=spec.image_size)
 
     return Experiment(
-        method=Method(**instantiate(config.method, _convert_="all")),
+        method=_method(config),
         dataset=spec.name,
         cost_name=_cost_name(config, choices),
         spec=spec,
@@ -93,10 +94,18 @@ def build(config: DictConfig) -> Experiment:
     )
 
 
+def _method(config: DictConfig) -> Method:
+    known = [field.name for field in fields(Method)]
+    for key in map(str, config.method):
+        if key not in known:  # given with +
+            raise unknown("key in 'method'", key, known)
+    return Method(**instantiate(config.method, _convert_="all"))
+
+
 def check(config: DictConfig) -> None:
     """Raise what ``build`` would of a run's values, but for its data set's: cheap, and nothing is read."""
     _budget(config)
-    Method(**instantiate(config.method, _convert_="all"))
+    _method(config)
     instantiate(config.cost)
     _optimizer(config)
     instantiate(config.schedule)

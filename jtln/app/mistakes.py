@@ -26,7 +26,9 @@ def explain(error: BaseException, overrides: Sequence[str]) -> str | None:
         overrides: the command line's.
     """
     cause: BaseException | None = error
-    while cause is not None:
+    seen: set[int] = set()  # an exception may be its own cause
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
         if isinstance(cause, UserError):
             return str(cause)
         if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
@@ -94,10 +96,13 @@ def check_choices(overrides: Sequence[str]) -> None:
     Args:
         overrides: the command line, options among it.
     """
-    groups = set(_groups()) - {"experiment"}  # of which several may be combined
+    groups = _groups()
     for given in overrides:
-        group, _, choice = given.partition("=")
-        if group in groups and re.fullmatch(r"null|\[.*\]", choice.strip(), re.IGNORECASE):
+        key, _, choice = given.partition("=")
+        group = key.lstrip("+~").partition("@")[0]  # cost@cost.of
+        several = choice.strip().startswith("[") and group != "experiment"  # of these some may be combined
+        empty = "null" in [each.strip().lower() for each in choice.split(",")]
+        if group in groups and (several or empty):
             raise UserError(
                 f"expected one file's name for {group}, but got {given}: choose from {', '.join(_files(group))}"
                 + ("; or several runs with -m and commas between the names" if "," in choice else "")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hydra import compose
@@ -15,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from jtln.app.build import check
-from jtln.app.mistakes import check_types, explain
+from jtln.app.mistakes import check_choices, check_types, explain
 from jtln.app.study import is_of_a_choice, key_of, listed
 from jtln.errors import UserError, unknown
 from jtln.study.job import Job, settings_hash, spelled, trunk_hash
@@ -91,18 +92,11 @@ class Composer:
                 group = key.partition(".")[0]
                 raise UserError(f"none of the rows {', '.join(self.takes)} has a {group} with the key {key}")
         for row in rows:
-            try:
+            with _told_of(row.name):
                 check(self._config(row.config, [*labels[0].overrides, f"seed={seed}"]))
-            except Exception as error:
-                raise self._as_mistake(error, row.name) from error
         for each in labels:
-            try:
+            with _told_of(each.words):
                 spec = instantiate(self._config(rows[0].config, [*each.overrides, f"seed={seed}"]).dataset)
-            except Exception as error:
-                mistake = self._as_mistake(error, each.words)
-                if isinstance(mistake, UserError):
-                    mistake = UserError(str(mistake).replace("dataset.shots", "study.shots"))
-                raise mistake from error
         drawn = {OmegaConf.select(self._config(rows[0].config, [f"seed={k}"]), "dataset.split_seed") for k in (0, 1)}
         if tuned and (spec.seeds_differ_in_test or len(drawn) > 1):
             raise UserError(
@@ -112,14 +106,9 @@ class Composer:
             )
 
     def _compose(self, overrides: Sequence[str], row: str) -> DictConfig:
-        try:
+        with _told_of(row, overrides):
+            check_choices(overrides)
             return compose("train", overrides=[*overrides, *self.search_path])
-        except Exception as error:
-            raise self._as_mistake(error, row, overrides) from error
-
-    def _as_mistake(self, error: Exception, where: str, overrides: Sequence[str] = ()) -> Exception:
-        mistake = explain(error, overrides)
-        return error if mistake is None else UserError(f"{where}: {mistake}")
 
     def _config(self, composed: DictConfig, further: list[str]) -> DictConfig:
         """A run's configuration: its row's, with further overrides."""
@@ -137,6 +126,18 @@ class Composer:
         """What every method has, and what this one has beside it; without what the row or the command line sets."""
         joined = {**(self.spaces.get("all") or {}), **(self.spaces.get(method) or {})}
         return {key: values for key, values in joined.items() if values is not None and key not in fixed}
+
+
+@contextlib.contextmanager
+def _told_of(where: str, overrides: Sequence[str] = ()) -> Iterator[None]:
+    """A user's mistake is told with the row or the number of labels that has it."""
+    try:
+        yield
+    except Exception as error:
+        mistake = explain(error, overrides)
+        if mistake is None:
+            raise
+        raise UserError(f"{where}: {mistake.replace('dataset.shots', 'study.shots')}") from error
 
 
 def _fitting(override: str, row: DictConfig) -> str | None:

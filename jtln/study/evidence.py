@@ -51,8 +51,9 @@ class TableRow:
 
     @property
     def is_candidate(self) -> bool:
-        """Whether it is the method of this project with knowledge in its cost."""
-        return self.method.startswith("jtln") and self.cost is not None and self.control is None
+        """Whether it is the method of this project, in another than its plain form, with knowledge in its cost."""
+        recommended = self.method.startswith("jtln") and self.method != "jtln_plain"
+        return recommended and self.cost is not None and self.control is None
 
     def is_permuted(self, row: TableRow) -> bool:
         """Whether it is the control for ``row``: the same method and cost, its columns shuffled."""

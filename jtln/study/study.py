@@ -136,7 +136,7 @@ def of_other_code(results: Iterable[Mapping[str, Any]], commit: str | None, rele
 
     Args:
         results: as in ``result.json``.
-        commit: of the code that runs; None where it is an installed package.
+        commit: of the code that runs, "-dirty" at its end where it has changed since; None in an installed package.
         release: of the code that runs.
     """
     others: Counter[str] = Counter()
@@ -144,12 +144,12 @@ def of_other_code(results: Iterable[Mapping[str, Any]], commit: str | None, rele
         theirs, version_then = result.get("git_commit"), result.get("versions", {}).get("jtln", release)
         if version_then != release:
             others[f"version {version_then}"] += 1
-        elif theirs and commit and theirs != commit:
+        elif theirs and commit and (theirs != commit or theirs.endswith("-dirty")):
             others[f"commit {theirs[:7]}{'-dirty' * theirs.endswith('-dirty')}"] += 1
     if not others:
         return None
     listed = ", ".join(f"{count} of {code}" for code, count in sorted(others.items()))
-    return f"finished runs were made by other code than this ({listed})"
+    return f"finished runs are of other code than this, or may be ({listed})"
 
 
 def _name(done: Done) -> str:
