@@ -109,10 +109,10 @@ def head_sentences(found: dict[str, float] | None) -> list[str]:
     """What the validation images chose of the target head's end, in words; nothing where it stayed as trained."""
     if found is None:
         return []
-    transported, common, trained = (found[key] for key in ("transported", "common", "trained"))
+    transported, common, trained, own = (found[key] for key in ("transported", "common", "trained", "own"))
     images = "labelled image" if transported == 1 else "labelled images"
     middles = {0.0: "the source classes' middle", 1.0: "the labelled images' own middle"}
-    middle = middles.get(found.get("own", 0.0), "a point between the source's middle and the labelled images'")
+    middle = middles.get(own, "a point between the source's middle and the labelled images'")
     counts = f"{transported:g} {images}, {middle} for {common:g}"
     share = f", and the trained head has {trained:.0%} of the say" if trained else ""
     return [f"the target head ended as a discriminant: a class's transported mean counts for {counts}{share}"]

@@ -161,6 +161,7 @@ class JTLN(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Of an earlier version, too: its target head had a start and no end, or one around the source's middle."""
         checkpoint["state_dict"].pop("head_evidence", None)
+        checkpoint["state_dict"].setdefault("calibration", torch.zeros(2))  # begun before there was any: it has none
         found = checkpoint["state_dict"].get("head_found", torch.full((4,), -1.0))
         checkpoint["state_dict"]["head_found"] = torch.cat([found, found.new_zeros(1)])[:5]
 
