@@ -42,12 +42,12 @@ class Method:
     ot_schedule: Schedule = field(default_factory=Constant)
     head_end: Discriminant | None = None  # what becomes of the target head once it is trained
     calibrate: bool = False  # whether the transport loss takes of the cost what the labelled images bear out
-    penalty: Penalty | None = None  # a baseline's own term
+    penalty: Penalty | None = None  # a term of the method's own
     freeze_trunk: bool = False
 
     @property
     def uses_cost(self) -> bool:
-        return self.lambda_ot > 0 or self.head_end is not None
+        return self.lambda_ot > 0 or self.head_end is not None or (self.penalty is not None and self.penalty.reads_cost)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be before any image is read."""

@@ -1,4 +1,4 @@
-"""The transport loss: a cost matrix, called with both heads' logits."""
+"""The transport loss: a cost matrix, called with both heads' logits, or with the source head's and true labels."""
 
 from __future__ import annotations
 
@@ -84,6 +84,27 @@ class TransportLoss(nn.Module):
 
     def extra_repr(self) -> str:
         return f"cost={tuple(self.cost.shape)}, epsilon={self.epsilon}, gradient={self.gradient}"
+
+
+def label_surprise(source_logits: Tensor, labels: Tensor, cost: Tensor, epsilon: float) -> Tensor:
+    """The transport of the source head's prediction s(x) to the true label, in units of epsilon: mean of -log p_y, with
+    p = sum_i s_i(x) softmax(-C_i / eps).
+
+    Of all transport plans g whose mass ends at class y, with eps * KL(g 1 || s(x)) as the price of another marginal
+    than s(x) on the source side (unbalanced transport), the best has the value -eps log sum_i s_i(x) exp(-C_iy / eps).
+    Here every row of the cost has the constant at which exp(-C_i / eps) is a soft label, of sum 1.
+
+    Args:
+        source_logits: (B, S) of target images.
+        labels: (B,) their target classes.
+        cost: (S, T).
+        epsilon: > 0, in the cost's units.
+
+    Returns:
+        A scalar >= 0, in nats; log T for a constant cost.
+    """
+    taught = log_softmax(cost / -epsilon, dim=1)[:, labels].t()  # (B, S)
+    return -(log_softmax(source_logits.float(), dim=1) + taught).logsumexp(1).mean()
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@
 A trunk shared by two tasks, a linear head for each: s(x) over the S source classes, t(x) over the T target classes.
 The transport loss compares the two heads' predictions on the same image under a cost matrix C (S, T), which says how
 the two sets of categories are related. After Lu, Chen & Saidi, arXiv 1709.02995; only its abstract was read: which
-images feed the term, where its gradient goes and how its weight changes are ours. The penalty is a baseline's own.
+images feed the term, where its gradient goes and how its weight changes are ours. The penalty is the method's own.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class JTLN(pl.LightningModule):
         source, target: the two label sets.
         transport: called with (source_logits (B, S), target_logits (B, T)), returns a scalar; None leaves the term out.
         cost: the metric that keeps the transport's matrix up to date while features change; None if it never changes.
-        penalty: a baseline's own term, with its weight; None adds none.
+        penalty: a term of the method's own, with its weight; None adds none.
         head_end: what becomes of the target head once it is trained, with the transport's cost; None leaves it.
         calibrate: whether the transport's cost becomes, before the first step, what the labelled images bear out of
             it (jtln.calibration): for a cost that has not seen their labels, and a pre-trained source head.

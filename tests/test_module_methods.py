@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -17,11 +18,12 @@ from test_experiment import column, cut_off, rows
 from torch import nn
 
 from jtln.classes import ClassSet
-from jtln.costs import CentroidCost, PermutedCost, PosteriorCost, UniformCost
+from jtln.costs import CentroidCost, FileCost, PermutedCost, PosteriorCost, UniformCost
+from jtln.costs.table import save_cost
 from jtln.errors import UserError
 from jtln.experiment import Experiment, Method
-from jtln.losses import TransportLoss
-from jtln.methods import BSS, DELTA, L2SP, CoTuning, Penalty
+from jtln.losses import TransportLoss, soft_labels
+from jtln.methods import BSS, DELTA, L2SP, CoTuning, LabelTransport, Penalty, Seen
 from jtln.module import JTLN
 from jtln.pretrain import Pretraining
 from jtln.run import run
@@ -157,6 +159,41 @@ def test_a_cost_reads_the_source_head(fit: Callable[..., Any]) -> None:
     torch.testing.assert_close(module.transport.cost, -(0.999 * relation + 0.001 / 4).log().t(), atol=1e-5, rtol=1e-5)
 
 
+def test_label_transport_reads_the_cost_as_it_is_at_each_step(fit: Callable[..., Any]) -> None:
+    """Not the one that the network was built with: what the labelled images bear out, and what features say by now."""
+    torch.manual_seed(0)
+    loss = TransportLoss(torch.ones(4, 3), 0.2)
+    module = JTLN(conv_trunk(), SOURCE, TARGET, loss, CentroidCost(update="epoch"), LabelTransport(0.5), lambda_ot=0.1)
+    given: list[tuple[Any, ...]] = []
+    term = module.penalty.forward
+
+    def kept(network: JTLN, seen: Seen) -> torch.Tensor:
+        value = term(network, seen)
+        given.append((value.item(), network.source_head(seen.features).detach(), seen.labels, loss.cost.clone()))
+        return value
+
+    module.penalty.forward = kept
+    fit(module, epochs=2, steps=1)
+    assert not torch.equal(given[0][3], given[1][3])
+    for value, logits, labels, cost in given:
+        said = logits.softmax(1) @ soft_labels(cost, 0.2)
+        assert value == pytest.approx(-0.5 * said[torch.arange(len(labels)), labels].log().mean().item(), rel=1e-5)
+
+
+def test_label_transport_trains_the_source_head_and_the_trunk() -> None:
+    torch.manual_seed(0)
+    network = JTLN(conv_trunk(), SOURCE, TARGET, TransportLoss(torch.rand(4, 3), 0.2), penalty=LabelTransport())
+    images, labels = torch.randn(5, 3, 8, 8), torch.tensor([0, 1, 2, 0, 1])
+    network.penalty(network, Seen(images, labels, network.trunk(images))).backward()
+    assert network.source_head.weight.grad.norm() > 0
+    assert next(network.trunk.parameters()).grad.norm() > 0
+    assert network.target_head.weight.grad is None
+    with pytest.raises(UserError, match="expected a transport loss"):
+        JTLN(conv_trunk(), SOURCE, TARGET, penalty=LabelTransport())
+    with pytest.raises(UserError, match=r"method\.penalty\.weight to be a number >= 0, but got -1"):
+        LabelTransport(-1)
+
+
 # Whole runs.
 
 
@@ -224,3 +261,17 @@ def test_a_source_head_that_nothing_taught_is_refused(experiment: Experiment) ->
         replace(experiment, method=Method("jtln", 1.0, lambda_ot=1.0), pretraining=None)
     replace(experiment, method=Method("joint", 1.0), pretraining=None)  # no transport: the cost is not read
     replace(experiment, method=Method("jtln", 1.0, lambda_ot=1.0), cost=CentroidCost(), pretraining=None)
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_a_method_of_the_label_s_transport_alone_has_a_cost(experiment: Experiment, tmp_path: Path) -> None:
+    """Calibrated, as the transport loss's is; without a transport loss no step takes it from the batches."""
+    method = Method("label", 1.0, calibrate=True, penalty=LabelTransport())
+    given = torch.rand(4, 3, generator=torch.Generator().manual_seed(0))
+    save_cost(tmp_path / "mine.csv", given, experiment.spec.source_classes, experiment.spec.target_classes)
+    with pytest.raises(UserError, match=r"update=ema of cost=posterior: give cost\.update=once"):
+        replace(experiment, method=method, cost=CentroidCost(update="ema"))
+    result = run(replace(experiment, method=method, cost=FileCost(tmp_path / "mine.csv"), cost_name="file"))
+    assert (result["cost"], result["transport"]["lambda_ot"]) == ("file", 0)
+    assert result["transport"]["calibration"]["chance"] == pytest.approx(math.log(3))
+    assert column(experiment.folder, "train/penalty")[0] > 0
