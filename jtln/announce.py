@@ -76,6 +76,8 @@ def announce_training(
         unit = "/epsilon" if method.lambda_ot_unit == "1/epsilon" else ""
         change = "" if isinstance(method.ot_schedule, Constant) else ", annealed"
         terms.append(f"{method.lambda_ot:g}{unit} OT(on {method.on} images{change})")
+    if method.lambda_label:
+        terms.append(f"{method.lambda_label:g} OT(to the labels of target images)")
     if method.penalty is not None:
         terms.append(f"{type(method.penalty).__name__}({method.penalty.extra_repr()})")
     frozen = ", trunk frozen" if method.freeze_trunk else ""

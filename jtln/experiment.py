@@ -32,7 +32,8 @@ class Method:
 
     name: str
     lambda_source: float = 0.0  # 0: no source image is read
-    lambda_ot: float = 0.0  # 0: no transport loss, the cost is not used
+    lambda_ot: float = 0.0  # 0: no transport loss
+    lambda_label: float = 0.0  # of the transport of the source head's predictions on target images to their labels
     lambda_ot_unit: str = "1/epsilon"
     epsilon: float = 0.1
     on: str = "source"
@@ -42,12 +43,12 @@ class Method:
     ot_schedule: Schedule = field(default_factory=Constant)
     head_end: Discriminant | None = None  # what becomes of the target head once it is trained
     calibrate: bool = False  # whether the transport loss takes of the cost what the labelled images bear out
-    penalty: Penalty | None = None  # a term of the method's own
+    penalty: Penalty | None = None  # a baseline's own term
     freeze_trunk: bool = False
 
     @property
     def uses_cost(self) -> bool:
-        return self.lambda_ot > 0 or self.head_end is not None or (self.penalty is not None and self.penalty.reads_cost)
+        return self.lambda_ot > 0 or self.lambda_label > 0 or self.head_end is not None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be before any image is read."""
@@ -55,7 +56,7 @@ class Method:
         for key, choices in {"lambda_ot_unit": UNITS, "on": IMAGES, "gradient": GRADIENTS}.items():
             if getattr(self, key) not in choices:
                 raise unknown(f"method.{key}", getattr(self, key), choices)
-        for key in ("lambda_source", "lambda_ot"):
+        for key in ("lambda_source", "lambda_ot", "lambda_label"):
             if not getattr(self, key) >= 0:
                 raise UserError(f"expected method.{key} >= 0, but got {getattr(self, key)}")
         check_limits(self.max_iterations, self.tolerance)
@@ -105,13 +106,15 @@ class Experiment:
         if self.negative_transfer not in COMPARISONS:
             raise unknown("negative_transfer", self.negative_transfer, COMPARISONS)
         penalty, method = self.method.penalty, self.method
-        if method.uses_cost and not method.lambda_ot and self.cost.updates == "ema":
+        used = method.lambda_ot > 0 or (method.lambda_label > 0 and method.lambda_source > 0)
+        if method.uses_cost and not used and self.cost.updates == "ema":
             raise UserError(
-                "expected a cost that does not follow the batches, for no transport loss uses it on them, but got "
-                f"update=ema of cost={self.cost_name}: give cost.update=once"
+                "expected a cost that does not follow the batches, for no transport loss reads those of both tasks, "
+                f"but got update=ema of cost={self.cost_name}: give cost.update=once"
             )
         readers = {
             f"method={method.name}": penalty is not None and penalty.needs_source_head,
+            "method.lambda_label without lambda_source": method.lambda_label > 0 and not method.lambda_source,
             f"cost={self.cost_name}": method.uses_cost and self.cost.needs_source_head,
         }
         for reader, reads in readers.items():

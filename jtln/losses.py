@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 
 from jtln.errors import UserError, unknown
-from jtln.transport import SinkhornResult, check_cost, check_epsilon, sinkhorn
+from jtln.transport import SinkhornResult, check_cost, check_epsilon, plan_summary, sinkhorn
 
 GRADIENTS = ("both", "source", "target")
 
@@ -82,17 +82,34 @@ class TransportLoss(nn.Module):
         self.last = result._replace(value=result.value.detach())
         return result.value.mean()
 
+    def to_labels(self, source_logits: Tensor, labels: Tensor) -> Tensor:
+        """The transport of the source head's predictions to true labels under this cost: :func:`label_transport`."""
+        return label_transport(source_logits, labels, self.cost, self.epsilon)
+
+    def readings(self) -> dict[str, Tensor]:
+        """What the latest solution was like, for logging: nothing before the first."""
+        if self.last is None:
+            return {}
+        return {
+            "plan_entropy": plan_summary(self.last, self.cost, self.epsilon).entropy.mean(),
+            "sinkhorn_iterations": torch.tensor(float(self.last.iterations)),
+            "marginal_error": self.last.marginal_error.max(),
+        }
+
     def extra_repr(self) -> str:
         return f"cost={tuple(self.cost.shape)}, epsilon={self.epsilon}, gradient={self.gradient}"
 
 
-def label_surprise(source_logits: Tensor, labels: Tensor, cost: Tensor, epsilon: float) -> Tensor:
-    """The transport of the source head's prediction s(x) to the true label, in units of epsilon: mean of -log p_y, with
+def label_transport(source_logits: Tensor, labels: Tensor, cost: Tensor, epsilon: float) -> Tensor:
+    """The transport of the source head's predictions s(x) to true labels, in units of epsilon: the mean of -log p_y,
     p = sum_i s_i(x) softmax(-C_i / eps).
 
-    Of all transport plans g whose mass ends at class y, with eps * KL(g 1 || s(x)) as the price of another marginal
-    than s(x) on the source side (unbalanced transport), the best has the value -eps log sum_i s_i(x) exp(-C_iy / eps).
-    Here every row of the cost has the constant at which exp(-C_i / eps) is a soft label, of sum 1.
+    Of all plans g of mass 1 that end at class y, at the price <g, C> + eps * KL(g 1 || s(x)), the second part for a
+    source marginal other than s(x) (unbalanced transport, without entropy), the cheapest costs
+    -eps log sum_i s_i(x) exp(-C_iy / eps). Here, where a row's constant counts, every row of the cost has the one at
+    which exp(-C_i / eps) is a soft label, of sum 1. Which class the source head takes the image for stays free among
+    those that the cost brings near to the label; under a constant cost there is nothing to learn. Ours. Co-Tuning
+    (jtln.methods) teaches the source head what it said itself of a target class, before training, in such a place.
 
     Args:
         source_logits: (B, S) of target images.

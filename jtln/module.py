@@ -1,11 +1,13 @@
 """Joint transfer learning with an optimal-transport loss: the model and its training step.
 
-    L = lambda_target * CE(t(x_t), y_t) + lambda_source * CE(s(x_s), y_s) + lambda_ot * OT_eps(s(x), t(x); C) + penalty
+    L = lambda_target * CE(t(x_t), y_t) + lambda_source * CE(s(x_s), y_s)
+        + lambda_ot * OT_eps(s(x), t(x); C) + lambda_label * OT(s(x_t), y_t; C) / eps + penalty
 
 A trunk shared by two tasks, a linear head for each: s(x) over the S source classes, t(x) over the T target classes.
 The transport loss compares the two heads' predictions on the same image under a cost matrix C (S, T), which says how
-the two sets of categories are related. After Lu, Chen & Saidi, arXiv 1709.02995; only its abstract was read: which
-images feed the term, where its gradient goes and how its weight changes are ours. The penalty is the method's own.
+the two sets of categories are related; on target images, with the true label in place of the target head's prediction
+as well. After Lu, Chen & Saidi, arXiv 1709.02995; only its abstract was read: which images feed the terms, where the
+gradient goes and how the weight changes are ours. The penalty is a baseline's own.
 """
 
 from __future__ import annotations
@@ -31,7 +33,6 @@ from jtln.losses import TransportLoss
 from jtln.methods import Penalty, Seen
 from jtln.metrics import classification_metrics
 from jtln.schedules import Constant, Schedule
-from jtln.transport import plan_summary
 from jtln.trunk import Trunk
 
 HEADS = ("target", "source")  # in the order of the evaluation loaders
@@ -57,12 +58,12 @@ class JTLN(pl.LightningModule):
         source, target: the two label sets.
         transport: called with (source_logits (B, S), target_logits (B, T)), returns a scalar; None leaves the term out.
         cost: the metric that keeps the transport's matrix up to date while features change; None if it never changes.
-        penalty: a term of the method's own, with its weight; None adds none.
+        penalty: a baseline's own term, with its weight; None adds none.
         head_end: what becomes of the target head once it is trained, with the transport's cost; None leaves it.
         calibrate: whether the transport's cost becomes, before the first step, what the labelled images bear out of
             it (jtln.calibration): for a cost that has not seen their labels, and a pre-trained source head.
         freeze_trunk: whether the trunk stays as it is, its dropout and batch norms as in evaluation.
-        lambda_target, lambda_source, lambda_ot: the weights of the three terms, >= 0.
+        lambda_target, lambda_source, lambda_ot, lambda_label: the weights of the terms, >= 0.
         lambda_ot_unit: "1/epsilon" multiplies lambda_ot by 1/epsilon, so that it weighs the soft labels which the
             transport teaches alike at every epsilon; "1" takes it as it is.
         ot_schedule: factor of lambda_ot over training.
@@ -97,6 +98,7 @@ class JTLN(pl.LightningModule):
         lambda_target: float = 1.0,
         lambda_source: float = 1.0,
         lambda_ot: float = 1.0,
+        lambda_label: float = 0.0,
         lambda_ot_unit: str = "1/epsilon",
         ot_schedule: Schedule | None = None,
         on: str = "source",
@@ -105,12 +107,9 @@ class JTLN(pl.LightningModule):
         lr_schedule: Schedule | None = None,
     ) -> None:
         super().__init__()
-        for name, value in {
-            "lambda_target": lambda_target,
-            "lambda_source": lambda_source,
-            "lambda_ot": lambda_ot,
-            "trunk_lr_factor": trunk_lr_factor,
-        }.items():
+        weights = {"lambda_target": lambda_target, "lambda_source": lambda_source, "lambda_ot": lambda_ot}
+        weights |= {"lambda_label": lambda_label, "trunk_lr_factor": trunk_lr_factor}
+        for name, value in weights.items():
             if not value >= 0:
                 raise UserError(f"expected {name} >= 0, but got {value}")
         if on not in IMAGES:
@@ -130,15 +129,18 @@ class JTLN(pl.LightningModule):
         self.lambda_target, self.lambda_source = lambda_target, lambda_source
         unit = 1.0 if transport is None or lambda_ot_unit == "1" else 1.0 / transport.epsilon
         self.lambda_ot = lambda_ot * unit if transport is not None else 0.0
+        self.lambda_label = lambda_label if transport is not None else 0.0
         self.on = on
         self.ot_schedule = ot_schedule or Constant()
         self.optimizer = optimizer or _default_optimizer
         self.trunk_lr_factor = trunk_lr_factor
         self.lr_schedule = lr_schedule or Constant()
         self.uses_source = lambda_source > 0 or self.lambda_ot > 0  # otherwise no source image need be read
-        self.uses_target = lambda_target > 0 or penalty is not None or (self.lambda_ot > 0 and on != "source")
+        of_target = self.lambda_label > 0 or penalty is not None
+        self.uses_target = lambda_target > 0 or of_target or (self.lambda_ot > 0 and on != "source")
         self.trunk.requires_grad_(not freeze_trunk)
-        self.source_head.requires_grad_(self.uses_source or (penalty is not None and penalty.needs_source_head))
+        reads = self.lambda_label > 0 or (penalty is not None and penalty.needs_source_head)
+        self.source_head.requires_grad_(self.uses_source or reads)
         self.target_head.requires_grad_(self.uses_target or self.lambda_ot > 0)
         self.register_buffer("given_cost", None if transport is None else transport.cost.clone(), persistent=False)
         self.register_buffer("cost_is_set", torch.tensor(cost is None or cost.updates == "never"))
@@ -179,7 +181,7 @@ class JTLN(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images = torch.cat([batch[side][0] for side in batch])  # one pass through the trunk for both tasks
         features = dict(zip(batch, self.trunk(images).split([len(batch[side][1]) for side in batch]), strict=True))
-        target_loss = source_loss = transport = penalty = zero = images.new_zeros(())
+        target_loss = source_loss = transport = to_labels = penalty = zero = images.new_zeros(())
         if "target" in batch:
             logits, labels = self.target_head(features["target"]), batch["target"][1]
             target_loss = cross_entropy(logits, labels)
@@ -189,16 +191,19 @@ class JTLN(pl.LightningModule):
             source_loss = cross_entropy(logits, labels)
             self._metrics("train", "source").update(logits.detach(), labels)
         weight = self.lambda_ot * self.ot_schedule(self.progress)
-        if self.transport is not None and weight > 0:
+        if weight > 0 or self.lambda_label > 0:
             self._follow_features(features, batch)
+        if self.transport is not None and weight > 0:
             x = torch.cat([features[side] for side in batch if self.on in (side, "both")])
             transport = self.transport(self.source_head(x), self.target_head(x))
+        if self.transport is not None and self.lambda_label > 0:
+            to_labels = self.transport.to_labels(self.source_head(features["target"]), batch["target"][1])
         if self.penalty is not None:
             penalty = self.penalty(self, Seen(*batch["target"], features["target"]))
 
         cross_entropies = self.lambda_target * target_loss + self.lambda_source * source_loss
-        loss = cross_entropies + weight * transport + penalty
-        self._log_losses(batch, loss, weight, (target_loss, source_loss, transport, penalty))
+        loss = cross_entropies + weight * transport + self.lambda_label * to_labels + penalty
+        self._log_losses(batch, loss, weight, (target_loss, source_loss, transport, to_labels, penalty))
         if transport is not zero and self._is_logged_step:
             self._log_transport(cross_entropies, weight * transport, list(features.values()))
         return loss
@@ -305,29 +310,24 @@ class JTLN(pl.LightningModule):
     def _log_losses(self, batch: Batch, loss: Tensor, weight: float, terms: tuple[Tensor, ...]) -> None:
         if self._trainer is None:
             return
-        target_loss, source_loss, transport, penalty = terms
         self.log("train/loss", loss, prog_bar=True, sync_dist=True, batch_size=1)
-        if "target" in batch:
-            self.log("train/target_loss", target_loss, sync_dist=True, batch_size=1)
-        if "source" in batch:
-            self.log("train/source_loss", source_loss, sync_dist=True, batch_size=1)
+        there = {
+            "target_loss": "target" in batch,
+            "source_loss": "source" in batch,
+            "ot": self.transport is not None,
+            "ot_to_labels": self.lambda_label > 0,
+            "penalty": self.penalty is not None,
+        }
+        for (name, logged), term in zip(there.items(), terms, strict=True):
+            if logged:
+                self.log(f"train/{name}", term, sync_dist=True, batch_size=1)
         if self.transport is not None:
-            self.log("train/ot", transport, sync_dist=True, batch_size=1)
             self.log("train/lambda_ot", weight, batch_size=1)
-        if self.penalty is not None:
-            self.log("train/penalty", penalty, sync_dist=True, batch_size=1)
 
     def _log_transport(self, cross_entropies: Tensor, term: Tensor, features: list[Tensor]) -> None:
         """How much the transport term does, and whether its solver converged."""
         assert self.transport is not None
-        result = self.transport.last
-        if result is None:
-            return
-        values: dict[str, Any] = {
-            "train/plan_entropy": plan_summary(result, self.transport.cost, self.transport.epsilon).entropy.mean(),
-            "train/sinkhorn_iterations": float(result.iterations),
-            "train/marginal_error": result.marginal_error.max(),
-        }
+        values = {f"train/{name}": value for name, value in self.transport.readings().items()}
         if features[0].requires_grad:  # not where the trunk is frozen
             pulls = [_gradient_norm(part, features) for part in (term, cross_entropies)]
             values["train/ot_gradient_ratio"] = pulls[0] / pulls[1].clamp_min(1e-12)

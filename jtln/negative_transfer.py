@@ -315,6 +315,7 @@ def _remedies(experiment: Experiment) -> str:
     remedies = {
         f"a smaller method.lambda_source (now {method.lambda_source:g})": method.lambda_source > 0,
         f"a smaller method.lambda_ot (now {method.lambda_ot:g})": method.lambda_ot > 0,
+        f"a smaller method.lambda_label (now {method.lambda_label:g})": method.lambda_label > 0,
         f"another cost (now {experiment.cost_name})": method.uses_cost,
         "a weaker method.penalty": method.penalty is not None,
         "a trunk that learns, such as method=consecutive": method.freeze_trunk,

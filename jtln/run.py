@@ -119,6 +119,7 @@ def build_module(experiment: Experiment, pair: Pair, pretrained: Pretrained | No
         freeze_trunk=method.freeze_trunk,
         lambda_source=method.lambda_source,
         lambda_ot=method.lambda_ot,
+        lambda_label=method.lambda_label,
         lambda_ot_unit=method.lambda_ot_unit,
         ot_schedule=method.ot_schedule,
         on=method.on,

@@ -157,6 +157,7 @@ def write_results(
             "epsilon": module.transport.epsilon,
             "lambda_ot": experiment.method.lambda_ot,
             "lambda_ot_unit": experiment.method.lambda_ot_unit,
+            "lambda_label": module.lambda_label,
             "on": module.on,
             "calibration": calibration(module),
         }

@@ -252,6 +252,12 @@ def test_resume_goes_on_in_the_same_folder(
     assert not (folder / "result.json").exists()
     before = (folder / "overrides.yaml").read_text()
 
+    begun = OmegaConf.load(folder / "config.yaml")
+    OmegaConf.save(OmegaConf.merge(begun, {"method": {"gradient": "source", "new": 1}}), folder / "config.yaml")
+    assert main([f"resume={folder}"]) == 2  # by a version with other defaults
+    told = capsys.readouterr()
+    assert "method.gradient (then source, now target), method.new (then 1, now nothing): go on with" in told.err
+    OmegaConf.save(begun, folder / "config.yaml")
     assert main([f"resume={folder}"]) == 0
     assert "resumed    after 1 steps" in capsys.readouterr().out
     with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""The baselines in training: what is added, who learns at what rate, what stays, and that a run may be cut off."""
+"""The methods' own terms in training: what is added, who learns how fast, what stays, and that one may be cut off."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,18 @@ from conftest import CPU, TinySpec
 from test_experiment import column, cut_off, rows
 from torch import nn
 
+from jtln.calibration import calibrated
 from jtln.classes import ClassSet
 from jtln.costs import CentroidCost, FileCost, PermutedCost, PosteriorCost, UniformCost
 from jtln.costs.table import save_cost
 from jtln.errors import UserError
 from jtln.experiment import Experiment, Method
 from jtln.losses import TransportLoss, soft_labels
-from jtln.methods import BSS, DELTA, L2SP, CoTuning, LabelTransport, Penalty, Seen
+from jtln.methods import BSS, DELTA, L2SP, CoTuning, Penalty
 from jtln.module import JTLN
 from jtln.pretrain import Pretraining
 from jtln.run import run
-from jtln.schedules import Constant
+from jtln.schedules import Constant, Linear
 from jtln.training import Budget, TrainerSettings
 from jtln.trunk import Trunk
 
@@ -159,39 +161,60 @@ def test_a_cost_reads_the_source_head(fit: Callable[..., Any]) -> None:
     torch.testing.assert_close(module.transport.cost, -(0.999 * relation + 0.001 / 4).log().t(), atol=1e-5, rtol=1e-5)
 
 
-def test_label_transport_reads_the_cost_as_it_is_at_each_step(fit: Callable[..., Any]) -> None:
-    """Not the one that the network was built with: what the labelled images bear out, and what features say by now."""
-    torch.manual_seed(0)
-    loss = TransportLoss(torch.ones(4, 3), 0.2)
-    module = JTLN(conv_trunk(), SOURCE, TARGET, loss, CentroidCost(update="epoch"), LabelTransport(0.5), lambda_ot=0.1)
-    given: list[tuple[Any, ...]] = []
-    term = module.penalty.forward
+# The transport to labels.
 
-    def kept(network: JTLN, seen: Seen) -> torch.Tensor:
-        value = term(network, seen)
-        given.append((value.item(), network.source_head(seen.features).detach(), seen.labels, loss.cost.clone()))
+
+@pytest.mark.parametrize("kind", ["calibrated", "epoch", "ema"])
+def test_the_transport_to_labels_reads_the_cost_as_it_is_at_each_step(kind: str, fit: Callable[..., Any]) -> None:
+    """What the labelled images bear out of it, or what the features say by now, when the other term is gone as well."""
+    torch.manual_seed(0)
+    given = torch.rand(4, 3)
+    loss = TransportLoss(given, 0.2)
+    cost = None if kind == "calibrated" else CentroidCost(update=kind, momentum=0.5)
+    settings = {"lambda_ot": 0.1, "lambda_label": 0.5, "ot_schedule": Linear(until=0.5)}
+    module = JTLN(conv_trunk(), SOURCE, TARGET, loss, cost, calibrate=cost is None, **settings)
+    before = copy.deepcopy(module).eval()
+    seen: list[tuple[torch.Tensor, ...]] = []
+    term = loss.to_labels
+
+    def kept(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        value = term(logits, labels)
+        seen.append((value.detach(), logits.detach().softmax(1), labels, loss.cost.clone()))
         return value
 
-    module.penalty.forward = kept
-    fit(module, epochs=2, steps=1)
-    assert not torch.equal(given[0][3], given[1][3])
-    for value, logits, labels, cost in given:
-        said = logits.softmax(1) @ soft_labels(cost, 0.2)
-        assert value == pytest.approx(-0.5 * said[torch.arange(len(labels)), labels].log().mean().item(), rel=1e-5)
+    loss.to_labels = kept  # type: ignore[method-assign]
+    watch = Watch()
+    _, data = fit(module, epochs=4, steps=1, callbacks=[watch])
+    for logged, (value, predictions, labels, matrix) in zip(watch.logged, seen, strict=True):
+        said = (predictions @ soft_labels(matrix, 0.2))[torch.arange(len(labels)), labels]
+        torch.testing.assert_close(value, -said.log().mean())
+        assert logged["train/ot_to_labels"] == pytest.approx(value.item())
+        parts = sum(logged[f"train/{name}"] for name in ("target_loss", "source_loss"))
+        parts += logged["train/lambda_ot"] * logged["train/ot"] + 0.5 * value.item()
+        assert logged["train/loss"] == pytest.approx(parts, rel=1e-5)
+    assert watch.logged[-1]["train/lambda_ot"] == 0
+    changed = [not torch.equal(a[3], b[3]) for a, b in pairwise(seen)]
+    assert changed == [kind != "calibrated"] * 3
+    if kind == "calibrated":
+        train = data.pair.target.train
+        images, labels = train.__getitems__(list(range(len(train))))
+        with torch.no_grad():
+            logits = before.source_head(before.trunk(data.transform_eval(images)))
+        torch.testing.assert_close(seen[0][3], calibrated(given, 0.2, [(logits, labels)])[0], atol=1e-4, rtol=1e-4)
 
 
-def test_label_transport_trains_the_source_head_and_the_trunk() -> None:
+def test_the_transport_to_labels_trains_the_source_head_and_the_trunk(fit: Callable[..., Any]) -> None:
+    """The source head, which nothing else trains here, at the heads' rate; no source image is read."""
     torch.manual_seed(0)
-    network = JTLN(conv_trunk(), SOURCE, TARGET, TransportLoss(torch.rand(4, 3), 0.2), penalty=LabelTransport())
-    images, labels = torch.randn(5, 3, 8, 8), torch.tensor([0, 1, 2, 0, 1])
-    network.penalty(network, Seen(images, labels, network.trunk(images))).backward()
-    assert network.source_head.weight.grad.norm() > 0
-    assert next(network.trunk.parameters()).grad.norm() > 0
-    assert network.target_head.weight.grad is None
-    with pytest.raises(UserError, match="expected a transport loss"):
-        JTLN(conv_trunk(), SOURCE, TARGET, penalty=LabelTransport())
-    with pytest.raises(UserError, match=r"method\.penalty\.weight to be a number >= 0, but got -1"):
-        LabelTransport(-1)
+    loss = TransportLoss(torch.rand(4, 3), 0.2)
+    module = JTLN(conv_trunk(), SOURCE, TARGET, loss, lambda_source=0.0, lambda_ot=0.0, lambda_label=0.5)
+    assert (module.uses_source, module.uses_target) == (False, True)
+    before = copy.deepcopy(module.state_dict())
+    trainer, _ = fit(module, steps=1)
+    for name in ("source_head.weight", "trunk.body.0.weight"):
+        assert not torch.equal(module.state_dict()[name], before[name])
+    assert {group["name"]: len(group["params"]) for group in trainer.optimizers[0].param_groups}["heads"] == 4
+    assert JTLN(conv_trunk(), SOURCE, TARGET, lambda_label=0.5).lambda_label == 0  # without a cost there is none
 
 
 # Whole runs.
@@ -259,19 +282,24 @@ def test_a_source_head_that_nothing_taught_is_refused(experiment: Experiment) ->
         replace(experiment, method=Method("co_tuning", penalty=CoTuning()), pretraining=None)
     with pytest.raises(UserError, match="for cost=posterior, but got pretrain=none"):
         replace(experiment, method=Method("jtln", 1.0, lambda_ot=1.0), pretraining=None)
+    with pytest.raises(UserError, match=r"for method\.lambda_label without lambda_source, but got pretrain=none"):
+        replace(experiment, method=Method("jtln", lambda_label=0.3), cost=CentroidCost(), pretraining=None)
+    replace(experiment, method=Method("jtln", 1.0, lambda_label=0.3), cost=CentroidCost(), pretraining=None)
     replace(experiment, method=Method("joint", 1.0), pretraining=None)  # no transport: the cost is not read
     replace(experiment, method=Method("jtln", 1.0, lambda_ot=1.0), cost=CentroidCost(), pretraining=None)
 
 
 @pytest.mark.usefixtures("no_drawing")
-def test_a_method_of_the_label_s_transport_alone_has_a_cost(experiment: Experiment, tmp_path: Path) -> None:
-    """Calibrated, as the transport loss's is; without a transport loss no step takes it from the batches."""
-    method = Method("label", 1.0, calibrate=True, penalty=LabelTransport())
+def test_the_transport_to_labels_alone_has_a_cost(experiment: Experiment, tmp_path: Path) -> None:
+    """Calibrated as the transport loss's is; from the batches where both tasks have some."""
+    method = Method("jtln", 1.0, calibrate=True, lambda_label=0.3)
+    replace(experiment, method=method, cost=CentroidCost(update="ema"))
+    with pytest.raises(UserError, match=r"update=ema of cost=posterior: give cost\.update=once"):
+        replace(experiment, method=replace(method, lambda_source=0.0), cost=CentroidCost(update="ema"))
     given = torch.rand(4, 3, generator=torch.Generator().manual_seed(0))
     save_cost(tmp_path / "mine.csv", given, experiment.spec.source_classes, experiment.spec.target_classes)
-    with pytest.raises(UserError, match=r"update=ema of cost=posterior: give cost\.update=once"):
-        replace(experiment, method=method, cost=CentroidCost(update="ema"))
     result = run(replace(experiment, method=method, cost=FileCost(tmp_path / "mine.csv"), cost_name="file"))
-    assert (result["cost"], result["transport"]["lambda_ot"]) == ("file", 0)
-    assert result["transport"]["calibration"]["chance"] == pytest.approx(math.log(3))
-    assert column(experiment.folder, "train/penalty")[0] > 0
+    transport = result["transport"]
+    assert (result["cost"], transport["lambda_ot"], transport["lambda_label"]) == ("file", 0, 0.3)
+    assert transport["calibration"]["surprise"] <= transport["calibration"]["chance"] == pytest.approx(math.log(3))
+    assert len(column(experiment.folder, "train/ot_to_labels")) == 12

@@ -223,10 +223,8 @@ def test_without_transport_its_panels_are_left_out():
     assert list(panels) == ["Cross-entropy", "Validation accuracy"]
     assert list(panels["Cross-entropy"]) == ["target"]
     panels = curves(training_curves([row | {"train/penalty": row["step"] / 4} for row in rows]))
-    assert list(panels)[2:] == ["The method's own term (penalty), with its weight"]
-    assert np.allclose(
-        next(iter(panels["The method's own term (penalty), with its weight"].values())), [[1, 0.25], [2, 0.5]]
-    )
+    assert list(panels)[2:] == ["The method's own penalty, with its weight"]
+    assert np.allclose(next(iter(panels["The method's own penalty, with its weight"].values())), [[1, 0.25], [2, 0.5]])
 
 
 def test_resumed_steps_are_sorted_and_the_last_value_counts():

@@ -133,6 +133,37 @@ def _resumed(arguments: list[str]) -> list[str]:
     return [*(each for each in earlier if each.partition("=")[0] not in keys), *now, *named.values()]
 
 
+def _check_unchanged(config: str, folder: Path) -> None:
+    """Raise a UserError where the run under way was begun with other settings: those of another version's defaults.
+
+    Args:
+        config: now, YAML.
+        folder: of the run, where what it was begun with lies as well.
+    """
+    begun = folder / "config.yaml"
+    if not begun.is_file() or not (folder / "checkpoints" / "last.ckpt").is_file():
+        return
+    then, now = (_flat(OmegaConf.to_container(each)) for each in (OmegaConf.load(begun), OmegaConf.create(config)))
+    nothing = "nothing"
+    changed = [
+        f"{key} (then {then.get(key, nothing)}, now {now.get(key, nothing)})"
+        for key in dict.fromkeys([*then, *now])
+        if not key.startswith((*_NO_SETTING, "resume")) and then.get(key, nothing) != now.get(key, nothing)
+    ]
+    if changed:
+        raise UserError(
+            f"expected the settings that the run in {folder} was begun with, but got others of {', '.join(changed[:8])}"
+            f"{', and more' if len(changed) > 8 else ''}: go on with the version that began it, or start a new run"
+        )
+
+
+def _flat(values: Any, above: str = "") -> dict[str, Any]:
+    """Every value under its key with dots."""
+    if not isinstance(values, dict) or not values:
+        return {above: values}
+    return {k: v for key, value in values.items() for k, v in _flat(value, f"{above}.{key}".lstrip(".")).items()}
+
+
 def _sweep_folder() -> list[str]:
     """In a process that another one started (DDP): the first one's sweep folder, which is named after its time."""
     folder = os.environ.get(SWEEP_FOLDER) if os.environ.get("LOCAL_RANK", "0") != "0" else None
@@ -173,6 +204,8 @@ def _train(config: DictConfig) -> Any:
     from jtln.run import run
 
     experiment, failed = build(config), True
+    if experiment.resume:
+        _check_unchanged(experiment.config, experiment.folder)
     try:
         result = run(experiment)
         failed = False

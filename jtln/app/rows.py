@@ -123,9 +123,14 @@ class Composer:
         return config
 
     def _space(self, method: str, fixed: set[str]) -> dict[str, Any]:
-        """What every method has, and what this one has beside it; without what the row or the command line sets."""
+        """What every method has, and what this one has beside it; without what the row or the command line sets, be it
+        a key or what it is in (method.penalty=null)."""
         joined = {**(self.spaces.get("all") or {}), **(self.spaces.get(method) or {})}
-        return {key: values for key, values in joined.items() if values is not None and key not in fixed}
+
+        def is_set(key: str) -> bool:
+            return key in fixed or any(key.startswith(f"{each}.") for each in fixed if "." in each)  # no group's choice
+
+        return {key: values for key, values in joined.items() if values is not None and not is_set(key)}
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What every penalty is, a baseline's or ours: a term of the objective that reads the target's batch."""
+"""What every baseline's penalty is: a term of the objective that reads the target's batch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from jtln.errors import UserError
-from jtln.losses import TransportLoss
 from jtln.trunk import Trunk
 
 
@@ -34,9 +33,6 @@ class Network(Protocol):
     @property
     def target_head(self) -> nn.Linear: ...
 
-    @property
-    def transport(self) -> TransportLoss | None: ...
-
     def images_of(self, side: str, part: str = "train") -> Iterator[tuple[Tensor, Tensor]]:
         """This process's share of the "source" or "target" images, each once: (B, 3, H, W), labels (B,)."""
 
@@ -45,7 +41,7 @@ class Network(Protocol):
 
 
 class Penalty(nn.Module):
-    """A term that a method adds to the objective, its weights among its own settings.
+    """A term that a baseline adds to the objective, its weights among its own settings.
 
     A subclass implements :meth:`forward`. What it has to know of the pre-trained network it makes room for in
     :meth:`prepare` and reads in :meth:`start`; kept in buffers or frozen modules, it is saved with the network, and a
@@ -53,13 +49,11 @@ class Penalty(nn.Module):
 
     Attributes:
         needs_source_head: whether it reads and trains the pre-trained source head, on target images.
-        reads_cost: whether it reads the transport loss's cost.
         replaces_weight_decay: whether the optimizer is to decay no weight, because the penalty says where to.
         started: whether :meth:`start` has run; a buffer.
     """
 
     needs_source_head: bool = False
-    reads_cost: bool = False
     replaces_weight_decay: bool = False
     started: Tensor
 
