@@ -86,13 +86,13 @@ class TransportLoss(nn.Module):
         """The transport of the source head's predictions to true labels under this cost: :func:`label_transport`."""
         return label_transport(source_logits, labels, self.cost, self.epsilon)
 
-    def readings(self) -> dict[str, Tensor]:
+    def readings(self) -> dict[str, Tensor | float]:
         """What the latest solution was like, for logging: nothing before the first."""
         if self.last is None:
             return {}
         return {
             "plan_entropy": plan_summary(self.last, self.cost, self.epsilon).entropy.mean(),
-            "sinkhorn_iterations": torch.tensor(float(self.last.iterations)),
+            "sinkhorn_iterations": float(self.last.iterations),
             "marginal_error": self.last.marginal_error.max(),
         }
 

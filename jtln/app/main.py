@@ -25,6 +25,7 @@ from jtln.app.study import config_dir_given, is_study, overrides_given
 from jtln.app.study import main as study
 from jtln.app.sweep import SWEEP_FOLDER, SweepTable
 from jtln.errors import UserError
+from jtln.study.job import is_setting
 
 
 def config_dir() -> Path:
@@ -148,7 +149,7 @@ def _check_unchanged(config: str, folder: Path) -> None:
     changed = [
         f"{key} (then {then.get(key, nothing)}, now {now.get(key, nothing)})"
         for key in dict.fromkeys([*then, *now])
-        if not key.startswith((*_NO_SETTING, "resume")) and then.get(key, nothing) != now.get(key, nothing)
+        if is_setting(key) and not key.startswith(_NO_SETTING) and then.get(key, nothing) != now.get(key, nothing)
     ]
     if changed:
         raise UserError(

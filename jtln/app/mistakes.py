@@ -77,11 +77,10 @@ def _wrong_key(error: BaseException, overrides: Sequence[str]) -> str | None:
         return f"unknown key '{key}': '{parent}' is a single value"
     if not parent and (longer := [each for each in _keys(node) if each.rpartition(".")[2] == leaf]):
         return f"unknown key '{leaf}': did you mean {' or '.join(longer)}?"
-    if leaf in node:  # as chosen, but not after an override of what it is in
-        values = {each.partition("=")[0].lstrip("+~"): each for each in overrides}
-        above = [parent.rsplit(".", levels)[0] for levels in range(parent.count(".") + 1)]
-        taken = next((values[name] for name in above if name in values and name not in _groups()), f"{parent}=null")
-        return f"expected values for the keys of '{parent}', but got {taken} beside {key}: leave one of the two out"
+    takers = [each for each in overrides if f"{key}.".startswith(f"{each.partition('=')[0].lstrip('+~')}.")]
+    takers = [each for each in takers if each.partition("=")[0].lstrip("+~") not in _groups()]
+    if leaf in node and len(takers) > 1:  # as chosen, but one of them has taken it away
+        return f"expected one of {' and '.join(takers)}, but got both, of which one takes the key away: leave one out"
     return str(unknown(f"key in '{parent}'" if parent else "key", leaf, [str(name) for name in node]))
 
 
