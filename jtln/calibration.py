@@ -10,8 +10,9 @@ pair against others,
 
 and the pre-trained source head s, with R, says of a target image which class it is: q(x) = sum_i s_i(x) R_i. The
 labelled images, of which none has been used, choose e: that at which their labels are most likely, or no plan at all
-(R = 1/T) where none makes them likelier than chance, as of a cost that knows nothing here. The transport loss then has
-the cost of which R are the rows, -eps log R, up to a constant in each row. Ours.
+(R = 1/T) where none makes them likelier than chance, as of a cost that knows nothing here. Both transport terms, on
+source images and to the labels of target images, then have the cost of which R are the rows, -eps log R, up to a
+constant in each row. Ours.
 """
 
 from __future__ import annotations

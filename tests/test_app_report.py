@@ -97,6 +97,16 @@ def test_a_row_that_fails_and_tuning(tmp_path: Path, capsys: pytest.CaptureFixtu
     (made,) = results(tmp_path / "studies" / "runs")
     assert "optimizer.lr=0.001" in made["overrides"]
 
+    # Trials are taken up again, too, and what an older release made of them is named.
+    old = next((tmp_path / "studies" / "trials").glob("*1000_*/result.json"))
+    trial = json.loads(old.read_text(encoding="utf-8"))
+    old.write_text(json.dumps(trial | {"versions": trial["versions"] | {"jtln": "0.0.1"}}), encoding="utf-8")
+    call = [*call[:-2], "study.shots=1", "study.seeds=1", "dataset.validation=2"]
+    assert main(["-m", *call, "study.tune.trials=1", "study.tune.shots=1"]) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"note: of the trials, .*\(.*1 of version 0\.0\.1\); .* out of studies/trials\n", told)
+    assert len(results(tmp_path / "studies" / "trials")) == 2
+
 
 MISTAKES = {
     "-m study=quik": "Did you mean 'quick'",

@@ -164,10 +164,16 @@ def _tuned(study: Study, workers: Sequence[Worker]) -> dict[str, dict[str, Any]]
     """The values that the search chose for each row; written to tuned.json and trials.csv."""
     tuning = study.tuning
 
+    schedule = Schedule(Ledger(study.runs.parent / "trials"), workers, study.extra, show_test=False)
+    replayed: list[dict[str, Any]] = []
+
     def jobs_of(row: Row) -> Callable[[int, Mapping[str, Any]], list[Job]]:
-        return lambda trial, values: [
-            row.job(values, labels, seed, trial) for seed in tuning.seeds for labels in tuning.labels
-        ]
+        def jobs(trial: int, values: Mapping[str, Any]) -> list[Job]:
+            made = [row.job(values, labels, seed, trial) for seed in tuning.seeds for labels in tuning.labels]
+            replayed.extend(result for job in made if (result := schedule.ledger.result(job)) is not None)
+            return made
+
+        return jobs
 
     searches = [
         Search(row.name, row.space, row.current, tuning.trials, jobs_of(row), tuning.sampler_seed)
@@ -180,8 +186,10 @@ def _tuned(study: Study, workers: Sequence[Worker]) -> dict[str, dict[str, Any]]
         f"(seeds {', '.join(map(str, tuning.seeds))}; {', '.join(labels.words for labels in tuning.labels)})",
         flush=True,
     )
-    schedule = Schedule(Ledger(study.runs.parent / "trials"), workers, study.extra, show_test=False)
     tuned = run_searches(searches, schedule.run, per_trial)
+    if note := of_other_code(replayed, git_commit(), version("jtln")):
+        trials = schedule.ledger.folder
+        print(f"note: of the trials, {note}; to have these made anew, move their folders out of {trials}", flush=True)
     study.folder.mkdir(parents=True, exist_ok=True)
     _write_tuned(study, tuned)
     for row, choice in tuned.items():
