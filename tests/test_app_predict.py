@@ -16,13 +16,13 @@ import torch
 from PIL import Image
 from torch import nn
 
-from jtln.app.export import _MaximaOfParts
 from jtln.app.export import main as export
 from jtln.app.main import main as train
 from jtln.app.predict import load
 from jtln.app.predict import main as predict
 from jtln.classifier import Description
 from jtln.data.files import BadImage
+from jtln.exported import _MaximaOfParts
 from jtln.trunk import from_torchvision
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
@@ -193,7 +193,7 @@ def test_a_mistake_is_one_line(call: str, trained: Path, capsys: pytest.CaptureF
 
 
 def test_without_onnxscript(trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("jtln.app.export.find_spec", lambda name: None)
+    monkeypatch.setattr("jtln.exported.find_spec", lambda name: None)
     assert export([str(trained / "run")]) == 2
     assert "pip install 'jtln[onnx]'" in capsys.readouterr().err
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import jtln
+from jtln.__main__ import COMMANDS
 
 PACKAGE = Path(jtln.__file__).parent
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if "assets" not in path.relative_to(PACKAGE).parts)
@@ -41,7 +42,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("jtln.methods",),
     ("jtln.module",),
     ("jtln.training", "jtln.pretrain", "jtln.report", "jtln.classifier"),
-    ("jtln.experiment",),
+    ("jtln.experiment", "jtln.exported"),
     ("jtln.announce", "jtln.negative_transfer", "jtln.runfolder", "jtln.run"),
     ("jtln.study",),
     ("jtln.app",),
@@ -112,6 +113,7 @@ def test_every_file_is_named_for_what_it_holds() -> None:
 
 
 def test_the_command_line_starts_without_pytorch() -> None:
-    code = "import sys, jtln.app.main; print([m for m in ('torch', 'pytorch_lightning', 'wandb') if m in sys.modules])"
+    commands = ", ".join(COMMANDS.values())
+    code = f"import sys, {commands}; print([m for m in ('torch', 'pytorch_lightning', 'wandb') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
