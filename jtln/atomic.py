@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,3 +32,22 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def kept_if_possible(what: str, loss: str) -> Iterator[None]:
+    """Writing to the cache, which a run can do without: where it fails, a warning says so, and the run goes on.
+
+    Args:
+        what: is kept there.
+        loss: what follows where it is not.
+    """
+    try:
+        yield
+    except OSError as error:
+        place = f" {error.filename}" if error.filename else ""
+        warnings.warn(
+            f"{what} cannot be kept in the cache, so {loss}: {error.strerror or error}:{place}. Give a folder that may "
+            "be written with cache=DIR or $JTLN_CACHE",
+            stacklevel=3,
+        )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import difflib
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jtln.errors import UserError, unknown
 from jtln.wordnet import find_rows
@@ -77,10 +79,10 @@ class ClassSet:
 
     def index(self, name: str) -> int:
         """The label of the class called ``name``; a UserError names the choices where there is none."""
-        try:
-            return self.names.index(name)
-        except ValueError:
-            raise unknown("class", name, self.names) from None
+        for each in (name, composed(name)):
+            if each in self.names:
+                return self.names.index(each)
+        raise unknown("class", name, self.names)
 
     def subset(self, names: Iterable[str]) -> ClassSet:
         """The classes called ``names``, in that order, with their synsets and paths."""
@@ -101,7 +103,7 @@ class ClassSet:
         paths = [row["path"] or None for row in rows] if rows and "path" in rows[0] else None
         return cls([row["class"] for row in rows], [row["synset"] for row in rows], paths)
 
-    def with_links(self, path: Path, also: Iterable[str] = ()) -> ClassSet:
+    def with_links(self, path: Path, also: Iterable[str] = (), task: str | None = None) -> ClassSet:
         """The same classes with the synsets and paths of a table ``class,synset`` or ``class,synset,path``.
 
         A class that the table leaves out, or whose cell it leaves empty, keeps what it has.
@@ -109,13 +111,20 @@ class ClassSet:
         Args:
             path: the table; ``jtln classes`` writes one.
             also: names of other classes that the table may speak of, of the pair's other task, say.
+            task: "source" or "target": where the table has a column task, its lines of this task count first.
 
         Raises:
             UserError: the file is no such table, or it names a class that does not exist, a class twice, or a synset
                 that does not exist.
         """
-        links = {row["class"]: row for row in _unique(read_table(path, ("class", "synset")), path)}
         choices = dict.fromkeys([*self.names, *also])
+        rows = [
+            row if row["class"] in choices else row | {"class": composed(row["class"])}
+            for row in read_table(path, ("class", "synset"))
+        ]
+        own = {row["class"] for row in rows if task is not None and row.get("task") == task}
+        rows = [row for row in rows if row["class"] not in own or row.get("task") == task]
+        links = {row["class"]: row for row in _unique(rows, path)}
         if strangers := [name for name in links if name not in choices]:
             told = "".join(f"\n  {_nearest(name, choices)}" for name in strangers[:10])
             more = f"\n  and {len(strangers) - 10} more" if len(strangers) > 10 else ""
@@ -131,6 +140,11 @@ class ClassSet:
         synsets = [row.get("synset") or self.synset(index) for index, row in enumerate(mine)]
         paths = [row.get("path") or self.path(index) for index, row in enumerate(mine)]
         return ClassSet(self.names, synsets if any(synsets) else None, None if paths == [None] * len(self) else paths)
+
+
+def composed(name: str) -> str:
+    """A name with its accents in one way (Unicode's NFC): some systems write ü in two characters, which look alike."""
+    return unicodedata.normalize("NFC", name)
 
 
 def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
@@ -152,17 +166,33 @@ def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
             file.seek(0)
             reader = csv.DictReader(file, delimiter=";" if ";" in header and "," not in header else ",", restval="")
             names = [str(name).strip() for name in reader.fieldnames or ()]
+            if twice := [name for name in dict.fromkeys(names) if name and names.count(name) > 1]:
+                raise UserError(f"expected each column once in {path}, but got '{twice[0]}' more than once")
             reader.fieldnames = names
-            rows = [{name: row[name].strip() for name in names} for row in reader]
+            rows = [_cells(row, names, f"line {reader.line_num} of {path}") for row in reader]
     except OSError as error:
         raise UserError(f"expected a CSV file with the columns {_columns(columns)}: {error.strerror}: {path}") from None
     except UnicodeDecodeError:
         raise UserError(f"expected UTF-8 text in {path}: save it as 'CSV UTF-8'") from None
+    except csv.Error as error:
+        raise UserError(
+            f"expected a CSV file in {path}, but it cannot be read: {error}: is a quote left open?"
+        ) from None
     if set(columns) - set(names):
         raise UserError(
             f"expected the columns {_columns(columns)} in {path}, but got: {', '.join(names) or 'an empty file'}"
         )
     return [row for row in rows if any(row.values())]
+
+
+def _cells(row: dict[Any, Any], names: Sequence[str], where: str) -> dict[str, str]:
+    """A row's cells, stripped; a UserError where it has more than the header, which would be lost."""
+    if more := [cell for cell in row.get(None, ()) if cell.strip()]:
+        raise UserError(
+            f"expected {len(names)} cells in {where}, but got more ('{more[0].strip()[:40]}'): put quotes around a "
+            "cell that has a comma in it"
+        )
+    return {name: row[name].strip() for name in names}
 
 
 def _columns(columns: Sequence[str]) -> str:

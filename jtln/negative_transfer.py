@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 import jtln
 from jtln.announce import say
-from jtln.atomic import replacing
+from jtln.atomic import kept_if_possible, replacing
 from jtln.data.pair import Pair
 from jtln.data.transforms import Augment
 from jtln.experiment import Experiment, Method
@@ -242,7 +242,8 @@ def keep(path: Path, curve: Curve, facts: dict[str, Any]) -> None:
     there = read(path)
     if there is not None and max(there.values()) >= max(curve.values()):
         return
-    with replacing(path) as file:
+    lost = "other runs cannot be compared with it"
+    with kept_if_possible("the curve of the target alone", lost), replacing(path) as file:
         file.write(json.dumps({"curve": curve, **facts}, indent=1).encode())
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import jtln
-from jtln.atomic import replacing
+from jtln.atomic import kept_if_possible, replacing
 from jtln.data.pair import Pair
 from jtln.data.transforms import Augment
 from jtln.errors import UserError
@@ -156,7 +156,7 @@ def pretrain(
         if name.startswith(("trunk.", "source_head."))
     }
     if path is not None and trainer.is_global_zero:
-        with replacing(path) as file:
+        with kept_if_possible("the pre-trained trunk", "every run trains it again"), replacing(path) as file:
             torch.save({"state": state, "accuracy": accuracy}, file)
     return Pretrained(state, key, False, accuracy)
 

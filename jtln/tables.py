@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 
@@ -17,13 +18,13 @@ class Column(NamedTuple):
 
 
 def show(title: str, columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table; to a file or a pipe it is as wide as its cells."""
+    """Print a table, its text as it is ([x] is no markup); to a file or a pipe it is as wide as its cells."""
     console = Console(highlight=False)
-    table = Table(title=title, title_justify="left", title_style="")
+    table = Table(title=escape(title), title_justify="left", title_style="")
     for column in columns:
-        table.add_column(column.name, justify="right" if column.right else "left", overflow="fold")
+        table.add_column(escape(column.name), justify="right" if column.right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     if not console.is_terminal:
         console = Console(highlight=False, width=max(console.width, 160))
     console.print(table)

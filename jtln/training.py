@@ -238,7 +238,14 @@ def steps_done(checkpoint: Path | None) -> int:
     """The steps behind a checkpoint; 0 without one."""
     if checkpoint is None:
         return 0
-    return int(torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=False)["global_step"])
+    try:
+        return int(torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=False)["global_step"])
+    except Exception as error:  # what torch.load raises depends on where the file was cut off
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"expected a whole checkpoint to go on from in {checkpoint}, but it cannot be read ({reason}): start the "
+            "run anew, in another folder"
+        ) from error
 
 
 def csv_logger(folder: Path, keep_steps: int = 0) -> CSVLogger:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jtln.atomic import replacing
+from jtln.atomic import kept_if_possible, replacing
 
 
 def test_replaces_at_the_end(tmp_path: Path) -> None:
@@ -37,3 +37,16 @@ def test_what_fails_leaves_nothing_behind(tmp_path: Path) -> None:
         interrupted()
     assert path.read_bytes() == b"before"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_cache_that_cannot_be_written_is_said_and_no_more(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    told = r"the curve cannot be kept in the cache, so it is lost: File exists: .*file.*\. Give a folder .*cache=DIR"
+    with (
+        pytest.warns(UserWarning, match=told),
+        kept_if_possible("the curve", "it is lost"),
+        replacing(tmp_path / "file" / "new"),
+    ):
+        raise AssertionError("not reached")
+    with pytest.raises(ValueError, match="mine"), kept_if_possible("the curve", "it is lost"):
+        raise ValueError("mine")

@@ -126,3 +126,22 @@ def test_mistakes() -> None:
         PETS.index("fix")
     with pytest.raises(UserError, match="unknown class 'cow'"):
         PETS.subset(["cat", "cow"])
+
+
+def test_links_may_say_of_which_task_a_line_is(tmp_path: Path) -> None:
+    """What ``jtln classes`` writes of a class that both tasks have; one of the other task counts where it is alone."""
+    path = tmp_path / "links.csv"
+    path.write_text("class,synset,task\ncrane,crane.n.04,source\ncrane,crane.n.05,target\nheron,heron.n.02,target\n")
+    classes = ClassSet(["crane", "heron"])
+    assert classes.with_links(path, task="source").synsets == ("crane.n.04", "heron.n.02")
+    assert classes.with_links(path, task="target").synsets == ("crane.n.05", "heron.n.02")
+    with pytest.raises(UserError, match="two lines for 'crane' that differ"):
+        classes.with_links(path)
+
+
+def test_accents_in_two_characters_are_the_same_class(tmp_path: Path) -> None:
+    classes = ClassSet(["ant", "m\u00fccke"])
+    path = tmp_path / "links.csv"
+    path.write_text("class,synset\nmu\u0308cke,mosquito.n.01\n", encoding="utf-8")
+    assert classes.with_links(path).synsets == (None, "mosquito.n.01")
+    assert classes.index("mu\u0308cke") == 1

@@ -74,3 +74,21 @@ def test_no_file(tmp_path: Path) -> None:
     (tmp_path / "bad.npz").write_bytes(b"PK no zip")
     with pytest.raises(UserError, match="cannot be read"):
         FileCost(tmp_path / "bad.npz").matrix(SOURCE, TARGET)
+
+
+def test_what_is_no_matrix_at_all(tmp_path: Path) -> None:
+    arrays = {"source": list(SOURCE), "target": list(TARGET)}
+    np.save(tmp_path / "a.npy", COST.numpy())
+    (tmp_path / "a.npy").rename(tmp_path / "a.npz")
+    np.savez(tmp_path / "b.npz", cost=COST.numpy() + 1j, **arrays)
+    np.savez(tmp_path / "c.npz", cost=COST.numpy(), source=np.array("dog"), target=list(TARGET))
+    written(tmp_path, 'x,wolf\ndog,"' + "1" * 200_000)
+    for name in ("a.npz", "b.npz", "c.npz", "cost.csv"):
+        with pytest.raises(UserError, match=rf"a cost matrix .CSV or .npz. in .*{name}, but it cannot be read"):
+            load_cost(tmp_path / name)
+
+
+def test_accents_in_two_characters_are_the_same_name(tmp_path: Path) -> None:
+    path = written(tmp_path, "x,bu\u0308s\ndog,1\n")
+    for name in ("b\u00fcs", "bu\u0308s"):
+        assert FileCost(path, scale="none").matrix(ClassSet(["dog"]), ClassSet([name])).tolist() == [[1.0]]

@@ -290,3 +290,14 @@ def test_fingerprint_opens_no_file(files: FileImages) -> None:
     assert files.fingerprint() == first
     path.unlink()
     assert files.fingerprint() not in prints
+
+
+def test_a_transparent_grey_of_sixteen_bits(tmp_path: Path) -> None:
+    """It is brought to eight bits like any other, and what the file calls transparent lies on white."""
+    grey = (np.arange(1600, dtype=np.uint16) * 40).reshape(40, 40)
+    Image.fromarray(grey).save(tmp_path / "plain.png")
+    Image.fromarray(grey).save(tmp_path / "clear.png", transparency=40 * 1599)
+    plain, clear = Reader(40)(tmp_path / "plain.png"), Reader(40)(tmp_path / "clear.png")
+    assert torch.equal(clear[:, -1, -1], torch.full((3,), 255, dtype=torch.uint8))
+    assert plain[0, -1, -1] < 255
+    assert torch.equal(clear.flatten(1)[:, :-1], plain.flatten(1)[:, :-1])

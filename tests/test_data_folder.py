@@ -283,3 +283,45 @@ def test_what_is_no_image_is_said_or_skipped(photos: Path) -> None:
     assert {Path(each.image).name for each in pair.skipped} == {"notes.txt", "gone.png"}
     with pytest.raises(UserError, match=r"shots to at most 2"):
         CategoryPair("x", Folder(photos), on_bad_image="skip", **{**settings, "shots": 3}).load()
+
+
+@pytest.mark.parametrize("names", [("train", "dev"), ("val", "test"), ("Train", "holdout", "test")])
+def test_parts_of_other_names_are_no_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        for each in ("dog", "cat"):
+            picture(tmp_path / name / each / "0.png")
+    with pytest.raises(UserError, match=r"rename the training part train|move the latter elsewhere"):
+        Folder(tmp_path)
+
+
+def test_a_class_may_be_called_as_a_part_is(tmp_path: Path) -> None:
+    for name in ("train/steam", "train/diesel", "bus", "tram"):
+        picture(tmp_path / name / "0.png")
+    assert Folder(tmp_path).classes.names == ("bus", "train", "tram")
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        ("path,label\nimages/0.png,wolf, grey\n", "2 cells in line 2 of .*list.csv, but got more .'grey'.: put quotes"),
+        ("path,label,label\nimages/0.png,wolf,bus\n", "each column once in .*list.csv, but got 'label'"),
+        (
+            "path,label\nimages/0.png,wolf\n./images/0.png,wolf\n",
+            "each image once in .*, but got './images/0.png' twice",
+        ),
+        ("path,label,split\nimages/0.png,a,train\nimages/../images/0.png,a,test\n", "each image once"),
+        (
+            'path,label\nimages/0.png,"' + "a" * 200_000,
+            "a CSV file in .*list.csv, but it cannot be read: .*: is a quote left open",
+        ),
+    ],
+)
+def test_a_table_that_says_more_or_the_same_twice(tmp_path: Path, lines: str, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        Folder(table(tmp_path, lines))
+
+
+def test_empty_cells_at_the_end_are_nothing(tmp_path: Path) -> None:
+    """As spreadsheets write them."""
+    path = table(tmp_path, "path,label\nimages/0.png,wolf,,\nimages/1.png,bus, \n")
+    assert Folder(path).classes.names == ("bus", "wolf")

@@ -105,15 +105,15 @@ def test_a_broken_file_is_trained_again_and_replaced(left: Any, run: Callable[..
 
 
 def test_a_reader_never_sees_half_a_file(run: Callable[..., Pretrained], tmp_path: Path, monkeypatch: Any) -> None:
-    """A failing write leaves what was there before, and no litter."""
+    """A failing write leaves what was there before, and no litter; what was trained is used all the same."""
 
     def fails(content: Any, file: Any) -> None:
         file.write(b"half")
         raise OSError(28, "No space left on device", "x")
 
     monkeypatch.setattr(torch, "save", fails)
-    with pytest.raises(OSError, match="No space"):
-        run()
+    with pytest.warns(UserWarning, match=r"the pre-trained trunk cannot be kept .* No space left.*cache=DIR"):
+        assert run().state
     assert not files(tmp_path / "cache")
 
 

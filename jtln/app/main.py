@@ -19,7 +19,9 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
+from jtln.app.folder import new_sweep_folder, own_folder
 from jtln.app.mistakes import check_choices, check_types, explain
 from jtln.app.study import config_dir_given, is_study, overrides_given
 from jtln.app.study import main as study
@@ -56,10 +58,14 @@ def main(arguments: list[str] | None = None, job: Callable[[DictConfig], Any] | 
     # multiple of the time, and where one runs alone it gains nothing that can be measured.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     SweepTable.failed.clear()
+    sweep: str | None = None
     program, sys.argv = sys.argv, [sys.argv[0], *arguments]
     try:
         check_choices(arguments)
-        sys.argv[1:] = _options_first([*_resumed(arguments), *_sweep_folder()])
+        sweep = _sweep_folder(arguments)
+        sys.argv[1:] = _options_first(
+            [*_resumed(arguments), *([] if sweep is None else [f'hydra.sweep.dir="{sweep}"'])]
+        )
         decorate = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")
         decorate(lambda config: _guarded(job or _train, config))()
     except BrokenPipeError:
@@ -77,6 +83,9 @@ def main(arguments: list[str] | None = None, job: Callable[[DictConfig], Any] | 
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     finally:
         sys.argv = program
+        if sweep is not None:
+            with contextlib.suppress(OSError):  # it is not empty, as it should be
+                Path(sweep).rmdir()
     return 1 if SweepTable.failed else 0
 
 
@@ -122,7 +131,11 @@ def _resumed(arguments: list[str]) -> list[str]:
     keys = {argument.partition("=")[0] for argument in now if "=" in argument and not argument.startswith("-")}
     if (folder / "result.json").is_file() and not keys:
         raise UserError(f"the run in {folder} is finished: to train it for longer, give epochs= as well")
-    written: Any = OmegaConf.to_container(OmegaConf.load(overrides), resolve=False)
+    try:
+        written: Any = OmegaConf.to_container(OmegaConf.load(overrides), resolve=False)
+    except (OmegaConfBaseException, YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"expected the run's arguments in {overrides}, but it cannot be read: {reason}") from error
     earlier = [str(override) for override in written]
     same = {argument.partition("=")[0] for argument in now if argument in earlier}  # given again, by DDP for one
     settings = sorted(key for key in keys - same if not key.lstrip("+~").startswith(_NO_SETTING))
@@ -165,10 +178,14 @@ def _flat(values: Any, above: str = "") -> dict[str, Any]:
     return {k: v for key, value in values.items() for k, v in _flat(value, f"{above}.{key}".lstrip(".")).items()}
 
 
-def _sweep_folder() -> list[str]:
-    """In a process that another one started (DDP): the first one's sweep folder, which is named after its time."""
-    folder = os.environ.get(SWEEP_FOLDER) if os.environ.get("LOCAL_RANK", "0") != "0" else None
-    return [] if folder is None else [f'hydra.sweep.dir="{folder}"']
+def _sweep_folder(arguments: list[str]) -> str | None:
+    """The folder of a multirun for which the user names none; in a process that another one started (DDP), of that
+    one's."""
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        return os.environ.get(SWEEP_FOLDER)
+    is_multirun = bool({"-m", "--multirun"} & set(arguments)) and not {"--help", "--cfg", "-c"} & set(arguments)
+    is_named = any(argument.lstrip("+~").startswith("hydra.sweep.dir=") for argument in arguments)
+    return str(new_sweep_folder()) if is_multirun and not is_named else None
 
 
 def _guarded(job: Callable[[DictConfig], Any], config: DictConfig) -> None:
@@ -200,6 +217,11 @@ def _guarded(job: Callable[[DictConfig], Any], config: DictConfig) -> None:
 
 
 def _train(config: DictConfig) -> Any:
+    with own_folder():
+        return _train_in_it(config)
+
+
+def _train_in_it(config: DictConfig) -> Any:
     # Here, so that --help and a mistake in the call need not wait for PyTorch.
     from jtln.app.build import build
     from jtln.run import run

@@ -39,10 +39,22 @@ def explain(error: BaseException, overrides: Sequence[str]) -> str | None:
     if isinstance(error, MissingConfigException):
         return _wrong_file(error)
     if isinstance(error, OverrideParseException):
-        return f"expected GROUP=FILE or KEY=VALUE, but got '{error.override}'; a value with spaces or = needs quotes"
+        return _unquoted(str(error.override))
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _wrong_key(error, overrides) or " ".join(str(error).split())
     return None
+
+
+def _unquoted(override: str) -> str:
+    """An argument that Hydra cannot read, and how it reads it."""
+    key, sign, value = override.partition("=")
+    value = value.strip("\"'")
+    told = f"expected GROUP=FILE or KEY=VALUE, but got '{override}'"
+    if not sign or not re.fullmatch(r"[\w.@/+~-]+", key) or not value or "'" in value or value[0] in "[{":
+        return f"{told}; a value with spaces, = or letters such as ü needs quotes inside those of the shell"
+    return f"{told}; a value with spaces, =, brackets or letters such as ü needs quotes inside those of the shell: " + (
+        f"\"{key}='{value}'\""
+    )
 
 
 def _wrong_file(error: MissingConfigException) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from jtln.app.command import guarded
@@ -31,7 +32,7 @@ def main(arguments: list[str]) -> int:
 
 def _report(given: argparse.Namespace) -> int:
     from jtln.study.evidence import BASELINES, gather
-    from jtln.study.ledger import read_results
+    from jtln.study.ledger import broken_results, read_results
     from jtln.study.naming import Run
     from jtln.study.page import show_evidence, write_evidence
 
@@ -41,6 +42,8 @@ def _report(given: argparse.Namespace) -> int:
             raise UserError(f"expected folders with finished runs, but there is no folder {folder}")
         for path, result in read_results(folder):
             found[path.resolve()] = Run(None, result, path.parent)
+        for path in broken_results(folder):
+            print(f"note: left out, as its result cannot be read: {path}", file=sys.stderr)
     if not found:
         raise UserError(
             f"expected finished runs, but there is no result.json below {', '.join(map(str, given.folders))}"

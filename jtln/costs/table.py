@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jtln.classes import ClassSet
+from jtln.classes import ClassSet, composed
 from jtln.costs.base import Cost
 from jtln.errors import UserError
 
@@ -68,13 +68,16 @@ def load_cost(path: Path) -> tuple[Tensor, list[str], list[str]]:
                 if missing := [key for key in KEYS if key not in arrays]:
                     raise UserError(f"expected the arrays {', '.join(KEYS)} in {path}, but there is no {missing[0]}")
                 cost, rows, columns = (arrays[key] for key in KEYS)
+            if not np.isrealobj(cost):
+                raise ValueError("its cost holds complex numbers")
             matrix, names = (
                 torch.from_numpy(np.asarray(cost, dtype=np.float32)),
                 [list(map(str, rows)), list(map(str, columns))],
             )
         else:
             matrix, names = _read_csv(path)
-    except (OSError, ValueError, UnicodeDecodeError, zipfile.BadZipFile) as error:
+        names = [list(map(composed, axis)) for axis in names]
+    except (OSError, ValueError, TypeError, csv.Error, zipfile.BadZipFile) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"expected a cost matrix (CSV or .npz) in {path}, but it cannot be read: {error}") from error
@@ -117,6 +120,7 @@ def _number(cell: str, where: str) -> float:
 
 def _places(names: Sequence[str], there: Sequence[str], side: str, path: Path) -> list[int]:
     index = {name: place for place, name in enumerate(there)}
+    names = [name if name in index else composed(name) for name in names]
     if missing := [name for name in names if name not in index]:
         near = difflib.get_close_matches(missing[0], there, n=3)
         hint = f"; near to it: {', '.join(near)}" if near else ""

@@ -166,8 +166,8 @@ class CategoryPair(PairSpec):
         of_target, of_source = self.target.classes, self.source.classes
         if links is not None:
             of_target, of_source = (
-                of_target.with_links(links, also=of_source.names),
-                of_source.with_links(links, also=of_target.names),
+                of_target.with_links(links, also=of_source.names, task="target"),
+                of_source.with_links(links, also=of_target.names, task="source"),
             )
         chosen = select(of_target, target_wanted, "target_classes", (self.split_seed, 0), of_target.names)
         self.target_classes = of_target.subset(chosen)

@@ -181,10 +181,10 @@ def _turn(image: Image.Image) -> None:
 
 def _plain(image: Image.Image) -> Image.Image:
     """The image in L, RGB or RGBA, of 8 bits a channel."""
-    if image.has_transparency_data:
-        return image.convert("RGBA")
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return _eight_bits(image)
+    if image.has_transparency_data:
+        return image.convert("RGBA")
     if image.mode == "LAB":
         return _from_lab(image)
     if image.mode in ("L", "RGB"):
@@ -193,12 +193,18 @@ def _plain(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Grey of more than 8 bits, brought to 8: white is 1, 255 or 65535, the least that holds, or the largest value."""
+    """Grey of more than 8 bits, brought to 8: white is 1, 255 or 65535, the least that holds, or the largest value.
+    RGBA where the file says of one grey that it is transparent."""
     values = np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=0.0).clip(min=0)
     most = float(values.max(initial=0.0))
     whites = {"I": (255.0, 65535.0), "F": (1.0, 255.0, 65535.0)}.get(image.mode, (65535.0,))
     white = next((white for white in whites if most <= white), most)
-    return Image.fromarray((values * (255 / white)).round().astype(np.uint8))
+    grey = Image.fromarray((values * (255 / white)).round().astype(np.uint8))
+    clear = image.info.get("transparency")
+    if not isinstance(clear, int):
+        return grey
+    alpha = Image.fromarray(np.where(np.asarray(image) == clear, 0, 255).astype(np.uint8))
+    return Image.merge("LA", (grey, alpha)).convert("RGBA")
 
 
 def _from_lab(image: Image.Image) -> Image.Image:

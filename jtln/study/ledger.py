@@ -66,11 +66,18 @@ class Ledger:
 
 def read_results(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Every readable result below ``folder``, at any depth, with its path; the trials of a tuning are passed over."""
-    for path in sorted(folder.rglob("result.json")):
-        if "trials" in path.relative_to(folder).parts:
-            continue
+    for path in _result_files(folder):
         if (result := read_result(path)) is not None:
             yield path, result
+
+
+def broken_results(folder: Path) -> list[Path]:
+    """The other results."""
+    return [path for path in _result_files(folder) if read_result(path) is None]
+
+
+def _result_files(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.rglob("result.json")) if "trials" not in path.relative_to(folder).parts]
 
 
 def read_result(path: Path) -> dict[str, Any] | None:

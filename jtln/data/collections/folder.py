@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from jtln.classes import ClassSet, read_table
+from jtln.classes import ClassSet, composed, read_table
 from jtln.data.collections.base import Collection
 from jtln.data.files import FileImages, Reader
 from jtln.data.images import ImageSet
@@ -77,6 +76,11 @@ def _class_folders(root: Path) -> dict[str, dict[str, str]]:
     kinds = {PARTS[name.lower()] for name, inner in parts.items() if inner}
     if "train" in kinds and (len(kinds) > 1 or len(parts) == len(found)):  # else a class may be called train
         return _parts(root, found, parts)
+    if kinds and all(map(_folders, found.values())):  # whatever it is called: what a part holds is no class
+        raise UserError(
+            f"expected folders of classes, or train/ and any of val/ and test/ with such folders, in {root}, but got "
+            f"{_some([*found])}, which all hold folders: rename the training part train, and the others val and test"
+        )
     if not found:
         raise UserError(
             f"expected a folder of images for each class in {root}, but got no folder: sort the images into folders, "
@@ -128,7 +132,7 @@ def _folders(root: str | Path) -> dict[str, str]:
 def _called(name: str) -> str:
     """A class's name as a table can hold it: without spaces around it, accents in one way, bytes that are no text
     written out."""
-    return unicodedata.normalize("NFC", name).encode("utf-8", "backslashreplace").decode("utf-8").strip()
+    return composed(name).encode("utf-8", "backslashreplace").decode("utf-8").strip()
 
 
 def _entries(folder: str | Path) -> list[tuple[str, bool]]:
@@ -195,10 +199,11 @@ def _read_csv(path: Path) -> dict[str, Files]:
                 "expected a path, a label and, where there is a column split, train, val or test in every line of "
                 f"{path}, but got: {','.join(line.values())}"
             )
-        if line["path"] in seen:
+        file = str(path.parent / line["path"])
+        if (same := os.path.abspath(file)) in seen:  # ./dog/1.jpg is dog/1.jpg
             raise UserError(f"expected each image once in {path}, but got '{line['path']}' twice: take one line out")
-        seen.add(line["path"])
-        rows.setdefault(split, []).append((str(path.parent / line["path"]), _called(line["label"])))
+        seen.add(same)
+        rows.setdefault(split, []).append((file, _called(line["label"])))
     return rows
 
 

@@ -1,0 +1,83 @@
+"""The folder that a run writes into is its own, also where several are started in the same second."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain, count
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import OmegaConf, read_write
+
+from jtln.errors import UserError
+
+_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # where Lightning looks for a process's number
+
+
+@contextmanager
+def own_folder() -> Iterator[None]:
+    """Hold the run's folder until the end; one that is called after the time gets a number where it is taken.
+
+    Raises:
+        UserError: another run that is under way writes into the folder that the user named.
+    """
+    hydra: Any = HydraConfig.get()
+    if hydra.mode == RunMode.MULTIRUN or any(os.environ.get(name, "0") != "0" for name in _RANKS):
+        yield
+        return
+    wanted = Path(hydra.runtime.output_dir)
+    given: Any = OmegaConf.to_container(hydra.overrides.hydra, resolve=False)  # as typed: ${now:...}
+    named = [str(each) for each in given if str(each).lstrip("+~").startswith("hydra.run.dir=")]
+    is_named = bool(named) and "${now" not in named[-1]
+    for folder in [wanted] if is_named else _numbered(wanted):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            continue
+        except (NotImplementedError, OSError):  # a file system without locks, or nothing may be written: said later
+            yield
+            return
+        if is_named or not (folder / "overrides.yaml").is_file():
+            break
+        _release(lock)
+    else:
+        raise UserError(
+            f"expected a folder that no other run writes into, but one is under way in {wanted}: wait until it has "
+            "ended, or give this one another with hydra.run.dir=DIR"
+        )
+    if folder != wanted:
+        with read_write(hydra):
+            hydra.run.dir = hydra.runtime.output_dir = str(folder)
+    try:
+        yield
+    finally:
+        _release(lock)
+
+
+def _release(lock: FileLock) -> None:
+    Path(lock.lock_file).unlink(missing_ok=True)
+    lock.release()
+
+
+def new_sweep_folder() -> Path:
+    """A folder of its own for a multirun, called after the time, and made."""
+    for folder in _numbered(Path("multirun", time.strftime("%Y-%m-%d_%H-%M-%S"))):
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise AssertionError
+
+
+def _numbered(folder: Path) -> Iterator[Path]:
+    """The folder, and the same with -2, -3, ... at its end."""
+    return chain([folder], (folder.with_name(f"{folder.name}-{number}") for number in count(2)))
