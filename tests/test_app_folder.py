@@ -39,6 +39,22 @@ def test_a_folder_in_which_a_run_is_under_way(tmp_path: Path, capsys: pytest.Cap
     assert main([*RUN, "hydra.run.dir=mine"]) == 0
 
 
+def test_without_locks_a_fault_is_not_blamed_on_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(1, "no locks here", "mine/.lock")
+
+    def build(config: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(FileLock, "acquire", fails)
+    monkeypatch.setattr("jtln.app.build.build", build)
+    with pytest.raises(ZeroDivisionError):
+        main([*RUN, "hydra.run.dir=mine"])
+    assert "no locks here" not in capsys.readouterr().err
+
+
 def test_multiruns_of_the_same_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.strftime", lambda form: "now")
     assert [str(new_sweep_folder()) for _ in range(3)] == ["multirun/now", "multirun/now-2", "multirun/now-3"]

@@ -35,19 +35,20 @@ def own_folder() -> Iterator[None]:
     given: Any = OmegaConf.to_container(hydra.overrides.hydra, resolve=False)  # as typed: ${now:...}
     named = [str(each) for each in given if str(each).lstrip("+~").startswith("hydra.run.dir=")]
     is_named = bool(named) and "${now" not in named[-1]
+    lock: FileLock | None = None
     for folder in [wanted] if is_named else _numbered(wanted):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock")
+        held = FileLock(folder / ".lock")
         try:
-            lock.acquire(timeout=0)
+            held.acquire(timeout=0)
         except Timeout:
             continue
         except (NotImplementedError, OSError):  # a file system without locks, or nothing may be written: said later
-            yield
-            return
+            break  # and the run is not made here: what it raises would seem to come of this
         if is_named or not (folder / "overrides.yaml").is_file():
+            lock = held
             break
-        _release(lock)
+        _release(held)
     else:
         raise UserError(
             f"expected a folder that no other run writes into, but one is under way in {wanted}: wait until it has "
@@ -59,7 +60,8 @@ def own_folder() -> Iterator[None]:
     try:
         yield
     finally:
-        _release(lock)
+        if lock is not None:
+            _release(lock)
 
 
 def _release(lock: FileLock) -> None:
