@@ -115,6 +115,7 @@ MISTAKES = {
     "-m study=quick method=joint": "study.only=[...]",
     "-m study=quick study.only=[jtln]": "unknown row in study.only 'jtln'",
     "-m study=quick study.seeds=[1000] study.tune.trials=2": "other seeds",
+    "-m study=quick study.tune.trials=2 study.tune.margin=-1": "a number >= 0 for study.tune.margin, but got -1",
     "-m study=quick dataset=pictograms study.shots=1 study.tune.trials=2": "tuning would have seen the study's test",
     "-m study=quick dataset.split_seed=${seed} study.tune.trials=2": "tuning would have seen the study's test",
     "-m study=quick dataset=pictograms": "5 shots: expected 1 to 3 shots",

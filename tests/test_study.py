@@ -18,7 +18,7 @@ from jtln.errors import UserError
 from jtln.study.job import Job, row_hash, settings_hash, spelled, trunk_hash
 from jtln.study.ledger import Ledger
 from jtln.study.schedule import Done, Schedule
-from jtln.study.tune import Search, _holds, run_searches
+from jtln.study.tune import Search, Tuned, _holds, run_searches
 from jtln.study.workers import InThisProcess, Process, environments, last_words
 from jtln.tables import clock
 
@@ -104,7 +104,7 @@ def job(name: str, trunk: str | None = None, **more: Any) -> Job:
 
 
 def write_result(folder: Path, settings: str, val: float = 0.5) -> None:
-    figures = {"accuracy": val}
+    figures = {"accuracy": val, "n": 100}
     facts = {"target": {"test": figures, "val": figures}, "seed": 0, "settings": {"run": settings}, "seconds": 1.0}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "result.json").write_text(json.dumps(facts), encoding="utf-8")
@@ -333,6 +333,7 @@ def test_the_search_starts_with_what_is_configured_and_finds_better(
     assert tuned.trials[0][0]["x"] == 4.0
     assert tuned.validation == max(value for _, value in tuned.trials if value is not None)
     assert abs(tuned.values["x"] - 1) < 1
+    assert not tuned.kept
     assert len(trainer.calls) <= 30
     told = capsys.readouterr().out
     assert "test" not in told
@@ -353,12 +354,32 @@ def test_a_search_is_replayed_and_more_trials_go_on_from_it(tmp_path: Path) -> N
     assert (more.trials[:10], made) == (first.trials, 2)
 
 
+def test_what_is_configured_stays_unless_a_trial_beats_it_by_more_than_the_error() -> None:
+    """Of 0.5 and 0.6 over 24 images, two runs of 12, with a standard error of sqrt(0.6 * 0.4 / 24) = 0.1."""
+
+    def chosen(best: float, margin: float = 1.0, space: Mapping[str, Any] | None = None) -> Tuned:
+        search = searches(3, space or {"x": [0.0, 10.0]}, (7, 8))[0]
+        search.margin = margin
+        jobs = search.begin()
+        for accuracy in (0.5, best, 0.4):
+            for each in jobs:
+                jobs = search.take(Done(each, {"target": {"val": {"accuracy": accuracy, "n": 12}}}))
+        return search.tuned()
+
+    assert chosen(0.599) == Tuned({"x": 4.0}, 0.5, chosen(0.599).trials, kept=True)
+    assert chosen(0.601) == Tuned(chosen(0.601).trials[1][0], 0.601, chosen(0.601).trials)
+    assert chosen(0.599, margin=0).validation == 0.599
+    assert chosen(0.7, margin=3).kept
+    assert not chosen(0.501, space={"x": [5.0, 10.0]}).kept  # what is configured lies outside: no trial is it
+    assert not chosen(0.501, space={"x": [0.0, 10.0], "n": [1, 5, "int"]}).kept
+
+
 def test_trials_that_fail(tmp_path: Path) -> None:
     schedule = Schedule(Ledger(tmp_path), [InThisProcess(Trainer(fails=["x="]))])
     with pytest.raises(UserError, match="every tuning trial of row failed"):
         run_searches(searches(2, SPACE), schedule.run, 1)
     search = searches(2, {"x": [0.0, 10.0]})[0]
-    for result in (None, {"target": {"val": {"accuracy": 0.25}}}):
+    for result in (None, {"target": {"val": {"accuracy": 0.25, "n": 4}}}):
         (each,) = search._left if search._done else search.begin()
         search.take(Done(each, result))
     assert search.tuned().validation == 0.25

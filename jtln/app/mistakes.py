@@ -49,12 +49,11 @@ def _unquoted(override: str) -> str:
     """An argument that Hydra cannot read, and how it reads it."""
     key, sign, value = override.partition("=")
     value = value.strip("\"'")
-    told = f"expected GROUP=FILE or KEY=VALUE, but got '{override}'"
+    told = f"expected GROUP=FILE or KEY=VALUE, but got '{override}'; a value with spaces, =, brackets or "
+    told += "letters such as ü needs quotes inside those of the shell"
     if not sign or not re.fullmatch(r"[\w.@/+~-]+", key) or not value or "'" in value or value[0] in "[{":
-        return f"{told}; a value with spaces, = or letters such as ü needs quotes inside those of the shell"
-    return f"{told}; a value with spaces, =, brackets or letters such as ü needs quotes inside those of the shell: " + (
-        f"\"{key}='{value}'\""
-    )
+        return told
+    return f"{told}: \"{key}='{value}'\""
 
 
 def _wrong_file(error: MissingConfigException) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 import shlex
@@ -185,6 +186,7 @@ def plan(config: DictConfig, command: str, for_rows: Sequence[str] = ()) -> tupl
             seeds=_seeds("study.tune.seeds", tune.seeds),
             labels=labels if tune.shots is None else _labels(config, tune.shots, None),
             sampler_seed=at_least("study.tune.seed", tune.seed, 0),
+            margin=_margin(tune.margin),
         ),
         command=command,
         extra=(*config_dir_given(hydra), *search_path),
@@ -201,6 +203,12 @@ def _against(settings: DictConfig) -> tuple[str, ...]:
         if name not in known:
             raise unknown("row in study.against", name, known)
     return tuple(chosen)
+
+
+def _margin(value: Any) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
+        raise UserError(f"expected a number >= 0 for study.tune.margin, but got {value!r}")
+    return float(value)
 
 
 def _labels(config: DictConfig, shots: Any, rates: Any) -> tuple[Labels, ...]:

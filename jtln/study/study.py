@@ -58,6 +58,7 @@ class Tuning:
     seeds: tuple[int, ...]
     labels: tuple[Labels, ...]
     sampler_seed: int = 0
+    margin: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ def _tuned(study: Study, workers: Sequence[Worker]) -> dict[str, dict[str, Any]]
         return jobs
 
     searches = [
-        Search(row.name, row.space, row.current, tuning.trials, jobs_of(row), tuning.sampler_seed)
+        Search(row.name, row.space, row.current, tuning.trials, jobs_of(row), tuning.sampler_seed, tuning.margin)
         for row in study.rows
         if row.space
     ]
@@ -194,7 +195,8 @@ def _tuned(study: Study, workers: Sequence[Worker]) -> dict[str, dict[str, Any]]
     _write_tuned(study, tuned)
     for row, choice in tuned.items():
         values = " ".join(spelled(key, value) for key, value in choice.values.items())
-        print(f"tuned      {row}: {values} (validation {100 * choice.validation:.1f} %)")
+        kept = "as configured, " if choice.kept else ""
+        print(f"tuned      {row}: {kept}{values} (validation {100 * choice.validation:.1f} %)")
     return {row: choice.values for row, choice in tuned.items()}
 
 
@@ -203,12 +205,15 @@ def _write_tuned(study: Study, tuned: Mapping[str, Tuned]) -> None:
         "trials": study.tuning.trials,
         "seeds": study.tuning.seeds,
         "labels": [labels.words for labels in study.tuning.labels],
-        "chosen_on": "target validation accuracy, mean over seeds and numbers of labels",
+        "chosen_on": "target validation accuracy, mean over seeds and numbers of labels; the values as configured stay "
+        "unless another trial is better by more than the margin, in standard errors",
+        "margin": study.tuning.margin,
         "rows": {
             row.name: {
                 "space": row.space,
                 "overrides": [spelled(key, value) for key, value in tuned[row.name].values.items()],
                 "validation": tuned[row.name].validation,
+                "as_configured": tuned[row.name].kept,
             }
             for row in study.rows
             if row.name in tuned

@@ -1,7 +1,13 @@
-"""The same search for the hyper-parameters of every row: Optuna's TPE, on validation accuracy."""
+"""The same search for the hyper-parameters of every row: Optuna's TPE, on validation accuracy.
+
+With few validation images the best of many trials is mostly the luckiest. The values as configured, which are the first
+trial, therefore stay unless another is better by more than the standard error of an accuracy over that many images:
+Breiman's rule of one standard error, with what is configured in the place of the simplest model.
+"""
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -24,11 +30,13 @@ class Tuned:
         values: key -> value.
         validation: mean validation accuracy with them, in [0, 1], over the tuning's seeds and numbers of labels.
         trials: (values, validation accuracy or None where a run failed), in the order tried.
+        kept: whether the values are those configured, as no trial was better by more than the margin.
     """
 
     values: dict[str, Any]
     validation: float
     trials: list[tuple[dict[str, Any], float | None]]
+    kept: bool = False
 
 
 @dataclass
@@ -44,6 +52,7 @@ class Search:
         trials: how many.
         jobs: makes the runs of a trial from its number and values.
         seed: of the sampler, with the row's name.
+        margin: >= 0; standard errors by which a trial must be better than the values as configured. 0: by anything.
     """
 
     row: str
@@ -52,8 +61,10 @@ class Search:
     trials: int
     jobs: Callable[[int, Values], list[Job]]
     seed: int = 0
+    margin: float = 1.0
     _done: list[tuple[dict[str, Any], float | None]] = field(default_factory=list)
     _scores: list[float | None] = field(default_factory=list)
+    _images: int = 0  # validation images of a trial's runs, together
 
     def __post_init__(self) -> None:
         optuna = _optuna()
@@ -65,6 +76,7 @@ class Search:
         self._space = {key: _distribution(optuna, key, values) for key, values in self.space.items()}
         known = {key: self.current[key] for key in self._space if self.current.get(key) is not None}
         held = {key: value for key, value in known.items() if _holds(self._space[key], value)}
+        self._starts_as_configured = len(held) == len(self._space)
         if held:
             self._study.enqueue_trial(held)
 
@@ -74,13 +86,15 @@ class Search:
             return []
         self._trial = self._study.ask(self._space)
         self._values = {key: _rounded(value) for key, value in self._trial.params.items()}
-        self._scores, self._left = [], self.jobs(len(self._done), self._values)
+        self._scores, self._images, self._left = [], 0, self.jobs(len(self._done), self._values)
         return list(self._left)
 
     def take(self, done: Done) -> list[Job]:
         """Take the end of a run into account; returns the runs that follow from it, if any."""
         self._left.remove(done.job)
-        self._scores.append(None if done.result is None else done.result["target"]["val"]["accuracy"])
+        seen = None if done.result is None else done.result["target"]["val"]
+        self._scores.append(None if seen is None else seen["accuracy"])
+        self._images += 0 if seen is None else seen["n"]
         if self._left:
             return []
         optuna = _optuna()
@@ -96,7 +110,7 @@ class Search:
         return self.begin()
 
     def tuned(self) -> Tuned:
-        """The best trial, the first of equals.
+        """The best trial, the first of equals; the values as configured where it is not better by the margin.
 
         Raises:
             UserError: every trial failed.
@@ -105,6 +119,11 @@ class Search:
         if not scored:
             raise UserError(f"every tuning trial of {self.row} failed: see the messages above")
         values, score = max(scored, key=lambda each: each[1])
+        theirs = self._done[0][1]
+        if self._starts_as_configured and theirs is not None:
+            error = math.sqrt(score * (1 - score) / self._images)
+            if score - theirs <= self.margin * error:
+                return Tuned({key: self.current[key] for key in self._space}, theirs, self._done, kept=True)
         return Tuned(values, score, self._done)
 
 
