@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,19 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from jtln.costs import is_constant
 from jtln.data.pair import Pair
+from jtln.data.repeats import Repeat
 from jtln.experiment import Experiment
 from jtln.module import JTLN
 from jtln.pretrain import Pretrained
 from jtln.schedules import Constant
 from jtln.tables import Column, show
+
+_REPEATED = {  # by what a Repeat says
+    "test": "test images that are labelled or validation images as well: {} (test accuracy is too high)",
+    "validation": "validation images that are labelled images as well: {}",
+    "source": "test images that are training images of the source as well: {}",
+    "classes": "images that stand under another class as well: {}",
+}
 
 
 @rank_zero_only
@@ -27,7 +36,7 @@ def _names(names: Sequence[str], most: int = 8) -> str:
     return ", ".join(names[:most]) + (f", ... ({len(names)} in all)" if len(names) > most else "")
 
 
-def announce_data(experiment: Experiment, pair: Pair) -> None:
+def announce_data(experiment: Experiment, pair: Pair, repeated: Sequence[Repeat] = ()) -> None:
     spec, source, target = experiment.spec, pair.source, pair.target
     per_class = "all" if spec.shots is None else f"{spec.shots} a class"
     if spec.rate is not None:
@@ -42,6 +51,9 @@ def announce_data(experiment: Experiment, pair: Pair) -> None:
     say("shots" if spec.rate is None else "rate", f"{per_class}, {len(target.train)} labelled target images")
     if pair.skipped:
         say("skipped", f"unreadable images: {len(pair.skipped)}, listed in {experiment.folder / 'skipped.csv'}")
+    if repeated:
+        told = [_REPEATED[what].format(count) for what, count in Counter(each.what for each in repeated).items()]
+        say("repeated", f"{'; '.join(told)}. Listed in {experiment.folder / 'repeated.csv'}: take one of each two out")
 
 
 def _sizes(task: Any) -> tuple[int, int, int]:

@@ -158,7 +158,7 @@ def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
         A dictionary a row, stripped of spaces, a missing cell being empty; rows without any text are left out.
 
     Raises:
-        UserError: the file is not there, cannot be read, or lacks a column.
+        UserError: the file is not there, cannot be read, lacks a column, or one of these columns' cells has two lines.
     """
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
@@ -182,6 +182,12 @@ def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
         raise UserError(
             f"expected the columns {_columns(columns)} in {path}, but got: {', '.join(names) or 'an empty file'}"
         )
+    for row in rows:
+        if torn := next((row[name] for name in columns if "\n" in row[name]), None):
+            first = torn.splitlines()[0][:40]
+            raise UserError(
+                f"expected cells of one line in {path}, but one begins with '{first}': is a quote left open?"
+            )
     return [row for row in rows if any(row.values())]
 
 

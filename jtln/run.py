@@ -13,6 +13,7 @@ from jtln.announce import announce_data, announce_training, say
 from jtln.classifier import KEY, Description
 from jtln.data.made import made_pair
 from jtln.data.pair import Pair, PairSpec
+from jtln.data.repeats import repeats
 from jtln.data.transforms import Augment
 from jtln.experiment import Experiment
 from jtln.losses import TransportLoss
@@ -38,8 +39,9 @@ def run(experiment: Experiment) -> dict[str, Any]:
     pair = spec.load() if experiment.made_images is None else made_pair(spec, per_class=experiment.made_images)
     experiment = replace(experiment, budget=_fitting(experiment.budget, pair))
     augment = _augment(spec) if experiment.augment else None
-    write_split(folder, pair)
-    announce_data(experiment, pair)
+    repeated = repeats(pair)
+    write_split(folder, pair, repeated)
+    announce_data(experiment, pair, repeated)
 
     pretrained = None
     if experiment.pretraining is not None:

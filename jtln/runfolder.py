@@ -21,6 +21,7 @@ from jtln.calibration import Calibration
 from jtln.costs import is_constant
 from jtln.costs.table import save_cost
 from jtln.data.pair import Pair
+from jtln.data.repeats import Repeat
 from jtln.discriminant import HeadEnd
 from jtln.experiment import Experiment
 from jtln.module import JTLN
@@ -40,8 +41,9 @@ def write_settings(experiment: Experiment) -> None:
 
 
 @rank_zero_only
-def write_split(folder: Path, pair: Pair) -> None:
-    """split.csv: the target's labelled and validation images; skipped.csv: the broken ones, where there are any."""
+def write_split(folder: Path, pair: Pair, repeated: Sequence[Repeat] = ()) -> None:
+    """split.csv: the target's labelled and validation images; where there are any, skipped.csv: the broken ones, and
+    repeated.csv: those that are in the pair twice."""
     target = pair.target
     rows = [
         (part, target.classes.names[label], image)
@@ -51,6 +53,8 @@ def write_split(folder: Path, pair: Pair) -> None:
     _write_table(folder / "split.csv", ("part", "class", "image"), rows)
     if pair.skipped:
         _write_table(folder / "skipped.csv", ("image", "reason"), pair.skipped)
+    if repeated:
+        _write_table(folder / "repeated.csv", Repeat._fields, repeated)
 
 
 def _write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -252,6 +252,13 @@ def test_a_class_without_a_sound_image_is_named(tmp_path: Path) -> None:
     assert folders(root, None, on_bad_image="skip", **without).skipped == ()
 
 
+def test_classes_that_are_not_tested_are_named(tmp_path: Path) -> None:
+    photographs(tmp_path / "x" / "train")
+    photographs(tmp_path / "x" / "test", ("ant", "cat", "dog"))
+    with pytest.warns(UserWarning, match="1 of the 2 target classes have no test image.*: bee"):
+        folders(tmp_path / "x", None)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -311,6 +311,10 @@ def test_a_class_may_be_called_as_a_part_is(tmp_path: Path) -> None:
         ),
         ("path,label,split\nimages/0.png,a,train\nimages/../images/0.png,a,test\n", "each image once"),
         (
+            'path,label\n"images/0.png,wolf\nimages/1.png,bus\n',
+            "one begins with 'images/0.png,wolf': is a quote left open",
+        ),
+        (
             'path,label\nimages/0.png,"' + "a" * 200_000,
             "a CSV file in .*list.csv, but it cannot be read: .*: is a quote left open",
         ),
@@ -319,6 +323,11 @@ def test_a_class_may_be_called_as_a_part_is(tmp_path: Path) -> None:
 def test_a_table_that_says_more_or_the_same_twice(tmp_path: Path, lines: str, told: str) -> None:
     with pytest.raises(UserError, match=told):
         Folder(table(tmp_path, lines))
+
+
+def test_an_image_is_no_table(photos: Path) -> None:
+    with pytest.raises(UserError, match=r"got the image .*0.png: give the folder that the classes' folders lie in"):
+        Folder(next(photos.rglob("*0.png")))
 
 
 def test_empty_cells_at_the_end_are_nothing(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -296,6 +297,7 @@ class CategoryPair(PairSpec):
         for part, images in (("training", train), ("validation", val), ("test", test)):
             if not len(images):
                 raise UserError(f"expected {part} images of the {side} classes in {collection.name}, but got none")
+        _say_untested(side, classes, test.labels)
         return train, val, test
 
 
@@ -338,6 +340,18 @@ def _of_classes(images: ImageSet, all_classes: ClassSet, classes: ClassSet) -> I
     labels = label_of[images.labels]
     chosen = torch.nonzero(labels >= 0)[:, 0]
     return images.subset(chosen, labels[chosen])
+
+
+def _say_untested(side: str, classes: ClassSet, tested: Tensor) -> None:
+    """Warn of classes without a test image, about which test accuracy says nothing."""
+    without = torch.nonzero(tested.bincount(minlength=len(classes)) == 0)[:, 0].tolist()
+    if without:
+        named = ", ".join(classes.names[label] for label in without[:10]) + (", ..." if len(without) > 10 else "")
+        warnings.warn(
+            f"{len(without)} of the {len(classes)} {side} classes have no test image, and test accuracy says nothing "
+            f"about them: {named}",
+            stacklevel=4,
+        )
 
 
 def _check_left(classes: ClassSet, part: str, before: Tensor, after: Tensor) -> None:

@@ -12,6 +12,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -22,6 +23,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm import tqdm
 
+from jtln.atomic import replacing
 from jtln.data.files import BadImage, FileImages, Reader
 from jtln.data.images import ImageSet, as_indices
 from jtln.errors import UserError, unknown
@@ -72,6 +74,20 @@ class DecodedImages(ImageSet):
     def fingerprint(self) -> str:
         """That of the files: whether the pixels are kept changes nothing."""
         return self.files.fingerprint()
+
+    def hashes(self) -> np.ndarray:
+        """(N,) uint64: images of the same pixels have the same. Found out once, and kept beside the pixels."""
+        kept, images = self.pixels.with_suffix(".hashes"), self._mapped()
+        try:
+            known = np.fromfile(kept, dtype="<u8")
+        except OSError:
+            known = np.empty(0, dtype="<u8")
+        if len(known) != len(images):
+            digests = b"".join(hashlib.blake2b(image, digest_size=8).digest() for image in images)
+            known = np.frombuffer(digests, dtype="<u8")
+            with suppress(OSError), replacing(kept) as file:  # a cache that cannot be written to
+                file.write(digests)
+        return known[self.rows]
 
     def _mapped(self) -> np.ndarray:
         """All images of the file (M, C, H, W)."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from jtln.classes import ClassSet, composed, read_table
-from jtln.data.collections.base import Collection
+from jtln.data.collections.base import IMAGES, Collection
 from jtln.data.files import FileImages, Reader
 from jtln.data.images import ImageSet
 from jtln.errors import UserError
@@ -182,6 +182,11 @@ def files_below(folder: str, above: tuple[str, ...] | None = None) -> Iterator[s
 
 def _read_csv(path: Path) -> dict[str, Files]:
     """The files that the table lists, for each part that it has."""
+    if path.name.lower().endswith(IMAGES):
+        raise UserError(
+            f"expected a folder with a folder of images for each class, or a CSV file of path and label, but got the "
+            f"image {path}: give the folder that the classes' folders lie in"
+        )
     lines = read_table(path, COLUMNS[:2])
     if not lines:
         raise UserError(f"expected a line for each image in {path}, but it has none: write path,label under its header")
