@@ -12,9 +12,11 @@ from jtln.errors import UserError
 def guarded(parser: argparse.ArgumentParser, arguments: list[str], job: Callable[[argparse.Namespace], int]) -> int:
     """``job`` with what ``parser`` makes of the arguments; a user's mistake is one line and the exit code 2."""
     from jtln.app.main import output_is_closed  # which imports Hydra
+    from jtln.app.warned import in_words
 
     try:
-        return job(parser.parse_args(arguments))
+        with in_words():
+            return job(parser.parse_args(arguments))
     except SystemExit as end:
         return int(end.code or 0)
     except UserError as error:

@@ -26,6 +26,7 @@ from jtln.app.mistakes import check_choices, check_types, explain
 from jtln.app.study import config_dir_given, is_study, overrides_given
 from jtln.app.study import main as study
 from jtln.app.sweep import SWEEP_FOLDER, SweepTable
+from jtln.app.warned import in_words
 from jtln.errors import UserError
 from jtln.study.job import is_setting
 
@@ -37,6 +38,7 @@ def config_dir() -> Path:
     return inside if inside.is_dir() else package.parent / "conf"
 
 
+@in_words()
 def main(arguments: list[str] | None = None, job: Callable[[DictConfig], Any] | None = None) -> int:
     """Run ``python train.py ARGUMENTS``; returns the exit code: 0, 1 for a failed run, 2 for a mistake in the call.
 
