@@ -10,12 +10,16 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 
-PACKAGES = ("jtln", "torch", "torchvision", "pytorch-lightning", "hydra-core", "torchmetrics", "numpy")
+import jtln
+
+PACKAGES = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "torchmetrics", "numpy")
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that results may depend on."""
-    return {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}}
+    """Of Python, of this package (which may run from a checkout that is not installed) and of those that results may
+    depend on."""
+    ours = {"python": platform.python_version(), "jtln": jtln.__version__}
+    return {**ours, **{package: version(package) for package in PACKAGES}}
 
 
 def git_commit() -> str | None:

@@ -1,9 +1,24 @@
+import importlib.metadata
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from jtln.provenance import git_commit
+import jtln
+from jtln.provenance import git_commit, versions
+
+
+def test_a_checkout_that_is_not_installed_has_a_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = importlib.metadata.version
+
+    def without_ours(package: str) -> str:
+        if package == "jtln":
+            raise importlib.metadata.PackageNotFoundError(package)
+        return installed(package)
+
+    assert versions()["jtln"] == installed("jtln")
+    monkeypatch.setattr("jtln.provenance.version", without_ours)
+    assert versions()["jtln"] == jtln.__version__
 
 
 def test_the_commit_and_whether_the_code_has_changed_since(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

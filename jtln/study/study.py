@@ -7,10 +7,10 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from jtln import __version__
 from jtln.errors import UserError
 from jtln.provenance import git_commit
 from jtln.study.evidence import gather
@@ -111,7 +111,7 @@ def run_study(study: Study, workers: Sequence[Worker]) -> bool:
     sizes = f"{len(study.rows)} x {len(study.labels)} x {len(study.seeds)} = {len(jobs)} runs"
     print(f"study {study.name}: rows x numbers of labels x seeds: {sizes}, of which {len(known)} are done; ", end="")
     print(_count(workers), flush=True)
-    if note := of_other_code(known, git_commit(), version("jtln")):
+    if note := of_other_code(known, git_commit(), __version__):
         print(f"note: {note}; to have these made anew, move their folders out of {study.runs}", flush=True)
     ended = schedule.run(jobs, len(jobs))
     failed = [done for done in ended if done.result is None]
@@ -188,7 +188,7 @@ def _tuned(study: Study, workers: Sequence[Worker]) -> dict[str, dict[str, Any]]
         flush=True,
     )
     tuned = run_searches(searches, schedule.run, per_trial)
-    if note := of_other_code(replayed, git_commit(), version("jtln")):
+    if note := of_other_code(replayed, git_commit(), __version__):
         trials = schedule.ledger.folder
         print(f"note: of the trials, {note}; to have these made anew, move their folders out of {trials}", flush=True)
     study.folder.mkdir(parents=True, exist_ok=True)
