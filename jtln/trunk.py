@@ -43,7 +43,13 @@ class Trunk(nn.Module):
         return self.body(images.contiguous(memory_format=torch.channels_last))
 
 
-def alexnet(image_size: int, weights: str = "auto", width: float = 0.25, dropout: float = 0.5) -> Trunk:
+def alexnet(
+    image_size: int,
+    weights: str = "auto",
+    width: float = 0.25,
+    dropout: float | None = None,
+    batch_norm: bool = False,
+) -> Trunk:
     """AlexNet up to its second fully connected layer ("fc7", after ReLU).
 
     From 64 pixels on it is torchvision's, D = 4096. Below, where that one's strides leave nothing of the image, it is
@@ -56,8 +62,13 @@ def alexnet(image_size: int, weights: str = "auto", width: float = 0.25, dropout
             a name of torchvision's ("IMAGENET1K_V1"), "none", or a file: a state dict of torchvision's AlexNet or of
             this trunk, or a checkpoint of a run.
         width: > 0; of the small form only.
-        dropout: probability in [0, 1), before each fully connected layer.
+        dropout: probability in [0, 1), before each fully connected layer; None is AlexNet's own 0.5, and 0.2 in the
+            small form, which a few passes over a source set do not let overfit (notebooks/research_log.ipynb).
+        batch_norm: of the small form only: whether a batch norm follows each convolution. It then learns more from as
+            many steps.
     """
+    if dropout is None:
+        dropout = 0.5 if image_size >= SMALLEST_FULL else 0.2
     _check_trunk_options(image_size, dropout)
     if image_size >= SMALLEST_FULL:
         model = torchvision.models.alexnet(dropout=dropout)
@@ -66,8 +77,9 @@ def alexnet(image_size: int, weights: str = "auto", width: float = 0.25, dropout
     else:
         if not width > 0:
             raise UserError(f"expected trunk.width > 0, but got {width}")
-        body = _SmallAlexNet(width, dropout)
-        trunk = Trunk(body, f"alexnet-small-{width:g}", body.dim, SMALL_MEAN, SMALL_STD)
+        body = _SmallAlexNet(width, dropout, batch_norm)
+        name = f"alexnet-small-{width:g}{'-bn' if batch_norm else ''}"
+        trunk = Trunk(body, name, body.dim, SMALL_MEAN, SMALL_STD)
     return _with_weights(trunk, weights, "alexnet" if image_size >= SMALLEST_FULL else None)
 
 
@@ -107,16 +119,21 @@ def from_torchvision(image_size: int, name: str = "resnet50", weights: str = "au
 
 
 class _SmallAlexNet(nn.Module):
-    def __init__(self, width: float, dropout: float) -> None:
+    def __init__(self, width: float, dropout: float, batch_norm: bool) -> None:
         super().__init__()
         c1, c2, c3, c4, c5 = (max(1, round(channels * width)) for channels in (64, 192, 384, 256, 256))
         self.dim = max(1, round(4096 * width))
+
+        def convolution(inputs: int, outputs: int, size: int) -> list[nn.Module]:
+            norm = [nn.BatchNorm2d(outputs)] if batch_norm else []
+            return [nn.Conv2d(inputs, outputs, size, padding=size // 2), *norm, nn.ReLU(inplace=True)]
+
         self.features = nn.Sequential(
-            nn.Conv2d(3, c1, 5, padding=2), nn.ReLU(inplace=True), nn.MaxPool2d(2),
-            nn.Conv2d(c1, c2, 5, padding=2), nn.ReLU(inplace=True), nn.MaxPool2d(2),
-            nn.Conv2d(c2, c3, 3, padding=1), nn.ReLU(inplace=True),
-            nn.Conv2d(c3, c4, 3, padding=1), nn.ReLU(inplace=True),
-            nn.Conv2d(c4, c5, 3, padding=1), nn.ReLU(inplace=True),
+            *convolution(3, c1, 5), nn.MaxPool2d(2),
+            *convolution(c1, c2, 5), nn.MaxPool2d(2),
+            *convolution(c2, c3, 3),
+            *convolution(c3, c4, 3),
+            *convolution(c4, c5, 3),
             nn.AdaptiveMaxPool2d(3),
         )  # fmt: skip
         self.classifier = nn.Sequential(

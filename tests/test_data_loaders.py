@@ -192,6 +192,23 @@ def test_training_without_the_target(pair: Pair, tmp_path: Path) -> None:
     assert only.passes(25) == {"source": 4.0}
 
 
+@pytest.mark.parametrize("use_target", [True, False])
+def test_of_many_source_images_a_few_validate_while_the_target_is_trained(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use_target: bool
+) -> None:
+    monkeypatch.setattr("jtln.data.loaders.WATCHED", 2)
+    every = pair.source.val.labels.tolist()
+    step = -(-len(every) // 2)
+    assert step > 1
+    model, both = Watcher(), data(pair, use_target=use_target)
+    trainer(tmp_path, epochs=1).fit(model, both)
+    seen = {index: labels for index, _, _, labels in model.seen["val"]}
+    assert seen == {0: pair.target.val.labels.tolist(), 1: every[::step] if use_target else every}
+    model.seen["val"].clear()
+    trainer(tmp_path, epochs=1).validate(model, both, verbose=False)
+    assert [labels for index, _, _, labels in model.seen["val"] if index == 1] == [every]
+
+
 def test_feature_loaders_read_every_training_image_once(pair: Pair) -> None:
     module = data(pair, eval_batch_size=6)
     for name in ("source", "target"):

@@ -49,9 +49,9 @@ def test_alexnet_is_torchvisions_up_to_fc7(size: int, whole: nn.Module, whole_fi
 
 
 @pytest.mark.parametrize("size", [8, 28, 32, 63])
-@pytest.mark.parametrize(("width", "dim"), [(0.125, 512), (0.01, 41)])
-def test_small_alexnet(size: int, width: float, dim: int) -> None:
-    trunk = alexnet(size, width=width).eval()  # "auto" weights are none here
+@pytest.mark.parametrize(("width", "dim", "batch_norm"), [(0.125, 512, False), (0.01, 41, False), (0.125, 512, True)])
+def test_small_alexnet(size: int, width: float, dim: int, batch_norm: bool) -> None:
+    trunk = alexnet(size, width=width, batch_norm=batch_norm).eval()  # "auto" weights are none here
     features = trunk(torch.rand(2, 3, size, size))
     assert features.shape == (2, trunk.dim) == (2, dim)
     assert trunk.mean == SMALL_MEAN
@@ -78,10 +78,33 @@ def test_channels_lie_last_in_memory_and_change_nothing_but_rounding(size: int) 
     torch.testing.assert_close(trunk(images), body(images), rtol=1e-4, atol=1e-5)
 
 
-def test_dropout_is_passed_on() -> None:
-    for size in (28, 64):
-        trunk = alexnet(size, weights="none", width=0.05, dropout=0.3)
-        assert {layer.p for layer in trunk.modules() if isinstance(layer, nn.Dropout)} == {0.3}
+@pytest.mark.parametrize(("size", "own"), [(28, 0.2), (64, 0.5)])
+def test_dropout_is_passed_on(size: int, own: float) -> None:
+    for given, expected in ((0.3, 0.3), (0.0, 0.0), (None, own)):
+        trunk = alexnet(size, weights="none", width=0.05, dropout=given)
+        assert {layer.p for layer in trunk.modules() if isinstance(layer, nn.Dropout)} == {expected}
+
+
+def test_batch_norms_come_between_convolutions_and_their_relus() -> None:
+    """One network with them and one without are the same function where every norm is the identity."""
+    plain, normed = alexnet(28, width=0.125), alexnet(28, width=0.125, batch_norm=True)
+    assert normed.name == plain.name + "-bn"
+    kinds = [type(layer) for layer in normed.body.features]  # type: ignore[union-attr]
+    after = [kinds[i + 1 : i + 3] for i, kind in enumerate(kinds) if kind is nn.Conv2d]
+    assert after == [[nn.BatchNorm2d, nn.ReLU]] * 5
+    layers = [layer for layer in normed.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    theirs = [layer for layer in plain.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    for ours, other in zip(layers, theirs, strict=True):
+        ours.load_state_dict(other.state_dict())
+    images = torch.rand(3, 3, 28, 28)
+    torch.testing.assert_close(normed.eval()(images), plain.eval()(images), rtol=1e-3, atol=1e-4)
+
+
+def test_weights_with_batch_norms_are_not_taken_for_others(tmp_path: Path) -> None:
+    file = tmp_path / "bn.pt"
+    torch.save(alexnet(28, width=0.125, batch_norm=True).state_dict(), file)
+    with pytest.raises(UserError, match=r"expected the weights of alexnet-small-0\.125 in .* choose the trunk"):
+        alexnet(28, weights=str(file), width=0.125)
 
 
 @pytest.mark.parametrize("form", ["body", "trunk", "checkpoint", "checkpoint with hyper-parameters"])

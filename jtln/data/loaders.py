@@ -23,6 +23,7 @@ Transform = Callable[[Tensor], Tensor]
 Batch = TypeVar("Batch")
 
 EVALUATED = ("target", "source")  # in the order of the evaluation loaders' indices
+WATCHED = 1000  # about how many source images validate while the target is trained, of which validation chooses
 
 
 class StreamSampler(Sampler[int]):
@@ -139,7 +140,8 @@ class PairData(pl.LightningDataModule):
         views: several views of every validation and test image, (B, V, 3, H, W) after ``transform_eval``; None gives
             the image itself, (B, 3, H, W).
         use_source, use_target: whether training reads these images. Validation and test offer both tasks; the
-            validations in the course of a training leave out a source that it does not read.
+            validations in the course of a training leave out a source that it does not read, and look at about 1,000
+            images of one that it reads beside the target.
     """
 
     def __init__(
@@ -177,13 +179,21 @@ class PairData(pl.LightningDataModule):
         return CombinedLoader({name: self._train_loader(sets[name], size) for name, size in sizes.items()}, "min_size")
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
-        fitting = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
-        names = EVALUATED if self.use_source or not fitting else EVALUATED[:1]
-        return [self.val_dataloader_of(name) for name in names]
+        if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
+            return [self.val_dataloader_of(name) for name in EVALUATED]
+        target = self.val_dataloader_of("target")
+        if not self.use_source:
+            return [target]
+        return [target, self.val_dataloader_of("source", WATCHED if self.use_target else None)]
 
-    def val_dataloader_of(self, side: str) -> DataLoader[Any]:
-        """This process's share of one task's validation images ("source" or "target"), each once and in order."""
-        return self._eval_loader(getattr(self.pair, side).val, self.views)
+    def val_dataloader_of(self, side: str, at_most: int | None = None) -> DataLoader[Any]:
+        """This process's share of one task's validation images ("source" or "target"), each once and in order.
+
+        Args:
+            at_most: about how many there may be, over all processes, evenly spread over the set; None: all.
+        """
+        images = getattr(self.pair, side).val
+        return self._eval_loader(images, self.views, self._step(images, at_most))
 
     def test_dataloader(self) -> list[DataLoader[Any]]:
         return [self._eval_loader(getattr(self.pair, name).test, self.views) for name in EVALUATED]
@@ -196,9 +206,7 @@ class PairData(pl.LightningDataModule):
             at_most: how many images there may be, over all processes, evenly spread over the set; None: all.
         """
         images = getattr(self.pair, side).train
-        world_size = self._process()[1]
-        step = 1 if at_most is None else max(1, min(-(-len(images) // at_most), len(images) // world_size))
-        return self._eval_loader(images, step=step)
+        return self._eval_loader(images, step=self._step(images, at_most))
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Transform the images of a batch that is on its device already."""
@@ -257,6 +265,10 @@ class PairData(pl.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             persistent_workers=workers > 0,
         )
+
+    def _step(self, images: ImageSet, at_most: int | None) -> int:
+        """Of how many images in a row one is taken, so that there are about ``at_most``, and one for each process."""
+        return 1 if at_most is None else max(1, min(-(-len(images) // at_most), len(images) // self._process()[1]))
 
     def _process(self) -> tuple[int, int]:
         """This process's rank and the number of processes."""
