@@ -16,7 +16,7 @@ from jtln.errors import UserError
 from jtln.pooling import Batch, class_sums, total, wide
 
 COLDEST, HOTTEST = 0.05, 20.0  # temperatures; a head that makes no mistake would have none, one that only guesses all
-_HALVINGS = 30  # of log temperature: to 6e-9
+_PRECISION = 1e-8  # of the temperature's logarithm
 
 
 def source_given_target(logits: Iterable[Batch], classes: int) -> Tensor:
@@ -43,13 +43,15 @@ def temperature(logits: Iterable[Batch]) -> float:
         logits: batches of logits (B, S) and labels (B,) of images that the head was NOT trained on, this process's
             share of them.
     """
+    from scipy.optimize import brentq  # here: --help stays quick
+
     batches = [(batch.float(), labels) for batch, labels in logits]
     if not batches:
         raise UserError("expected at least one batch of logits to calibrate with, but got none")
 
-    def slope(beta: float) -> float:
+    def slope(log_beta: float) -> float:
         """Of the summed cross-entropy in beta = 1 / tau; it rises with beta, for the cross-entropy is convex in it."""
-        kind = wide(batches[0][0])
+        kind, beta = wide(batches[0][0]), math.exp(log_beta)
         value = batches[0][0].new_zeros((), dtype=kind)
         for z, labels in batches:
             expected = ((beta * z).softmax(1) * z).sum(1)  # (B,)
@@ -57,7 +59,8 @@ def temperature(logits: Iterable[Batch]) -> float:
         return float(total(value))
 
     low, high = math.log(1 / HOTTEST), math.log(1 / COLDEST)
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        low, high = (low, middle) if slope(math.exp(middle)) > 0 else (middle, high)
-    return math.exp(-(low + high) / 2)
+    if not slope(high) > 0:  # also when it is NaN
+        return COLDEST
+    if slope(low) >= 0:
+        return HOTTEST
+    return math.exp(-float(brentq(slope, low, high, xtol=_PRECISION)))
