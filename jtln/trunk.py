@@ -65,7 +65,7 @@ def alexnet(
         dropout: probability in [0, 1), before each fully connected layer; None is AlexNet's own 0.5, and 0.2 in the
             small form, which a few passes over a source set do not let overfit (notebooks/research_log.ipynb).
         batch_norm: of the small form only: whether a batch norm follows each convolution. It then learns more from as
-            many steps.
+            many steps, and conf/trunk/alexnet.yaml has it; what was trained before there was a choice has none.
     """
     if dropout is None:
         dropout = 0.5 if image_size >= SMALLEST_FULL else 0.2
