@@ -36,7 +36,7 @@ class Pretraining:
 
     Attributes:
         budget: epochs, steps and source batch size.
-        passes: whether an epoch is not the budget's, but one pass over the source training set, of 100 to 1000 steps.
+        passes: whether an epoch is not the budget's, but one pass over the source training set, of 75 to 1000 steps.
         seed: of initialisation, order and augmentation; not the run's, so that all runs share one trunk.
         optimizer, lr_schedule: as :class:`JTLN` takes them; the trunk learns at the heads' rate.
     """
@@ -50,7 +50,7 @@ class Pretraining:
     def fitted(self, images: int) -> Pretraining:
         """The same for a source training set of so many images: no batch holds an image twice."""
         batch = min(self.budget.source_batch_size, images)
-        steps = min(max(-(-images // batch), 100), 1000) if self.passes else self.budget.steps_per_epoch
+        steps = min(max(-(-images // batch), 75), 1000) if self.passes else self.budget.steps_per_epoch
         return replace(self, budget=replace(self.budget, source_batch_size=batch, steps_per_epoch=steps), passes=False)
 
 

@@ -212,7 +212,7 @@ def test_all_processes_do_as_the_first_one_found(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
-    ("images", "steps", "batch"), [(40, 100, 40), (6400, 100, 64), (6401, 101, 64), (10**6, 1000, 64)]
+    ("images", "steps", "batch"), [(40, 75, 40), (4800, 75, 64), (4801, 76, 64), (10**6, 1000, 64)]
 )
 def test_an_epoch_is_a_pass_over_the_source_within_limits(images: int, steps: int, batch: int) -> None:
     settings = Pretraining(Budget(5, 1, 64, 1), 0, partial(torch.optim.AdamW, lr=1e-3), Constant(), passes=True)
