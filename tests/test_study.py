@@ -11,92 +11,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from optuna.distributions import FloatDistribution
+from scipy.stats import binom
 
 from jtln.errors import UserError
-from jtln.study.job import Job, row_hash, settings_hash, spelled, trunk_hash
+from jtln.study.job import Job, settings_hash
 from jtln.study.ledger import Ledger
 from jtln.study.schedule import Done, Schedule
 from jtln.study.tune import Search, Tuned, _holds, run_searches
 from jtln.study.workers import InThisProcess, Process, environments, last_words
 from jtln.tables import clock
-
-CONFIG: dict[str, Any] = {
-    "seed": 0,
-    "cache": None,
-    "num_workers": 0,
-    "trunk": {"width": 1.0},
-    "pretrain": {"source": True, "seed": 0},
-    "dataset": {"shots": 1, "seed": 0, "root": "data", "target": {"download": True}},
-    "trainer": {"devices": 1, "progress_bar": True},
-    "method": {"lambda_ot": 1.0, "layers": [1.0, 2]},
-    "study": {"rows": {}},
-}
-
-
-def changed(**values: Any) -> dict[str, Any]:
-    """CONFIG with dotted keys, written with __, set."""
-    config = json.loads(json.dumps(CONFIG))
-    for key, value in values.items():
-        *parents, leaf = key.split("__")
-        node = config
-        for parent in parents:
-            node = node[parent]
-        node[leaf] = value
-    return config
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"cache": "elsewhere"},
-        {"trainer__progress_bar": False},
-        {"dataset__target__download": False},
-        {"method__lambda_ot": 1},
-        {"study": {}},
-        {"num_workers": 4},
-    ],
-)
-def test_what_changes_no_result_changes_no_hash(change: dict[str, Any]) -> None:
-    assert settings_hash(changed(**change)) == settings_hash(CONFIG)
-
-
-def test_hashes_of_run_row_and_trunk() -> None:
-    hashes = (settings_hash, row_hash, trunk_hash)
-
-    def same(**values: Any) -> list[bool]:
-        return [make(changed(**values)) == make(CONFIG) for make in hashes]
-
-    assert same(seed=1, dataset__seed=1) == [False, True, True]
-    assert same(dataset__shots=5) == [False, True, True]
-    assert same(method__lambda_ot=2.0) == [False, False, True]
-    assert same(trunk__width=0.5) == same(pretrain__seed=1) == same(dataset__root="x") == [False] * 3
-    assert settings_hash(dict(reversed(CONFIG.items()))) == settings_hash(CONFIG)
-
-
-def test_a_file_counts_by_what_is_in_it(tmp_path: Path) -> None:
-    one, other = tmp_path / "one.csv", tmp_path / "other.csv"
-    one.write_text("a", encoding="utf-8")
-    other.write_text("a", encoding="utf-8")
-
-    def hashed(path: Path) -> str:
-        return settings_hash(changed(cost={"file": str(path)}))
-
-    before = hashed(one)
-    assert hashed(other) == before
-    one.write_text("b", encoding="utf-8")
-    assert hashed(one) != before
-    assert hashed(tmp_path / "missing.csv") != hashed(tmp_path / "gone.csv")
-
-
-def test_values_as_the_command_line_wants_them() -> None:
-    assert spelled("a.b", None) == "a.b=null"
-    assert spelled("a", True) == "a=true"
-    assert spelled("a", 0.5) == "a=0.5"
-    assert spelled("a", "source") == "a=source"
-    assert spelled("a", "two words") == 'a="two words"'
-    assert spelled("a", [1, 2]) == "a=[1, 2]"
 
 
 def job(name: str, trunk: str | None = None, **more: Any) -> Job:
@@ -306,10 +232,16 @@ def test_last_words_and_clock(tmp_path: Path) -> None:
 # Tuning.
 
 
-def searches(trials: int, space: Mapping[str, Any], seeds: Sequence[int] = (7,)) -> list[Search]:
+def searches(
+    trials: int, space: Mapping[str, Any], seeds: Sequence[int] = (7,), labels: Sequence[int] = (1,)
+) -> list[Search]:
     def jobs(trial: int, values: Mapping[str, Any]) -> list[Job]:
         text = ",".join(f"{key}={value}" for key, value in values.items())
-        return [Job("row", "1 shot", s, (f"{text}",), settings_hash({**values, "s": s}), None, trial) for s in seeds]
+        return [
+            Job("row", f"{shots} shots", s, (text,), settings_hash({**values, "s": s, "shots": shots}), None, trial)
+            for s in seeds
+            for shots in labels
+        ]
 
     return [Search("row", space, {"x": 4.0}, trials, jobs)]
 
@@ -355,21 +287,33 @@ def test_a_search_is_replayed_and_more_trials_go_on_from_it(tmp_path: Path) -> N
 
 
 def test_what_is_configured_stays_unless_a_trial_beats_it_by_more_than_the_error() -> None:
-    """Of 0.5 and 0.6 over 24 images, two runs of 12, with a standard error of sqrt(0.6 * 0.4 / 24) = 0.1."""
+    """0.5 and p over 2 x 12 images, one more right and one more wrong: the difference of two binomial shares."""
 
-    def chosen(best: float, margin: float = 1.0, space: Mapping[str, Any] | None = None) -> Tuned:
-        search = searches(3, space or {"x": [0.0, 10.0]}, (7, 8))[0]
+    def error(p: float, n: int = 24) -> float:
+        return float(np.sqrt(sum(binom.var(n + 2, (n * q + 1) / (n + 2)) for q in (0.5, p)))) / (n + 2)
+
+    def chosen(
+        best: float,
+        margin: float = 2.0,
+        space: Mapping[str, Any] | None = None,
+        labels: Sequence[int] = (1,),
+        configured: float = 0.5,
+    ) -> Tuned:
+        search = searches(3, space or {"x": [0.0, 10.0]}, (7, 8), labels)[0]
         search.margin = margin
         jobs = search.begin()
-        for accuracy in (0.5, best, 0.4):
+        for accuracy in (configured, best, 0.4):
             for each in jobs:
                 jobs = search.take(Done(each, {"target": {"val": {"accuracy": accuracy, "n": 12}}}))
         return search.tuned()
 
-    assert chosen(0.599) == Tuned({"x": 4.0}, 0.5, chosen(0.599).trials, kept=True)
-    assert chosen(0.601) == Tuned(chosen(0.601).trials[1][0], 0.601, chosen(0.601).trials)
-    assert chosen(0.599, margin=0).validation == 0.599
-    assert chosen(0.7, margin=3).kept
+    assert 0.76 - 0.5 < 2 * error(0.76) and 0.77 - 0.5 > 2 * error(0.77)
+    assert chosen(0.76) == Tuned({"x": 4.0}, 0.5, chosen(0.76).trials, kept=True)
+    assert chosen(0.77) == Tuned(chosen(0.77).trials[1][0], 0.77, chosen(0.77).trials)
+    assert chosen(0.76, labels=(1, 5, 10)).kept  # whatever is labelled, a seed's validation images are the same
+    assert chosen(1.0, configured=23 / 24).kept  # all right is no certainty
+    assert chosen(0.501, margin=0).validation == 0.501
+    assert chosen(0.8, margin=3).kept
     assert not chosen(0.501, space={"x": [5.0, 10.0]}).kept  # what is configured lies outside: no trial is it
     assert not chosen(0.501, space={"x": [0.0, 10.0], "n": [1, 5, "int"]}).kept
 

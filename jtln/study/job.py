@@ -62,14 +62,19 @@ def is_setting(key: str) -> bool:
 
 
 def row_hash(config: Mapping[str, Any]) -> str:
-    """Equal for the runs of one row of a table: the same settings but for the seed and the number of labels."""
-    return _hash(config, (*_NO_SETTING, *_LABELS), seeds=False)
+    """Equal for the runs of one row of a table: the same settings but for the run's seed and the number of labels.
+
+    Args:
+        config: composed with "*" for the run's seed, which so stands wherever that is used; another seed (cost.seed=1)
+            is a setting like any other.
+    """
+    return _hash(config, (*_NO_SETTING, *_LABELS), run_seed="*")
 
 
 def trunk_hash(config: Mapping[str, Any]) -> str:
     """Equal for runs that start from the same pre-trained trunk; where it differs for some that do, that costs time."""
     parts = {key: config.get(key) for key in ("trunk", "pretrain", "dataset", "trainer", "augment", "debug")}
-    return _hash(parts, (*_NO_SETTING, *_LABELS), seeds=False)
+    return _hash(parts, (*_NO_SETTING, *_LABELS), run_seed=config.get("seed"))
 
 
 def spelled(key: str, value: Any) -> str:
@@ -84,24 +89,24 @@ def _is_elsewhere(key: str) -> bool:
     return key.startswith("dataset.") and key.rpartition(".")[2] in _NO_DATA
 
 
-def _hash(config: Mapping[str, Any], without: tuple[str, ...], seeds: bool = True) -> str:
-    text = json.dumps([_FORMAT, _plain(config, without, seeds)], sort_keys=True, default=str)
+def _hash(config: Mapping[str, Any], without: tuple[str, ...], run_seed: Any = None) -> str:
+    text = json.dumps([_FORMAT, _plain(config, without, run_seed)], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _plain(value: Any, without: tuple[str, ...], seeds: bool, path: str = "") -> Any:
-    """``value`` without some keys, and without the run's seed, wherever it is used, if ``seeds`` is false; 1.0 is 1,
-    which on the command line is the same."""
+def _plain(value: Any, without: tuple[str, ...], run_seed: Any, path: str = "") -> Any:
+    """``value`` without some keys, and without the seeds that are the run's if that is given; 1.0 is 1, which on the
+    command line is the same."""
     if isinstance(value, Mapping):
         kept = {}
         for key, child in value.items():
             where = f"{path}.{key}" if path else str(key)
-            is_seed = key == "seed" and not seeds and path != "pretrain"
-            if not (where in without or is_seed or _is_elsewhere(where)):
-                kept[str(key)] = _plain(child, without, seeds, where)
+            is_runs = key == "seed" and run_seed is not None and child == run_seed and path != "pretrain"
+            if not (where in without or is_runs or _is_elsewhere(where)):
+                kept[str(key)] = _plain(child, without, run_seed, where)
         return kept
     if isinstance(value, list | tuple):
-        return [_plain(child, without, seeds, path) for child in value]
+        return [_plain(child, without, run_seed, path) for child in value]
     if isinstance(value, str) and path.rpartition(".")[2] in _FILES and Path(value).is_file():
         return hashlib.sha256(Path(value).read_bytes()).hexdigest()  # what is in it, not what it is called
     return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -58,7 +58,7 @@ class Tuning:
     seeds: tuple[int, ...]
     labels: tuple[Labels, ...]
     sampler_seed: int = 0
-    margin: float = 1.0
+    margin: float = 2.0
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ def _write_tuned(study: Study, tuned: Mapping[str, Tuned]) -> None:
         "seeds": study.tuning.seeds,
         "labels": [labels.words for labels in study.tuning.labels],
         "chosen_on": "target validation accuracy, mean over seeds and numbers of labels; the values as configured stay "
-        "unless another trial is better by more than the margin, in standard errors",
+        "unless another trial is better by more than the margin, in standard errors of the difference",
         "margin": study.tuning.margin,
         "rows": {
             row.name: {

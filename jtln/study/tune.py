@@ -1,8 +1,8 @@
 """The same search for the hyper-parameters of every row: Optuna's TPE, on validation accuracy.
 
 With few validation images the best of many trials is mostly the luckiest. The values as configured, which are the first
-trial, therefore stay unless another is better by more than the standard error of an accuracy over that many images:
-Breiman's rule of one standard error, with what is configured in the place of the simplest model.
+trial, therefore stay unless another is better by more than two standard errors of a difference between two accuracies
+over that many images. Those are taken as if each had images of its own; in truth both see the same, and differ by less.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ class Search:
         trials: how many.
         jobs: makes the runs of a trial from its number and values.
         seed: of the sampler, with the row's name.
-        margin: >= 0; standard errors by which a trial must be better than the values as configured. 0: by anything.
+        margin: >= 0; standard errors of the difference by which a trial must be better than the values as configured.
+            0: by anything.
     """
 
     row: str
@@ -61,10 +62,10 @@ class Search:
     trials: int
     jobs: Callable[[int, Values], list[Job]]
     seed: int = 0
-    margin: float = 1.0
+    margin: float = 2.0
     _done: list[tuple[dict[str, Any], float | None]] = field(default_factory=list)
     _scores: list[float | None] = field(default_factory=list)
-    _images: int = 0  # validation images of a trial's runs, together
+    _images: dict[int, int] = field(default_factory=dict)  # seed -> its validation images, whatever is labelled
 
     def __post_init__(self) -> None:
         optuna = _optuna()
@@ -86,7 +87,7 @@ class Search:
             return []
         self._trial = self._study.ask(self._space)
         self._values = {key: _rounded(value) for key, value in self._trial.params.items()}
-        self._scores, self._images, self._left = [], 0, self.jobs(len(self._done), self._values)
+        self._scores, self._images, self._left = [], {}, self.jobs(len(self._done), self._values)
         return list(self._left)
 
     def take(self, done: Done) -> list[Job]:
@@ -94,7 +95,8 @@ class Search:
         self._left.remove(done.job)
         seen = None if done.result is None else done.result["target"]["val"]
         self._scores.append(None if seen is None else seen["accuracy"])
-        self._images += 0 if seen is None else seen["n"]
+        if seen is not None:
+            self._images[done.job.seed] = seen["n"]
         if self._left:
             return []
         optuna = _optuna()
@@ -121,7 +123,8 @@ class Search:
         values, score = max(scored, key=lambda each: each[1])
         theirs = self._done[0][1]
         if self._starts_as_configured and theirs is not None:
-            error = math.sqrt(score * (1 - score) / self._images)
+            images = sum(self._images.values())
+            error = math.sqrt(_variance(score, images) + _variance(theirs, images))
             if score - theirs <= self.margin * error:
                 return Tuned({key: self.current[key] for key in self._space}, theirs, self._done, kept=True)
         return Tuned(values, score, self._done)
@@ -134,6 +137,12 @@ def run_searches(searches: Iterable[Search], run: Callable[..., list[Done]], run
     first = [job for search in by_row.values() for job in search.begin()]
     run(first, total, lambda done: by_row[done.job.row].take(done))
     return {row: search.tuned() for row, search in by_row.items()}
+
+
+def _variance(accuracy: float, images: int) -> float:
+    """Of an accuracy over so many images; with one more right and one more wrong, as else it were none for all right."""
+    share = (accuracy * images + 1) / (images + 2)
+    return share * (1 - share) / (images + 2)
 
 
 def _optuna() -> Any:
