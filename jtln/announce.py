@@ -12,7 +12,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from jtln.costs import is_constant
 from jtln.data.pair import Pair
-from jtln.data.repeats import Repeat
+from jtln.data.repeats import Repeat, unseen
 from jtln.experiment import Experiment
 from jtln.module import JTLN
 from jtln.pretrain import Pretrained
@@ -54,6 +54,8 @@ def announce_data(experiment: Experiment, pair: Pair, repeated: Sequence[Repeat]
     if repeated:
         told = [_REPEATED[what].format(count) for what, count in Counter(each.what for each in repeated).items()]
         say("repeated", f"{'; '.join(told)}. Listed in {experiment.folder / 'repeated.csv'}: take one of each two out")
+    if count := unseen(pair):
+        say("note", f"{count} images are not kept decoded, and were not searched for some that are there twice")
 
 
 def _sizes(task: Any) -> tuple[int, int, int]:

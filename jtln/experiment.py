@@ -31,7 +31,7 @@ class Method:
     """The objective: which terms, and how they are weighed. The keys of ``conf/method``."""
 
     name: str
-    lambda_source: float = 0.0  # 0: no source image is read
+    lambda_source: float = 0.0  # 0: no source image is read unless the transport is on such
     lambda_ot: float = 0.0  # 0: no transport loss
     lambda_label: float = 0.0  # of the transport of the source head's predictions on target images to their labels
     lambda_ot_unit: str = "1/epsilon"

@@ -120,8 +120,7 @@ class JTLN(pl.LightningModule):
         self.source_head = nn.Linear(trunk.dim, len(source))
         self.target_head = nn.Linear(trunk.dim, len(target))
         self.transport = transport
-        self.cost = cost
-        self.penalty = penalty
+        self.cost, self.penalty = cost, penalty
         self.head_end = head_end
         self.calibrate = calibrate and transport is not None
         self.freeze_trunk = freeze_trunk
@@ -135,12 +134,13 @@ class JTLN(pl.LightningModule):
         self.optimizer = optimizer or _default_optimizer
         self.trunk_lr_factor = trunk_lr_factor
         self.lr_schedule = lr_schedule or Constant()
-        self.uses_source = lambda_source > 0 or self.lambda_ot > 0  # otherwise no source image need be read
+        reads_both = on != "target" or (cost is not None and cost.updates == "ema")
+        self.uses_source = lambda_source > 0 or (self.lambda_ot > 0 and reads_both)  # else no source image need be read
         of_target = self.lambda_label > 0 or penalty is not None
         self.uses_target = lambda_target > 0 or of_target or (self.lambda_ot > 0 and on != "source")
         self.trunk.requires_grad_(not freeze_trunk)
         reads = self.lambda_label > 0 or (penalty is not None and penalty.needs_source_head)
-        self.source_head.requires_grad_(self.uses_source or reads)
+        self.source_head.requires_grad_(self.uses_source or self.lambda_ot > 0 or reads)
         self.target_head.requires_grad_(self.uses_target or self.lambda_ot > 0)
         self.register_buffer("given_cost", None if transport is None else transport.cost.clone(), persistent=False)
         self.register_buffer("cost_is_set", torch.tensor(cost is None or cost.updates == "never"))

@@ -92,7 +92,8 @@ def from_torchvision(image_size: int, name: str = "resnet50", weights: str = "au
         weights: see :func:`alexnet`; "auto" is ImageNet's.
 
     Raises:
-        UserError: torchvision has no such classification network, or it has no linear layer (squeezenet).
+        UserError: torchvision has no such classification network, it has no linear layer (squeezenet), or it cannot
+            take images of this size (inception_v3 below 75 pixels).
     """
     _check_trunk_options(image_size, 0.0)
     choices = torchvision.models.list_models(module=torchvision.models)
@@ -115,7 +116,9 @@ def from_torchvision(image_size: int, name: str = "resnet50", weights: str = "au
     last_name, last = linear[-1]
     parent, _, leaf = last_name.rpartition(".")
     setattr(model.get_submodule(parent), leaf, nn.Identity())
-    return _with_weights(Trunk(model, name, last.in_features, IMAGENET_MEAN, IMAGENET_STD), weights, name)
+    trunk = Trunk(model, name, last.in_features, IMAGENET_MEAN, IMAGENET_STD)
+    _check_size(trunk, image_size)
+    return _with_weights(trunk, weights, name)
 
 
 class _SmallAlexNet(nn.Module):
@@ -166,6 +169,20 @@ def _check_trunk_options(image_size: int, dropout: float) -> None:
         raise UserError(f"expected images of at least 8 pixels, but got image_size={image_size}")
     if not 0 <= dropout < 1:
         raise UserError(f"expected trunk.dropout in [0, 1), but got {dropout}")
+
+
+def _check_size(trunk: Trunk, image_size: int) -> None:
+    """Whether the network takes images of this size: some pool small ones away, some take only their own."""
+    try:
+        with torch.no_grad():
+            trunk.eval()(torch.zeros(1, 3, image_size, image_size))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{trunk.name} cannot take images of {image_size} pixels ({reason}): set dataset.image_size to the size "
+            "that it was made for, mostly 224"
+        ) from error
+    trunk.train()
 
 
 def _with_weights(trunk: Trunk, weights: str, torchvision_name: str | None) -> Trunk:

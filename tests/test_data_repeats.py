@@ -14,7 +14,7 @@ from jtln.data.decoded import DecodedImages, decoded
 from jtln.data.files import FileImages, Reader
 from jtln.data.images import ImageSet
 from jtln.data.pair import Pair
-from jtln.data.repeats import Repeat, repeats
+from jtln.data.repeats import Repeat, repeats, unseen
 from jtln.runfolder import write_split
 
 CLASSES = ("ant", "bee", "cat", "dog")
@@ -96,7 +96,12 @@ def test_files_that_are_not_kept_are_not_looked_at(root: Path) -> None:
     for path in (root / "ant").iterdir():
         shutil.copy(root / "bee" / "00.png", path)
     assert repeats(load(root))
+    assert unseen(load(root)) == 0
     assert repeats(load(root, cache=False)) == ()
+    pair = load(root, cache=False)
+    assert unseen(pair) == sum(
+        len(part) for task in (pair.source, pair.target) for part in (task.train, task.val, task.test)
+    )
 
 
 def test_hashes_are_of_the_pixels_and_kept(root: Path, tmp_path: Path) -> None:

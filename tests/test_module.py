@@ -147,6 +147,7 @@ def test_without_a_transport_loss_it_is_two_cross_entropies(make_trunk: Callable
         ({"lambda_target": 0.0, "on": "source"}, True, (True, False), set()),
         ({"lambda_target": 0.0, "on": "target"}, True, (True, True), set()),
         ({"lambda_source": 0.0, "on": "source"}, True, (True, True), set()),
+        ({"lambda_source": 0.0, "on": "target"}, True, (False, True), set()),
         ({"lambda_ot": 0.0, "lambda_source": 0.0}, True, (False, True), {"source_head"}),
     ],
 )

@@ -307,7 +307,8 @@ def test_what_is_configured_stays_unless_a_trial_beats_it_by_more_than_the_error
                 jobs = search.take(Done(each, {"target": {"val": {"accuracy": accuracy, "n": 12}}}))
         return search.tuned()
 
-    assert 0.76 - 0.5 < 2 * error(0.76) and 0.77 - 0.5 > 2 * error(0.77)
+    assert 2 * error(0.76) > 0.76 - 0.5
+    assert 2 * error(0.77) < 0.77 - 0.5
     assert chosen(0.76) == Tuned({"x": 4.0}, 0.5, chosen(0.76).trials, kept=True)
     assert chosen(0.77) == Tuned(chosen(0.77).trials[1][0], 0.77, chosen(0.77).trials)
     assert chosen(0.76, labels=(1, 5, 10)).kept  # whatever is labelled, a seed's validation images are the same

@@ -139,7 +139,11 @@ def check_types(config: DictConfig, overrides: Sequence[str] | None = None, befo
         old, new = OmegaConf.select(before, key), OmegaConf.select(config, key)
         if key.startswith("trainer.") or key in _OF_SEVERAL_TYPES:  # what takes these says what it takes
             continue
-        if key in _groups() or override.is_add() or override.is_delete() or old is None or new is None:
+        if key in _groups() or override.is_add() or override.is_delete() or old is None:
+            continue
+        if new is None:  # of a data set that takes all or the official part, of a network its own; elsewhere it is none
+            if isinstance(old, int | float) and not key.startswith(("dataset.", "study.", "trunk.")):
+                raise UserError(f"expected {_KINDS[type(old)]} for {key}, but got null")
             continue
         if isinstance(old, DictConfig):
             if not isinstance(new, DictConfig):
@@ -147,6 +151,8 @@ def check_types(config: DictConfig, overrides: Sequence[str] | None = None, befo
                 raise UserError(f"expected values for {keys}, but got the single value {key}={new!r}")
             continue
         if OmegaConf.is_config(old):
+            if not OmegaConf.is_config(new) and not key.startswith("study."):
+                raise UserError(f"expected a list for {key}, but got {new!r}: {key}=[{new}]")
             continue
         wanted = _KINDS[type(old)]
         if not isinstance(new, float | int if wanted == "a number" else type(old)) or (

@@ -72,13 +72,13 @@ class Pictograms(PairSpec):
         flip: bool = True,
         shift: int = 2,
     ) -> None:
-        most = len(GROUPS) - 1 - validation
-        if not isinstance(validation, int) or validation < 1 or most < 1:
+        if not isinstance(validation, int) or not 1 <= validation <= len(GROUPS) - 2:
             raise UserError(
                 f"expected 1 to {len(GROUPS) - 2} validation style groups, but got {validation}: "
                 "set dataset.validation=1"
             )
-        if not 1 <= shots <= most:
+        most = len(GROUPS) - 1 - validation
+        if not isinstance(shots, int) or not 1 <= shots <= most:
             raise UserError(
                 f"expected 1 to {most} shots, as of {len(GROUPS)} style groups validation takes {validation} "
                 f"and testing at least 1, but got {shots}: set dataset.shots to at most {most}"

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jtln.data.decoded import DecodedImages
+from jtln.data.files import FileImages
 from jtln.data.images import ImageSet
 from jtln.data.pair import Pair
 
@@ -29,7 +30,7 @@ def repeats(pair: Pair) -> tuple[Repeat, ...]:
     """What is in ``pair`` twice and should not be; each image is named once, with the first of its twins.
 
     Images are compared as they are kept, decoded and of one size, by a 64-bit hash. Only sets of kept files are looked
-    at: those of the package are what they are, and to read all others would cost a pass over the files.
+    at: those of the package are what they are, and to read the others (:func:`unseen`) would cost a pass over them.
     """
     target, source = pair.target, pair.source
     found = [
@@ -40,6 +41,12 @@ def repeats(pair: Pair) -> tuple[Repeat, ...]:
         *_torn(source.train, source.val),
     ]
     return tuple(dict.fromkeys(found))
+
+
+def unseen(pair: Pair) -> int:
+    """How many images :func:`repeats` does not look at, as they are read from their files whenever they are needed."""
+    parts = (part for task in (pair.source, pair.target) for part in (task.train, task.val, task.test))
+    return sum(len(part) for part in parts if isinstance(part, FileImages))
 
 
 def _shared(what: str, images: ImageSet, others: tuple[ImageSet, ...]) -> Iterator[Repeat]:

@@ -52,6 +52,8 @@ class DELTA(Penalty):
             raise UserError(
                 f"expected method.penalty.attention_images to be a whole number >= 0, but got {attention_images!r}"
             )
+        if not isinstance(layers, str | Sequence | None):
+            raise UserError(f"expected method.penalty.layers to be names of layers or null, but got {layers!r}")
         self.alpha, self.beta = alpha, beta
         self.layers = [layers] if isinstance(layers, str) else layers
         self.attention_images = attention_images

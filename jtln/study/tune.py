@@ -140,7 +140,7 @@ def run_searches(searches: Iterable[Search], run: Callable[..., list[Done]], run
 
 
 def _variance(accuracy: float, images: int) -> float:
-    """Of an accuracy over so many images; with one more right and one more wrong, as else it were none for all right."""
+    """Of an accuracy over so many images; with one more right and one more wrong, or it were 0 where all are right."""
     share = (accuracy * images + 1) / (images + 2)
     return share * (1 - share) / (images + 2)
 
