@@ -84,6 +84,17 @@ def test_rows_are_named_after_method_and_cost(toys: DatasetEvidence) -> None:
     assert [row.control for row in toys.rows[-2:]] == ["uniform", "permuted"]
 
 
+def test_the_time_of_a_run_leaves_out_the_trunk_that_it_trained_for_all_rows() -> None:
+    runs = made_runs(seeds=3)
+    for run in runs:
+        first = run.result["method"] == "consecutive" and run.result["shots"] == 1
+        run.result["trunk"] = {"pretrained": {"cached": not first}}
+        run.result["seconds_in_all"] = 800.0 if first else 12.0 + run.result["seed"]
+    (toys,) = gather(runs).datasets
+    assert {row.seconds for row in toys.rows} == {13.0}
+    assert {labels: cell.seconds for labels, cell in toys.rows[0].cells.items()} == {"1 shot": 800.0, "5 shots": 13.0}
+
+
 def test_the_cost_is_chosen_by_validation_and_never_by_test(toys: DatasetEvidence) -> None:
     assert dict(toys.chosen) == {"1 shot": "jtln (wordnet)", "5 shots": "jtln (wordnet)"}
 

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from statistics import fmean
 from typing import Any
 
 from jtln.errors import UserError
@@ -26,7 +27,7 @@ class Cell:
 
     test: Mapping[int, float]
     val: Mapping[int, float]
-    seconds: float  # mean over the runs
+    seconds: float  # mean over the runs: see _seconds
 
     @property
     def interval(self) -> Interval:
@@ -42,6 +43,7 @@ class TableRow:
     cost: str | None  # "wordnet (wup)", "permuted wordnet (wup)"
     cells: Mapping[str, Cell]  # labels in words -> cell
     command: str
+    seconds: float  # mean over the runs: see _seconds
 
     @property
     def control(self) -> str | None:
@@ -256,12 +258,18 @@ def _table_row(name: str, runs: list[Run], metric: str) -> TableRow:
         labels: Cell(
             {run.result["seed"]: 100 * run.result["target"]["test"][metric] for run in members},
             {run.result["seed"]: 100 * run.result["target"]["val"][metric] for run in members},
-            sum(run.result.get("seconds_in_all", run.result["seconds"]) for run in members) / len(members),
+            _seconds(members),
         )
         for labels, members in by_labels.items()
     }
     first = runs[0].result
-    return TableRow(name, first["method"], first.get("cost"), cells, _command(runs))
+    return TableRow(name, first["method"], first.get("cost"), cells, _command(runs), _seconds(runs))
+
+
+def _seconds(runs: Sequence[Run]) -> float:
+    """The mean time of a run; those that trained the trunk, for all rows, count only where there are no others."""
+    found = [run for run in runs if (run.result.get("trunk", {}).get("pretrained") or {}).get("cached", True)]
+    return fmean(run.result.get("seconds_in_all", run.result["seconds"]) for run in found or runs)
 
 
 def _chosen(labels: str, rows: Sequence[TableRow]) -> TableRow | None:

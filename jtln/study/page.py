@@ -66,7 +66,9 @@ def _counts(each: DatasetEvidence) -> set[int]:
 def _accuracies(each: DatasetEvidence) -> tuple[list[Column], Cells]:
     several = len(_counts(each)) > 1
     columns = [Column("row"), *(Column(labels, right=True) for labels in each.labels), Column("a run", right=True)]
-    rows = [[row.name, *(_cell(row, labels, several) for labels in each.labels), _time(row)] for row in each.rows]
+    rows = [
+        [row.name, *(_cell(row, labels, several) for labels in each.labels), clock(row.seconds)] for row in each.rows
+    ]
     return columns, rows
 
 
@@ -75,12 +77,6 @@ def _cell(row: TableRow, labels: str, count: bool) -> str:
         return "–"
     interval = row.cells[labels].interval
     return mean_and_interval(interval) + (f" (n={interval.n})" if count else "")
-
-
-def _time(row: TableRow) -> str:
-    """The mean over all of its runs."""
-    runs = [(cell.seconds, len(cell.test)) for cell in row.cells.values()]
-    return clock(sum(seconds * count for seconds, count in runs) / sum(count for _, count in runs))
 
 
 def _comparisons(comparisons: Iterable[Comparison]) -> tuple[list[Column], Cells]:
@@ -149,7 +145,7 @@ def _html(evidence: Evidence, title: str, command: str | None, plots: dict[str, 
                     table = f"<details><summary>{len(comparisons)} comparisons</summary>\n{table}</details>"
                 parts += [f"<section><h2>{name}</h2>\n{table}\n{note}</section>"]
         commands = "\n".join(
-            f"<p>{escape(row.name)}, {_time(row)} a run</p>"
+            f"<p>{escape(row.name)}, {clock(row.seconds)} a run</p>"
             f'<pre class="command"><code>{escape(row.command)}</code></pre>'
             for row in each.rows
         )
