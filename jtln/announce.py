@@ -55,7 +55,7 @@ def announce_data(experiment: Experiment, pair: Pair, repeated: Sequence[Repeat]
         told = [_REPEATED[what].format(count) for what, count in Counter(each.what for each in repeated).items()]
         say("repeated", f"{'; '.join(told)}. Listed in {experiment.folder / 'repeated.csv'}: take one of each two out")
     if count := unseen(pair):
-        say("note", f"{count} images are not kept decoded, and were not searched for some that are there twice")
+        say("note", f"{count} images are not kept decoded, and were not searched for repeats")
 
 
 def _sizes(task: Any) -> tuple[int, int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import sys
 import threading
@@ -11,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from optuna.distributions import FloatDistribution
 from scipy.stats import binom
@@ -290,7 +290,7 @@ def test_what_is_configured_stays_unless_a_trial_beats_it_by_more_than_the_error
     """0.5 and p over 2 x 12 images, one more right and one more wrong: the difference of two binomial shares."""
 
     def error(p: float, n: int = 24) -> float:
-        return float(np.sqrt(sum(binom.var(n + 2, (n * q + 1) / (n + 2)) for q in (0.5, p)))) / (n + 2)
+        return math.sqrt(sum(binom.var(n + 2, (n * q + 1) / (n + 2)) for q in (0.5, p))) / (n + 2)
 
     def chosen(
         best: float,

@@ -141,7 +141,7 @@ def check_types(config: DictConfig, overrides: Sequence[str] | None = None, befo
             continue
         if key in _groups() or override.is_add() or override.is_delete() or old is None:
             continue
-        if new is None:  # of a data set that takes all or the official part, of a network its own; elsewhere it is none
+        if new is None:  # what takes null for a number (all, the official part, the network's own) says so itself
             if isinstance(old, int | float) and not key.startswith(("dataset.", "study.", "trunk.")):
                 raise UserError(f"expected {_KINDS[type(old)]} for {key}, but got null")
             continue
