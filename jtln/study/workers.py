@@ -46,10 +46,12 @@ class Process:
         command: what starts the process: it reads a line of JSON for each run, and answers with a line that holds the
             exit code.
         environment: set for it over this process's environment.
+        anew: whether every run gets a new process. A run on several devices leaves its group of processes behind, and
+            the next one would wait for members that have ended.
     """
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
-        self.command, self.environment = list(command), dict(environment)
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], anew: bool = False) -> None:
+        self.command, self.environment, self.anew = list(command), dict(environment), anew
         self._process: subprocess.Popen[str] | None = None
 
     def start(self, arguments: Sequence[str], log: Path, done: Callable[[int], None]) -> None:
@@ -77,6 +79,10 @@ class Process:
             answer = process.stdout.readline()
         except (OSError, ValueError):  # the pipe was closed: the process has ended
             answer = ""
+        if self.anew:
+            with contextlib.suppress(OSError):  # the process has ended already
+                process.stdin.close()  # no more to read: it ends
+            process.wait()
         return int(answer) if answer.strip() else (process.wait() or 1)
 
     def stop(self) -> None:
@@ -105,7 +111,7 @@ def environments(workers: int | str, accelerator: str, devices: Any) -> list[dic
     if workers != "auto" and (not isinstance(workers, int) or isinstance(workers, bool) or workers < 1):
         raise UserError(f"expected study.workers to be auto or a whole number >= 0, but got {workers!r}")
     cores, gpus = _cores(), _gpus() if accelerator in ("auto", "gpu", "cuda") else []
-    if str(devices) != "1":
+    if on_several(devices):
         return [{}]
     apple = accelerator == "mps" or (accelerator == "auto" and not gpus and _is_apple())
     count = (len(gpus) or (1 if apple else cores)) if workers == "auto" else int(workers)
@@ -114,6 +120,11 @@ def environments(workers: int | str, accelerator: str, devices: Any) -> list[dic
     for index, share in enumerate(shares if gpus else []):
         share["CUDA_VISIBLE_DEVICES"] = gpus[index % len(gpus)]
     return shares
+
+
+def on_several(devices: Any) -> bool:
+    """Whether a run with trainer.devices so set may use more than one."""
+    return str(devices) != "1"
 
 
 def _cores() -> int:
