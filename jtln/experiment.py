@@ -105,21 +105,31 @@ class Experiment:
         """Refuse what cannot be, such as a source head that nothing has taught where one is read."""
         if self.negative_transfer not in COMPARISONS:
             raise unknown("negative_transfer", self.negative_transfer, COMPARISONS)
-        penalty, method = self.method.penalty, self.method
-        used = method.lambda_ot > 0 or (method.lambda_label > 0 and method.lambda_source > 0)
-        if method.uses_cost and not used and self.cost.updates == "ema":
+        check_fit(self.method, self.cost, self.cost_name, self.pretraining is not None)
+
+
+def check_fit(method: Method, cost: Cost, cost_name: str, pretrained: bool) -> None:
+    """Raise a UserError where a method and a cost do not fit each other, or read a source head that nothing taught.
+
+    Args:
+        cost_name: what the user calls it.
+        pretrained: whether the trunk and the source head learn the source set first.
+    """
+    penalty, ot, label = method.penalty, method.lambda_ot > 0, method.lambda_label > 0
+    if method.uses_cost and not (ot or (label and method.lambda_source > 0)) and cost.updates == "ema":
+        raise UserError(
+            "expected a cost that does not follow the batches, for no transport loss reads those of both tasks, "
+            f"but got update=ema of cost={cost_name}: give cost.update=once"
+        )
+    readers = {
+        f"method={method.name}": penalty is not None and penalty.needs_source_head,
+        "method.lambda_ot without lambda_source": ot and not method.lambda_source,
+        "method.lambda_label without lambda_source": label and not method.lambda_source,
+        f"cost={cost_name}": method.uses_cost and cost.needs_source_head,
+    }
+    for reader, reads in readers.items():
+        if reads and not pretrained:
             raise UserError(
-                "expected a cost that does not follow the batches, for no transport loss reads those of both tasks, "
-                f"but got update=ema of cost={self.cost_name}: give cost.update=once"
+                f"expected a source head that was trained on the source set for {reader}, but got pretrain=none: "
+                "give pretrain=source"
             )
-        readers = {
-            f"method={method.name}": penalty is not None and penalty.needs_source_head,
-            "method.lambda_label without lambda_source": method.lambda_label > 0 and not method.lambda_source,
-            f"cost={self.cost_name}": method.uses_cost and self.cost.needs_source_head,
-        }
-        for reader, reads in readers.items():
-            if reads and self.pretraining is None:
-                raise UserError(
-                    f"expected a source head that was trained on the source set for {reader}, but got pretrain=none: "
-                    "give pretrain=source"
-                )

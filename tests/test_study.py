@@ -201,6 +201,21 @@ def test_a_process_answers_and_is_replaced_when_it_dies(tmp_path: Path) -> None:
     assert worker._process.poll() is not None
 
 
+def test_a_process_for_every_run_where_that_is_asked_for(tmp_path: Path) -> None:
+    worker, log = Process([sys.executable, "-c", ECHO], {"SHARE": "mine"}, anew=True), tmp_path / "log.txt"
+    made: list[int] = []
+    for arguments in (["a"], ["die"], ["b"]):
+        ended, codes = threading.Event(), list[int]()
+        worker.start(arguments, log, lambda code, ended=ended, codes=codes: (codes.append(code), ended.set()))  # type: ignore[misc]
+        assert ended.wait(30)
+        assert worker._process is not None
+        assert worker._process.poll() is not None  # before the next one starts
+        assert codes == [3 if arguments == ["die"] else 7]
+        made.append(worker._process.pid)
+    assert len(set(made)) == 3
+    worker.stop()
+
+
 def test_shares_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jtln.study.workers._cores", lambda: 8)
     monkeypatch.setattr("jtln.study.workers._gpus", lambda: [])
@@ -298,13 +313,15 @@ def test_what_is_configured_stays_unless_a_trial_beats_it_by_more_than_the_error
         space: Mapping[str, Any] | None = None,
         labels: Sequence[int] = (1,),
         configured: float = 0.5,
+        last: float | None = 0.4,
     ) -> Tuned:
         search = searches(3, space or {"x": [0.0, 10.0]}, (7, 8), labels)[0]
         search.margin = margin
         jobs = search.begin()
-        for accuracy in (configured, best, 0.4):
+        for accuracy in (configured, best, last):
+            found = None if accuracy is None else {"target": {"val": {"accuracy": accuracy, "n": 12}}}
             for each in jobs:
-                jobs = search.take(Done(each, {"target": {"val": {"accuracy": accuracy, "n": 12}}}))
+                jobs = search.take(Done(each, found))
         return search.tuned()
 
     assert 2 * error(0.76) > 0.76 - 0.5
@@ -315,14 +332,16 @@ def test_what_is_configured_stays_unless_a_trial_beats_it_by_more_than_the_error
     assert chosen(1.0, configured=23 / 24).kept  # all right is no certainty
     assert chosen(0.501, margin=0).validation == 0.501
     assert chosen(0.8, margin=3).kept
-    assert not chosen(0.501, space={"x": [5.0, 10.0]}).kept  # what is configured lies outside: no trial is it
-    assert not chosen(0.501, space={"x": [0.0, 10.0], "n": [1, 5, "int"]}).kept
+    assert chosen(0.76, space={"x": [5.0, 10.0]}).kept  # what is configured lies outside, and is tried all the same
+    assert chosen(0.76, space={"x": [5.0, 10.0]}).trials[0] == ({"x": 4.0}, 0.5)
+    assert not chosen(0.501, space={"x": [0.0, 10.0], "n": [1, 5, "int"]}).kept  # n is not configured
+    assert not chosen(0.77, last=None).kept  # a trial that fails takes no images away
+    assert chosen(0.76, last=None).kept
 
 
 def test_trials_that_fail(tmp_path: Path) -> None:
     schedule = Schedule(Ledger(tmp_path), [InThisProcess(Trainer(fails=["x="]))])
-    with pytest.raises(UserError, match="every tuning trial of row failed"):
-        run_searches(searches(2, SPACE), schedule.run, 1)
+    assert run_searches(searches(2, SPACE), schedule.run, 1) == {}  # the row is left out
     search = searches(2, {"x": [0.0, 10.0]})[0]
     for result in (None, {"target": {"val": {"accuracy": 0.25, "n": 4}}}):
         (each,) = search._left if search._done else search.begin()
@@ -338,8 +357,11 @@ def test_a_space_that_cannot_be(wrong: Any) -> None:
 
 
 def test_what_is_configured_may_lie_outside_the_space(tmp_path: Path) -> None:
-    for space in ({"x": {"choices": [1.0, 2.0]}}, {"x": [5.0, 10.0, "log"]}):
+    """It is the first trial all the same."""
+    for space, best in (({"x": {"choices": [1.0, 2.0]}}, {1.0, 2.0}), ({"x": [5.0, 10.0, "log"]}, {4.0})):
         schedule = Schedule(Ledger(tmp_path), [InThisProcess(Trainer(val=score))])
-        tuned = run_searches(searches(2, space), schedule.run, 1)["row"]
-        assert tuned.values["x"] != 4.0
+        tuned = run_searches(searches(3, space), schedule.run, 1)["row"]
+        assert tuned.trials[0] == ({"x": 4.0}, 0.25)
+        assert 4.0 not in {values["x"] for values, _ in tuned.trials[1:]}
+        assert tuned.values["x"] in best
     assert not _holds(FloatDistribution(1e-3, 1.0, log=True), 0.0)

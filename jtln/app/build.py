@@ -24,7 +24,7 @@ from jtln.app.study import config_dir_given, overrides_given
 from jtln.data.pair import PairSpec
 from jtln.data.transforms import VIEWS
 from jtln.errors import UserError, unknown
-from jtln.experiment import Experiment, Method
+from jtln.experiment import Experiment, Method, check_fit
 from jtln.pretrain import Pretraining
 from jtln.schedules import Cosine
 from jtln.study.job import row_hash, settings_hash
@@ -68,7 +68,7 @@ def build(config: DictConfig) -> Experiment:
         trunk_lr_factor=float(config.trunk_lr_factor),
         trainer=_trainer(config.trainer),
         folder=folder,
-        seed=_at_least(config, "seed", 0),
+        seed=_seed(config, "seed"),
         augment=bool(config.augment),
         pretraining=_pretraining(config) if config.pretrain.source else None,
         pretraining_depends={
@@ -102,11 +102,17 @@ def _method(config: DictConfig) -> Method:
     return Method(**instantiate(config.method, _convert_="all"))
 
 
-def check(config: DictConfig) -> None:
-    """Raise what ``build`` would of a run's values, but for its data set's: cheap, and nothing is read."""
+def check(config: DictConfig, spec: PairSpec) -> None:
+    """Raise what a run with these values would before it reads an image: cheap.
+
+    Args:
+        spec: of its data set.
+    """
     _budget(config)
-    _method(config)
-    instantiate(config.cost)
+    method, cost = _method(config), instantiate(config.cost)
+    check_fit(method, cost, type(cost).__name__.removesuffix("Cost").lower(), bool(config.pretrain.source))
+    if method.uses_cost and cost.updates == "never":
+        cost.matrix(spec.source_classes, spec.target_classes)  # a class that it does not know
     _optimizer(config)
     instantiate(config.schedule)
     _num_workers(config)
@@ -179,7 +185,14 @@ def _pretraining(config: DictConfig) -> Pretraining:
     if not settings.lr > 0:
         raise UserError(f"expected pretrain.lr > 0, but got {settings.lr}")
     optimizer = partial(AdamW, lr=float(settings.lr), weight_decay=1e-2)
-    return Pretraining(budget, int(settings.seed), optimizer, Cosine(warmup=0.1), passes)
+    return Pretraining(budget, _seed(config, "pretrain.seed"), optimizer, Cosine(warmup=0.1), passes)
+
+
+def _seed(config: DictConfig, key: str) -> int:
+    seed = _at_least(config, key, 0)
+    if seed >= 2**32:  # NumPy's and Lightning's limit
+        raise UserError(f"expected a whole number from 0 to {2**32 - 1} for {key}, but got {seed}")
+    return seed
 
 
 def _at_least(config: DictConfig, key: str, least: int) -> int:
@@ -212,8 +225,14 @@ def _cache(config: DictConfig) -> Path:
 
 def _wandb(settings: DictConfig, dataset: str, choices: Any, overrides: list[str], folder: Path) -> Logger:
     """A W&B run of its own for this job; offline where no key is configured, so that nobody is asked for one."""
+    import wandb
     from pytorch_lightning.loggers import WandbLogger
 
+    try:
+        wandb.Settings(project=settings.project, run_tags=tuple(settings.tags))
+    except (wandb.Error, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"expected what W&B takes for logger.project and logger.tags, but it says: {reason}") from error
     modes = ("auto", "online", "offline", "disabled")
     if settings.mode not in modes:
         raise UserError(f"expected logger.mode to be one of {', '.join(modes)}, but got {settings.mode}")

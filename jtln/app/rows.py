@@ -91,12 +91,12 @@ class Composer:
             if not any(key in takes for takes in self.takes.values()):
                 group = key.partition(".")[0]
                 raise UserError(f"none of the rows {', '.join(self.takes)} has a {group} with the key {key}")
-        for row in rows:
-            with _told_of(row.name):
-                check(self._config(row.config, [*labels[0].overrides, f"seed={seed}"]))
         for each in labels:
             with _told_of(each.words):
                 spec = instantiate(self._config(rows[0].config, [*each.overrides, f"seed={seed}"]).dataset)
+        for row in rows:
+            with _told_of(row.name):
+                check(self._config(row.config, [*labels[0].overrides, f"seed={seed}"]), spec)
         drawn = {OmegaConf.select(self._config(rows[0].config, [f"seed={k}"]), "dataset.split_seed") for k in (0, 1)}
         if tuned and (spec.seeds_differ_in_test or len(drawn) > 1):
             raise UserError(

@@ -101,14 +101,21 @@ def run_study(study: Study, workers: Sequence[Worker]) -> bool:
     """Tune where that is asked for, make the runs that are missing, and report; whether all runs succeeded.
 
     Raises:
+        UserError: every tuning trial of every row failed.
         KeyboardInterrupt: Ctrl-C; the runs that were made are kept.
     """
-    runs = [(row, labels, seed) for seed in study.seeds for labels in study.labels for row in study.rows]
     chosen = _tuned(study, workers) if study.tuning.trials else {}
+    lost = [row for row in study.rows if study.tuning.trials and row.space and row.name not in chosen]
+    for row in lost:
+        print(f"failed: every tuning trial of {row.name}, which the study is made without: see the messages above")
+    rows = [row for row in study.rows if row not in lost]
+    if not rows:
+        raise UserError(f"expected a row to make the study of, but every tuning trial failed; again: {study.command}")
+    runs = [(row, labels, seed) for seed in study.seeds for labels in study.labels for row in rows]
     jobs = [row.job(chosen.get(row.name, {}), labels, seed, None) for row, labels, seed in runs]
     schedule = Schedule(Ledger(study.runs), workers, study.extra)
     known = [result for job in jobs if (result := schedule.ledger.result(job)) is not None]
-    sizes = f"{len(study.rows)} x {len(study.labels)} x {len(study.seeds)} = {len(jobs)} runs"
+    sizes = f"{len(rows)} x {len(study.labels)} x {len(study.seeds)} = {len(jobs)} runs"
     print(f"study {study.name}: rows x numbers of labels x seeds: {sizes}, of which {len(known)} are done; ", end="")
     print(_count(workers), flush=True)
     if note := of_other_code(known, git_commit(), __version__):
@@ -129,7 +136,7 @@ def run_study(study: Study, workers: Sequence[Worker]) -> bool:
         print(f"failed: {_name(done)}: {done.error}")
     if failed:
         print(f"{len(failed)} of {len(jobs)} runs failed; the same command tries them again: {study.command}")
-    return not failed
+    return not (failed or lost)
 
 
 def of_other_code(results: Iterable[Mapping[str, Any]], commit: str | None, release: str) -> str | None:

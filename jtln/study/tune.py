@@ -48,7 +48,8 @@ class Search:
     Args:
         row: the row's name.
         space: key -> [low, high], [low, high, log], [low, high, int] or {choices: [...]}.
-        current: the values as configured; they are the first trial where the space holds them.
+        current: the values as configured: the first trial, whether or not the space holds them, of which the sampler
+            learns where it does. None where a key has no value yet.
         trials: how many.
         jobs: makes the runs of a trial from its number and values.
         seed: of the sampler, with the row's name.
@@ -77,17 +78,21 @@ class Search:
         self._space = {key: _distribution(optuna, key, values) for key, values in self.space.items()}
         known = {key: self.current[key] for key in self._space if self.current.get(key) is not None}
         held = {key: value for key, value in known.items() if _holds(self._space[key], value)}
-        self._starts_as_configured = len(held) == len(self._space)
-        if held:
+        self._starts_as_configured = len(known) == len(self._space)
+        self._configured = dict(known) if self._starts_as_configured and held != known else None  # beside the sampler
+        if held and self._configured is None:
             self._study.enqueue_trial(held)
 
     def begin(self) -> list[Job]:
         """The runs of the next trial; none where all trials are done."""
         if len(self._done) >= self.trials:
             return []
-        self._trial = self._study.ask(self._space)
-        self._values = {key: _rounded(value) for key, value in self._trial.params.items()}
-        self._scores, self._images, self._left = [], {}, self.jobs(len(self._done), self._values)
+        if self._configured is not None and not self._done:
+            self._trial, self._values = None, self._configured
+        else:
+            self._trial = self._study.ask(self._space)
+            self._values = {key: _rounded(value) for key, value in self._trial.params.items()}
+        self._scores, self._left = [], self.jobs(len(self._done), self._values)
         return list(self._left)
 
     def take(self, done: Done) -> list[Job]:
@@ -99,27 +104,24 @@ class Search:
             self._images[done.job.seed] = seen["n"]
         if self._left:
             return []
-        optuna = _optuna()
         scores = [score for score in self._scores if score is not None]
-        if len(scores) < len(self._scores):
-            self._study.tell(self._trial, state=optuna.trial.TrialState.FAIL)
-            self._done.append((self._values, None))
-        else:
-            # Rounded, so that the sampler sees the same number in whatever order the runs ended.
-            score = round(fmean(scores), 9)
-            self._study.tell(self._trial, score)
-            self._done.append((self._values, score))
+        # Rounded, so that the sampler sees the same number in whatever order the runs ended.
+        score = round(fmean(scores), 9) if len(scores) == len(self._scores) else None
+        if self._trial is not None:
+            state = _optuna().trial.TrialState.FAIL if score is None else None
+            self._study.tell(self._trial, score, state=state)
+        self._done.append((self._values, score))
         return self.begin()
 
-    def tuned(self) -> Tuned:
-        """The best trial, the first of equals; the values as configured where it is not better by the margin.
+    @property
+    def succeeded(self) -> bool:
+        """Whether any trial has."""
+        return any(score is not None for _, score in self._done)
 
-        Raises:
-            UserError: every trial failed.
-        """
+    def tuned(self) -> Tuned:
+        """The best of the trials that succeeded, of which there must be one, and the first of equals; the values as
+        configured where it is not better by the margin."""
         scored = [(values, score) for values, score in self._done if score is not None]
-        if not scored:
-            raise UserError(f"every tuning trial of {self.row} failed: see the messages above")
         values, score = max(scored, key=lambda each: each[1])
         theirs = self._done[0][1]
         if self._starts_as_configured and theirs is not None:
@@ -131,12 +133,12 @@ class Search:
 
 
 def run_searches(searches: Iterable[Search], run: Callable[..., list[Done]], runs_per_trial: int) -> dict[str, Tuned]:
-    """All searches side by side; ``run`` is a :meth:`Schedule.run`."""
+    """All searches side by side; ``run`` is a :meth:`Schedule.run`. A row of which every trial failed is left out."""
     by_row = {search.row: search for search in searches}
     total = sum(search.trials for search in by_row.values()) * runs_per_trial
     first = [job for search in by_row.values() for job in search.begin()]
     run(first, total, lambda done: by_row[done.job.row].take(done))
-    return {row: search.tuned() for row, search in by_row.items()}
+    return {row: search.tuned() for row, search in by_row.items() if search.succeeded}
 
 
 def _variance(accuracy: float, images: int) -> float:
