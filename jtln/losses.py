@@ -28,6 +28,7 @@ class TransportLoss(nn.Module):
         tolerance: of Sinkhorn's marginal error; training does not need more than a few digits.
 
     Attributes:
+        learns: the heads that the gradient reaches.
         last: the detached solution of the latest call, for logging; None before.
 
     Raises:
@@ -53,6 +54,7 @@ class TransportLoss(nn.Module):
         self.register_buffer("cost", cost.detach().clone().float())
         self.epsilon = float(epsilon)
         self.gradient = gradient
+        self.learns = ("source", "target") if gradient == "both" else (gradient,)
         self.max_iterations = max_iterations
         self.tolerance = tolerance
         self.last: SinkhornResult | None = None

@@ -108,8 +108,7 @@ class JTLN(pl.LightningModule):
     ) -> None:
         super().__init__()
         weights = {"lambda_target": lambda_target, "lambda_source": lambda_source, "lambda_ot": lambda_ot}
-        weights |= {"lambda_label": lambda_label, "trunk_lr_factor": trunk_lr_factor}
-        for name, value in weights.items():
+        for name, value in (weights | {"lambda_label": lambda_label, "trunk_lr_factor": trunk_lr_factor}).items():
             if not value >= 0:
                 raise UserError(f"expected {name} >= 0, but got {value}")
         if on not in IMAGES:
@@ -129,8 +128,7 @@ class JTLN(pl.LightningModule):
         unit = 1.0 if transport is None or lambda_ot_unit == "1" else 1.0 / transport.epsilon
         self.lambda_ot = lambda_ot * unit if transport is not None else 0.0
         self.lambda_label = lambda_label if transport is not None else 0.0
-        self.on = on
-        self.ot_schedule = ot_schedule or Constant()
+        self.on, self.ot_schedule = on, ot_schedule or Constant()
         self.optimizer = optimizer or _default_optimizer
         self.trunk_lr_factor = trunk_lr_factor
         self.lr_schedule = lr_schedule or Constant()
@@ -140,8 +138,9 @@ class JTLN(pl.LightningModule):
         self.uses_target = lambda_target > 0 or of_target or (self.lambda_ot > 0 and on != "source")
         self.trunk.requires_grad_(not freeze_trunk)
         reads = self.lambda_label > 0 or (penalty is not None and penalty.needs_source_head)
-        self.source_head.requires_grad_(self.uses_source or self.lambda_ot > 0 or reads)
-        self.target_head.requires_grad_(self.uses_target or self.lambda_ot > 0)
+        learns = transport.learns if transport is not None and self.lambda_ot > 0 else ()
+        self.source_head.requires_grad_(self.uses_source or "source" in learns or reads)
+        self.target_head.requires_grad_(self.uses_target or "target" in learns)
         self.register_buffer("given_cost", None if transport is None else transport.cost.clone(), persistent=False)
         self.register_buffer("cost_is_set", torch.tensor(cost is None or cost.updates == "never"))
         self.register_buffer("head_found", torch.full((5,), -1.0))  # HeadEnd, once the head has ended
@@ -193,7 +192,8 @@ class JTLN(pl.LightningModule):
         weight = self.lambda_ot * self.ot_schedule(self.progress)
         if weight > 0 or self.lambda_label > 0:
             self._follow_features(features, batch)
-        if self.transport is not None and weight > 0:
+        alone = self.lambda_ot > 0 and not self.uses_source  # has the source head: in DDP every step needs all weights
+        if self.transport is not None and (weight > 0 or alone):
             x = torch.cat([features[side] for side in batch if self.on in (side, "both")])
             transport = self.transport(self.source_head(x), self.target_head(x))
         if self.transport is not None and self.lambda_label > 0:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from jtln.app.main import main
+from jtln.app.mistakes import explain
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
@@ -82,6 +83,13 @@ MISTAKES = {
     "cost=wordnet cost.metric=wupp": "Did you mean 'wup'",
     "schedule.warmup=2": "warmup in [0, 1)",
     "logger=wandb logger.mode=onlin": "auto, online, offline, disabled",
+    "logger=wandb logger.mode=offline logger.project=team/jtln": "logger.project and logger.tags, but it says: Invalid",
+    "seed=4294967296": "from 0 to 4294967295 for seed, but got 4294967296",
+    "pretrain.seed=-1": ">= 0 for pretrain.seed, but got -1",
+    "dataset.shift=-1": "0 or more for dataset.shift, but got -1",
+    "dataset=pictograms dataset.shift=-1": "0 or more for dataset.shift, but got -1",
+    "dataset=pictograms dataset.image_size=0": "1 or more for dataset.image_size, but got 0",
+    "pretrain=none method.lambda_source=0 method.lambda_label=0": "for method.lambda_ot without lambda_source",
     "resume=/nowhere": "no /nowhere/overrides.yaml",
     "hydra.run.dir=/proc/x": "/proc/x",
 }
@@ -146,3 +154,10 @@ def test_a_reader_that_has_had_enough_is_no_fault(tmp_path: Path) -> None:
     os.close(writer)
     assert "Traceback" not in done.stderr
     assert done.returncode == 1
+
+
+def test_what_wandb_refuses_is_no_traceback() -> None:
+    wandb = pytest.importorskip("wandb")
+    told = explain(wandb.errors.CommError("no such\nentity"), [])
+    assert told == "W&B does not take this run: no such entity. With logger=csv it goes without"
+    assert explain(RuntimeError("no such entity"), []) is None

@@ -142,6 +142,9 @@ MISTAKES = {
     "-m study=quick dataset=fashn": "fashion",
     "-m study=quick optimizer.foo=1": "foo",
     "-m study=quick study.only=[jtln_uniform] cost.metric=path": "none of the rows jtln_uniform has a cost",
+    "-m study=quick study.workers=0 trainer.devices=2": "trainer.devices=1 with study.workers=0",
+    "-m study=quick study.seeds=[4294967296]": "from 0 to 4294967295 in study.seeds, but got 4294967296",
+    "-m study=few_shot pretrain=none study.only=[joint,jtln_posterior]": "jtln_posterior: expected a source head that",
 }
 
 
@@ -170,6 +173,8 @@ def test_every_study_has_a_folder_of_its_own(monkeypatch: pytest.MonkeyPatch, tm
     assert folders("trainer.precision=32", "epochs=3") == folders("epochs=3", "trainer.precision=32")
     assert folders("dataset.name='Études'") == ["studies/quick/fashion_dataset.name-Études-"]
     assert folders("hydra.sweep.dir='my dir'") == ["my dir"]
+    monkeypatch.setenv("HOME", str(tmp_path / "home of mine"))
+    assert folders("study.folder='~/all'") == ["home of mine/all/quick/fashion"]
     named = folders("hydra.sweep.dir='my dir'", "dataset=fashion,pictograms", "method.lambda_ot=1")
     assert named == ["my dir_dataset-fashion", "my dir_dataset-pictograms"]
 
@@ -278,3 +283,22 @@ def test_mistakes_of_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert report([]) == 2
     assert report(["--help"]) == 0
     assert "trials of a tuning" in capsys.readouterr().out
+
+
+def test_numbers_of_labels_take_the_place_of_an_experiments_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    planned = []
+    monkeypatch.setattr("jtln.study.study.run_study", lambda study, workers: planned.append(study) or True)
+    call = ["experiment=cub200", "study.only=[consecutive]", "study.rates=[0.3]"]
+    assert main(["-m", "study=few_shot", *call, "study.shots=[1,5]"]) == 0
+    assert [labels.words for labels in planned[0].labels] == ["1 shot", "5 shots", "30 %"]
+    assert planned[0].labels[0].overrides == ("dataset.rate=null", "dataset.shots=1")
+
+
+def test_a_row_whose_cost_does_not_know_the_classes_is_named_before_anything_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["-m", "study=few_shot", "dataset=aircraft", "study.tune.trials=2"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: jtln_wordnet: ")
+    assert "Boeing 777-300: nothing is close" in told
+    assert not (tmp_path / "studies" / "runs").exists()

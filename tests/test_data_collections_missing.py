@@ -14,12 +14,14 @@ from pathlib import Path
 import layouts
 import pytest
 from collections_made import ALL, made, without_checksums
+from torchvision import datasets
 
 from jtln.data.collections.aircraft import Aircraft
 from jtln.data.collections.base import classes_of
 from jtln.data.collections.caltech import Caltech256
 from jtln.data.collections.cub import CUB200
 from jtln.data.collections.imagenet import ImageNet
+from jtln.data.collections.places import Places365
 from jtln.data.files import Reader
 from jtln.errors import UserError
 
@@ -159,6 +161,26 @@ def test_a_download_that_is_interrupted_can_be_repeated(
             Aircraft(tmp_path / "data").parts(READER)
     serve(archive)
     assert set(Aircraft(tmp_path / "data").parts(READER)) == {"train", "val", "test"}
+
+
+def test_each_part_of_places_is_whole_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_checksums(monkeypatch)
+    made("places365", tmp_path)
+    shutil.rmtree(tmp_path / "val_256")
+
+    def stopped(root: str, split: str, small: bool, download: bool = False) -> datasets.Places365:
+        if download:
+            (tmp_path / "val_256").mkdir()
+            raise KeyboardInterrupt
+        return Original(root, split=split, small=small)
+
+    Original = datasets.Places365
+    monkeypatch.setattr(datasets, "Places365", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        Places365(tmp_path).parts(READER)
+    for download in (True, False):
+        with pytest.raises(UserError, match=r"cut off: delete .*val_256"):
+            Places365(tmp_path, download=download).parts(READER)
 
 
 @pytest.mark.parametrize(

@@ -230,6 +230,22 @@ def test_passes(pair: Pair) -> None:
     assert data(pair).passes(25) == {"source": 4.0, "target": pytest.approx(100 / 7)}
 
 
+def test_a_batch_of_all_images_is_made_one_that_processes_can_share(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """7 target images: all of them are a batch of 7, of which three processes share 6."""
+    module = data(pair, source_batch_size=12, target_batch_size=7)
+    monkeypatch.setattr(module, "_process", lambda: (0, 3))
+    (batch, _, _), *_ = iter(module.train_dataloader())
+    assert (len(batch["source"][1]), len(batch["target"][1])) == (4, 2)
+    module.target_batch_size = 4  # the user's own number is not changed
+    with pytest.raises(UserError, match="got 4: set it to 3"):
+        module.train_dataloader()
+    monkeypatch.setattr(module, "_process", lambda: (0, 8))
+    with pytest.raises(UserError, match=r"one target training image .* 8 processes, but got 7: lower trainer\.devices"):
+        module.train_dataloader()
+
+
 def test_an_unattached_module_gives_loaders(pair: Pair) -> None:
     module = data(pair)
     batches = [batch for batch, _, _ in iter(module.train_dataloader())]

@@ -174,6 +174,16 @@ def test_two_processes_write_one_folder(tmp_path: Path) -> None:
     assert json.loads((folder / "1/result.json").read_text())["target"] == results[1]["target"]
 
 
+def test_a_study_in_two_processes(tmp_path: Path) -> None:
+    """Every run has a group of processes of its own; and a head that no loss reaches is not waited for."""
+    call = ["study=quick", "study.shots=1", "study.seeds=2", "study.only=[jtln_uniform]", "study.folder=studies"]
+    keys = ["method.on=target", "method.lambda_source=0", "method.lambda_label=0", "pretrain.epochs=1"]
+    done = run_train(tmp_path, "-m", *call, *keys)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("studies/runs/*/result.json"))]
+    assert [(result["seed"], result["hardware"][:7]) for result in results] == [(0, "2 x cpu"), (1, "2 x cpu")]
+
+
 if __name__ == "__main__":
     out = Path(sys.argv[1])
     results = {update: train(update, out, devices=2) for update in UPDATES}

@@ -149,12 +149,13 @@ def test_without_a_transport_loss_it_is_two_cross_entropies(make_trunk: Callable
         ({"lambda_source": 0.0, "on": "source"}, True, (True, True), set()),
         ({"lambda_source": 0.0, "on": "target"}, True, (False, True), set()),
         ({"lambda_ot": 0.0, "lambda_source": 0.0}, True, (False, True), {"source_head"}),
+        ({"lambda_source": 0.0, "on": "target"}, "target", (False, True), {"source_head"}),
     ],
 )
 def test_a_head_is_frozen_where_nothing_teaches_it(
-    settings: dict[str, Any], transport: bool, uses: tuple[bool, bool], frozen: set[str], make_trunk: Any, cost: Tensor
+    settings: dict[str, Any], transport: Any, uses: tuple[bool, bool], frozen: set[str], make_trunk: Any, cost: Tensor
 ) -> None:
-    loss = TransportLoss(cost, EPSILON) if transport else None
+    loss = TransportLoss(cost, EPSILON, gradient="both" if transport is True else transport) if transport else None
     module = JTLN(make_trunk(), SOURCE, TARGET, loss, **settings)
     assert (module.uses_source, module.uses_target) == uses
     trained = {name: p.requires_grad for name, p in module.named_parameters()}

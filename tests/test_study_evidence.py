@@ -164,6 +164,20 @@ def test_wrong_knowledge_is_compared_with_the_same_cost_alone() -> None:
     assert "wrong knowledge" not in "\n".join(summary(gather(path).datasets[0]))
 
 
+def test_no_knowledge_in_another_method_is_no_control() -> None:
+    plain = [
+        run._replace(result={**run.result, "method": "jtln_plain"}) if run.result["cost"] == "uniform" else run
+        for run in made_runs(shots=(1,))
+    ]
+    (only,) = gather(plain, against=("consecutive",)).datasets
+    assert "jtln_plain (uniform)" in {claim.other for claim in only.claims}
+    assert not any(each.other == "jtln_plain (uniform)" for each in only.comparisons)
+    told = "\n".join((*summary(only), *details(only)))
+    assert "Over jtln_plain (uniform): " in told
+    assert "knowledge in the cost pays" not in told
+    assert "that knowledge in the cost pays is not shown" in "\n".join(summary(gather(made_runs()).datasets[0]))
+
+
 def test_the_method_without_a_cost_is_no_knowledge() -> None:
     runs = [Run(None, result("jtln", None, seed, 60.0 + seed, 60.0), Path("nowhere")) for seed in range(3)]
     assert not any(row.is_candidate for row in gather([*runs, *made_runs(3)]).datasets[0].rows if row.cost is None)
@@ -259,6 +273,34 @@ def test_rows_that_were_tested_on_other_images_are_not_compared() -> None:
     mirrored = [r._replace(result={**r.result, "overrides": o}) for r, o in zip(runs, seen, strict=True)]
     assert len(gather([*runs, *mirrored]).datasets) == 1
     assert len(gather([run._replace(row=run.result["method"]) for run in (*runs, *other)]).datasets) == 1
+
+
+def test_an_experiment_may_be_another_data_set(tmp_path: Path) -> None:
+    def of_experiment(name: str, per_class: int) -> list[Run]:
+        (tmp_path / name).mkdir(exist_ok=True)
+        text = f"dataset: {{train_per_class: {per_class}, split_seed: 3}}\n"
+        (tmp_path / name / "config.yaml").write_text(text, encoding="utf-8")
+        given = [f"experiment={name}"]
+        return [
+            run._replace(result={**run.result, "overrides": given + run.result["overrides"]}, folder=tmp_path / name)
+            for run in made_runs(shots=(1,))
+        ]
+
+    protocols = gather([*of_experiment("thirty", 30), *of_experiment("sixty", 60)]).datasets
+    assert [each.dataset for each in protocols] == ["toys (experiment=thirty)", "toys (experiment=sixty)"]
+    (same,) = gather([*of_experiment("fast", 30), *of_experiment("slow", 30)]).datasets  # as to the data
+    assert same.dataset == "toys"
+
+
+def test_a_command_for_numbers_of_labels_and_one_for_shares() -> None:
+    runs = [Run("joint", result("joint", None, 0, 50, 50, shots), Path()) for shots in (1, 5)]
+    rate = result("joint", None, 0, 50, 50, None) | {"rate": 0.5}
+    rate["overrides"] = ["method=joint", "dataset.shots=null", "dataset.rate=0.5", "seed=0"]
+    (row,) = gather([*runs, Run("joint", rate, Path())]).datasets[0].rows
+    assert row.command == (
+        "python train.py -m method=joint dataset.shots=1,5 seed=0 && "
+        "python train.py method=joint dataset.shots=null dataset.rate=0.5 seed=0"
+    )
 
 
 def test_labels_in_words() -> None:

@@ -71,7 +71,7 @@ def test_hashes_of_run_row_and_trunk() -> None:
     assert settings_hash(dict(reversed(CONFIG.items()))) == settings_hash(CONFIG)
 
 
-def test_a_file_counts_by_what_is_in_it(tmp_path: Path) -> None:
+def test_a_file_counts_by_what_is_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = tmp_path / "one.csv", tmp_path / "other.csv"
     one.write_text("a", encoding="utf-8")
     other.write_text("a", encoding="utf-8")
@@ -84,6 +84,8 @@ def test_a_file_counts_by_what_is_in_it(tmp_path: Path) -> None:
     one.write_text("b", encoding="utf-8")
     assert hashed(one) != before
     assert hashed(tmp_path / "missing.csv") != hashed(tmp_path / "gone.csv")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert hashed(Path("~/one.csv")) == hashed(one)
 
 
 def test_values_as_the_command_line_wants_them() -> None:

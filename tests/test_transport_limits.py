@@ -12,7 +12,7 @@ from transport_problems import EXACT, one_hot_log, problem
 
 from jtln import transport
 from jtln.errors import UserError
-from jtln.transport import check_cost, check_epsilon, plan_summary, sinkhorn, transport_plan
+from jtln.transport import _choice, check_cost, check_epsilon, plan_summary, sinkhorn, transport_plan
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -103,6 +103,17 @@ def test_a_small_epsilon_converges(shape: tuple[int, int, int], epsilon: float, 
     """Without over-relaxation the first needs 950 iterations, the second 6400."""
     result = sinkhorn(*problem(*shape), epsilon, tolerance=1e-4, max_iterations=most)
     assert float(result.marginal_error.max()) <= 1e-4
+
+
+def test_the_kernel_is_left_where_its_type_ends() -> None:
+    """Apple's GPUs have no float64, and with it less room for the kernel."""
+    cpu, mps = torch.device("cpu"), torch.device("mps")
+    assert _choice("auto", 39.0, torch.float32, cpu) == ("kernel", torch.float32)
+    assert _choice("auto", 41.0, torch.float32, cpu) == _choice("auto", 299.0, torch.float32, cpu)
+    assert _choice("auto", 299.0, torch.float32, cpu) == ("kernel", torch.float64)
+    assert _choice("auto", 301.0, torch.float32, cpu) == ("log", torch.float64)
+    assert _choice("auto", 39.0, torch.float32, mps) == ("kernel", torch.float32)
+    assert _choice("auto", 41.0, torch.float32, mps) == ("log", torch.float32)
 
 
 def test_nan_ends_the_iteration() -> None:

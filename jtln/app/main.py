@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from jtln.app.folder import new_sweep_folder, own_folder
+from jtln.app.folder import at_home, new_sweep_folder, own_folder
 from jtln.app.mistakes import check_choices, check_types, explain
 from jtln.app.study import config_dir_given, is_study, overrides_given
 from jtln.app.study import main as study
@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None, job: Callable[[DictConfig], Any] | 
         arguments: the command line; by default this process's.
         job: what is done with the composed configuration; by default a training.
     """
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    arguments = [*map(at_home, sys.argv[1:] if arguments is None else arguments)]
     if job is None and is_study(arguments):
         return study(arguments)
     if job is None and (lone := [argument for argument in arguments if re.match(r"[+~]*study\.", argument)]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
+import sys
 from collections.abc import Iterable, Sequence
 
 from hydra import compose, initialize_config_dir
@@ -35,6 +36,8 @@ def explain(error: BaseException, overrides: Sequence[str]) -> str | None:
             return f"no space is left on the disk, or none for you, in writing {cause.filename or 'a checkpoint'}"
         if isinstance(cause, OSError) and cause.filename is not None:
             return f"{cause.strerror}: {cause.filename}"
+        if (wandb := sys.modules.get("wandb")) is not None and isinstance(cause, wandb.Error):
+            return f"W&B does not take this run: {' '.join(str(cause).split())}. With logger=csv it goes without"
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     if isinstance(error, MissingConfigException):
         return _wrong_file(error)

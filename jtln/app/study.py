@@ -222,7 +222,9 @@ def _labels(config: DictConfig, shots: Any, rates: Any) -> tuple[Labels, ...]:
     for count in [] if shots is None else listed(shots):
         if count is not None:
             at_least("study.shots", count, 1)
-        levels.append(Labels(labels_of({"shots": count}), (f"dataset.shots={'null' if count is None else count}",)))
+        instead = ("dataset.rate=null",) if config.dataset.get("rate") is not None else ()  # of a share (experiment=)
+        shots_given = f"dataset.shots={'null' if count is None else count}"
+        levels.append(Labels(labels_of({"shots": count}), (*instead, shots_given)))
     for rate in [] if rates is None else listed(rates):
         if not isinstance(rate, int | float) or not 0 < rate <= 1:
             raise UserError(f"expected study.rates to be shares in (0, 1], but got {rate!r}")
@@ -232,13 +234,18 @@ def _labels(config: DictConfig, shots: Any, rates: Any) -> tuple[Labels, ...]:
 
 def _workers(config: DictConfig) -> list[Worker]:
     from jtln.app.main import main
-    from jtln.study.workers import InThisProcess, Process, environments
+    from jtln.study.workers import InThisProcess, Process, environments, on_several
 
-    wanted = config.study.workers
+    wanted, devices = config.study.workers, config.trainer.devices
+    if wanted == 0 and on_several(devices):
+        raise UserError(
+            f"expected trainer.devices=1 with study.workers=0, as a process makes one run on several devices and no "
+            f"more, but got {devices}: leave study.workers=auto"
+        )
     if wanted == 0:
         return [InThisProcess(main)]
-    shares = environments(wanted, str(config.trainer.accelerator), config.trainer.devices)
-    return [Process([sys.executable, "-m", "jtln.app.worker"], share) for share in shares]
+    shares = environments(wanted, str(config.trainer.accelerator), devices)
+    return [Process([sys.executable, "-m", "jtln.app.worker"], share, on_several(devices)) for share in shares]
 
 
 def config_dir_given(hydra: Any) -> list[str]:
@@ -269,6 +276,8 @@ def listed(value: Any) -> list[Any]:
 def _seeds(key: str, value: Any) -> tuple[int, ...]:
     """A number of seeds, from 0, or the seeds themselves."""
     seeds = list(range(value)) if isinstance(value, int) else listed(value)
+    if large := [seed for seed in seeds if isinstance(seed, int) and seed >= 2**32]:
+        raise UserError(f"expected seeds from 0 to {2**32 - 1} in {key}, but got {large[0]}")
     return tuple(dict.fromkeys(at_least(key, seed, 0) for seed in seeds))
 
 

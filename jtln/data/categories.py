@@ -144,6 +144,7 @@ class CategoryPair(PairSpec):
             "split_seed": (seed is not None and _at_least(0, seed), "a whole number of 0 or more", 0),
             "image_size": (size is not None and _at_least(1, size), whole, 224),
             "stored_size": (_at_least(1, self.stored_size), f"{whole}, or null", "null"),
+            "shift": (self.shift is not None and _at_least(0, self.shift), "a whole number of 0 or more", 2),
             "crop": (self.crop is None or _share(self.crop) or self.crop == 1, "a share in (0, 1], or null", 0.5),
         }
         for key, (right, expected, example) in rules.items():

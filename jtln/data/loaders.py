@@ -228,10 +228,20 @@ class PairData(pl.LightningDataModule):
     def _batch_sizes(self) -> dict[str, int]:
         sizes = {}
         if self.use_source:
-            sizes["source"] = self.source_batch_size
+            sizes["source"] = self._shareable("source", self.source_batch_size)
         if self.use_target:
-            sizes["target"] = self.target_batch_size
+            sizes["target"] = self._shareable("target", self.target_batch_size)
         return sizes
+
+    def _shareable(self, side: str, size: int) -> int:
+        """A batch of all images loses the few that the processes cannot share equally; they come with other batches."""
+        images, world_size = len(getattr(self.pair, side).train), self._process()[1]
+        if images < world_size:
+            raise UserError(
+                f"expected at least one {side} training image for each of {world_size} processes, but got {images}: "
+                "lower trainer.devices"
+            )
+        return size - size % world_size if size == images else size
 
     def _train_loader(self, images: ImageSet, batch_size: int) -> DataLoader[Any]:
         rank, world_size = self._process()

@@ -83,6 +83,12 @@ class Pictograms(PairSpec):
                 f"expected 1 to {most} shots, as of {len(GROUPS)} style groups validation takes {validation} "
                 f"and testing at least 1, but got {shots}: set dataset.shots to at most {most}"
             )
+        for key, value, least in (("image_size", image_size, 1), ("shift", shift, 0)):
+            if not isinstance(value, int) or value < least:
+                raise UserError(
+                    f"expected a whole number of {least} or more for dataset.{key}, but got {value}: "
+                    f"set dataset.{key}={(32, 2)[key == 'shift']}, for instance"
+                )
         classes = ClassSet.from_csv(ASSETS / "classes.csv")
         drawn_from = [name for name in classes if name not in REDRAWN]
         chosen = select(classes, target_classes, "target_classes", (split_seed, 0), drawn_from)

@@ -61,6 +61,12 @@ class TableRow:
         """Whether it is the control for ``row``: the same method and cost, its columns shuffled."""
         return self.method == row.method and row.cost is not None and self.cost == f"permuted {row.cost}"
 
+    def controls(self, row: TableRow) -> bool:
+        """Whether it differs from ``row`` in what the cost knows and in nothing else."""
+        if self.control == "uniform":
+            return self.method == row.method
+        return self.is_permuted(row)
+
 
 Pair = tuple[TableRow, TableRow]
 
@@ -243,7 +249,7 @@ def _dataset(dataset: str, runs: list[Run], against: Sequence[str], metric: str)
             wanted = [(best, other) for other in here if not other.is_candidate]
             wanted += [(row, other) for other in controls for row in here if other.is_permuted(row)]
         pairs = [(row, other) for other in baselines for row in here if row is not other]
-        pairs += [(row, other) for other in controls for row in here if row.is_candidate]
+        pairs += [(row, other) for other in controls for row in here if row.is_candidate and row.method == other.method]
         claimed = _once(wanted)
         claims += _compare(each, claimed)
         comparisons += _compare(each, _once(pairs, without=claimed))
@@ -309,7 +315,14 @@ def _compare(labels: str, pairs: Iterable[Pair]) -> list[Comparison]:
 
 
 def _command(runs: Sequence[Run]) -> str:
-    """What makes all runs of a row again."""
+    """What makes all runs of a row again: two commands where some of them label a number and others a share."""
+    parts: dict[bool, list[Run]] = defaultdict(list)
+    for run in runs:
+        parts[any(each.startswith("dataset.rate=") for each in run.result.get("overrides", ()))].append(run)
+    return " && ".join(map(_command_of, parts.values()))
+
+
+def _command_of(runs: Sequence[Run]) -> str:
     everything = [list(run.result.get("overrides", ())) for run in runs]
     shared = [each for each in everything[0] if all(each in others for others in everything)]
     arguments = [each for each in shared if each.partition("=")[0] not in PER_RUN]

@@ -107,6 +107,6 @@ def _plain(value: Any, without: tuple[str, ...], run_seed: Any, path: str = "") 
         return kept
     if isinstance(value, list | tuple):
         return [_plain(child, without, run_seed, path) for child in value]
-    if isinstance(value, str) and path.rpartition(".")[2] in _FILES and Path(value).is_file():
-        return hashlib.sha256(Path(value).read_bytes()).hexdigest()  # what is in it, not what it is called
+    if isinstance(value, str) and path.rpartition(".")[2] in _FILES and (file := Path(value).expanduser()).is_file():
+        return hashlib.sha256(file.read_bytes()).hexdigest()  # what is in it, not what it is called
     return int(value) if isinstance(value, float) and value.is_integer() else value

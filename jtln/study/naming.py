@@ -28,16 +28,18 @@ class Run(NamedTuple):
 def by_data(runs: list[Run]) -> list[Run]:
     """The same, a dataset's name followed by what was given for it where runs differ in that (dataset.split_seed=1):
     rows that were tested on other images are no pairs. Those that a study named are as it has them."""
-    settings: dict[str, set[frozenset[str]]] = defaultdict(set)
+    members: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
-        settings[run.result["dataset"]].add(_of_data(run.result))
+        members[run.result["dataset"]].append(run)
+    chosen = {name for name, those in members.items() if _experiments_differ(those)}
+    settings = {name: [_of_data(run.result, name in chosen) for run in those] for name, those in members.items()}
     told = []
     for run in runs:
         name = run.result["dataset"]
         if run.row is not None:
             told.append(run)
             continue
-        own = _of_data(run.result) - frozenset.intersection(*settings[name])
+        own = _of_data(run.result, name in chosen) - frozenset.intersection(*settings[name])
         full = f"{name} ({' '.join(sorted(own))})" if own else name
         told.append(run._replace(result={**run.result, "dataset": full}))
     return told
@@ -74,14 +76,34 @@ def given(result: Mapping[str, Any]) -> list[str]:
     return [each for each in result.get("overrides", ()) if each.partition("=")[0] not in PER_RUN]
 
 
-def _of_data(result: Mapping[str, Any]) -> frozenset[str]:
-    """What was given for the dataset that changes its images or classes, but for how many labels there are."""
+def _of_data(result: Mapping[str, Any], with_experiment: bool) -> frozenset[str]:
+    """What was given for the dataset that changes its images or classes, but for how many labels there are.
+
+    Args:
+        with_experiment: whether experiment=FILE is such a thing.
+    """
     keys = [(each, each.partition("=")[0].lstrip("+~")) for each in given(result)]
+    starts = ("dataset.", "dataset/", "debug", *(["experiment"] if with_experiment else []))
     return frozenset(
-        each
-        for each, key in keys
-        if key.startswith(("dataset.", "dataset/")) and key.rpartition(".")[2] not in _SAME_IMAGES
+        each for each, key in keys if key.startswith(starts) and key.rpartition(".")[2] not in _SAME_IMAGES
     )
+
+
+def _experiments_differ(runs: Sequence[Run]) -> bool:
+    """Whether an experiment's file has set what images or classes there are: some runs have another dataset, in ways
+    that the command line does not show."""
+    kinds = {each for run in runs for each in given(run.result) if each.partition("=")[0].lstrip("+~") == "experiment"}
+    if not kinds:
+        return False
+    datasets: dict[frozenset[str], set[tuple[tuple[str, str], ...]]] = defaultdict(set)
+    for run in runs:
+        found = _settings(run.folder / "config.yaml")
+        # Where the dataset's seed follows the run's, it is another with each.
+        own = {k: v for k, v in found.items() if k.startswith("dataset.") and k != "dataset.split_seed"}
+        datasets[_of_data(run.result, with_experiment=False)].add(
+            tuple(sorted((k, v) for k, v in own.items() if k.rpartition(".")[2] not in _SAME_IMAGES))
+        )
+    return any(len(each) > 1 for each in datasets.values())
 
 
 def _told(rows: Sequence[Sequence[Run]]) -> list[str]:

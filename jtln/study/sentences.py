@@ -73,8 +73,8 @@ def _meaning(evidence: DatasetEvidence, other: str, claims: Sequence[Comparison]
     control = evidence.row(other).control
     if control is None or all(math.isnan(claim.difference.p) for claim in claims):
         return ""
-    if control == "permuted" and not all(evidence.row(other).is_permuted(evidence.row(each.row)) for each in claims):
-        return ""  # another cost with other knowledge
+    if not all(evidence.row(other).controls(evidence.row(each.row)) for each in claims):
+        return ""  # another method, or another cost with other knowledge
     shown = [claim for claim in claims if claim.shown]
     some = "" if len(shown) in (0, len(claims)) else f" at {_listed(shown)}"
     if control == "uniform":

@@ -129,13 +129,20 @@ class Published(Collection):
         images = FileImages(files.paths, labels, reader, self.root)
         return images if len(known) == len(images) else images.subset(known)
 
-    def listed(self, dataset: Callable[..., Any], kinds: Sequence[str] | None = None, **settings: Any) -> Listed:
+    def listed(
+        self,
+        dataset: Callable[..., Any],
+        kinds: Sequence[str] | None = None,
+        folder: str | None = None,
+        **settings: Any,
+    ) -> Listed:
         """The files of torchvision's ``dataset(root, **settings)``, which also fetches them.
 
         Args:
             kinds: its classes in the order of its labels, where it does not tell them.
+            folder: as ``fetched`` takes it.
         """
-        data = self.fetched(lambda download: dataset(str(self.root), download=download, **settings))
+        data = self.fetched(lambda download: dataset(str(self.root), download=download, **settings), folder)
         # What torchvision's classes call the paths and the labels.
         pairs = next((getattr(data, name) for name in ("_samples", "imgs") if hasattr(data, name)), None)
         if pairs is None:

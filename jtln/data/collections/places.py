@@ -9,7 +9,7 @@ from torchvision import datasets
 
 from jtln.data.collections.base import Listed, Published
 
-PARTS = {"train": "train-standard", "test": "val"}
+PARTS = {"train": ("train-standard", "data_256_standard"), "test": ("val", "val_256")}  # torchvision's name, folder
 
 
 class Places365(Published):
@@ -28,7 +28,7 @@ class Places365(Published):
     archive = "train_256_places365standard.tar"
 
     def files(self) -> dict[str, Listed]:
-        return {part: self.listed(self._open, split=split) for part, split in PARTS.items()}
+        return {part: self.listed(self._open, folder=folder, split=split) for part, (split, folder) in PARTS.items()}
 
     def present(self) -> set[str] | None:
         folders = self.root / self.folder  # the list of 1.8 million files is read only when images are asked for
