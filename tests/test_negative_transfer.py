@@ -234,7 +234,9 @@ def test_what_has_nothing_of_the_source(experiment: Experiment) -> None:
     pretraining = Pretraining(Budget(1, 3, 8, 1), 0, partial(torch.optim.AdamW, lr=1e-2), Constant())
     assert is_target_only(replace(experiment, method=ALONE))
     assert not is_target_only(experiment)
-    for method in (replace(ALONE, lambda_ot=1.0), replace(ALONE, penalty=BSS()), replace(ALONE, freeze_trunk=True)):
+    both = replace(ALONE, lambda_source=1.0)
+    others = (both, replace(both, lambda_ot=1.0), replace(ALONE, penalty=BSS()), replace(ALONE, freeze_trunk=True))
+    for method in others:
         assert not is_target_only(replace(experiment, method=method))
     assert not is_target_only(replace(experiment, method=ALONE, pretraining=pretraining))  # fine-tuning
 
