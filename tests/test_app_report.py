@@ -302,3 +302,16 @@ def test_a_row_whose_cost_does_not_know_the_classes_is_named_before_anything_run
     assert told.startswith("error: jtln_wordnet: ")
     assert "Boeing 777-300: nothing is close" in told
     assert not (tmp_path / "studies" / "runs").exists()
+
+
+def test_a_row_may_have_classes_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its cost is asked for them, and not for those of the other rows, which WordNet does not know."""
+    names = ["Boeing 707-320", "Boeing 727-200", "Boeing 777-300", "Boeing 717"]
+    lines = [f"{name},{synset}" for name, synset in zip(names, ("airliner.n.01", "jet.n.01") * 2, strict=True)]
+    Path("links.csv").write_text("\n".join(["class,synset", *lines]), encoding="utf-8")
+    own = "'dataset.links=links.csv','dataset.target_classes=[{},{}]','dataset.source_classes=[{},{}]'".format(*names)
+    planned = []
+    monkeypatch.setattr("jtln.study.study.run_study", lambda study, workers: planned.append(study) or True)
+    rows = f"+study.rows.mine=['method=jtln','cost=wordnet',{own}]"
+    assert main(["-m", "study=few_shot", "dataset=aircraft", rows, "study.only=[consecutive,mine]"]) == 0
+    assert [row.name for row in planned[0].rows] == ["consecutive", "mine"]

@@ -94,9 +94,10 @@ class Composer:
         for each in labels:
             with _told_of(each.words):
                 spec = instantiate(self._config(rows[0].config, [*each.overrides, f"seed={seed}"]).dataset)
-        for row in rows:
-            with _told_of(row.name):
-                check(self._config(row.config, [*labels[0].overrides, f"seed={seed}"]), spec)
+        configs = [self._config(row.config, [*labels[0].overrides, f"seed={seed}"]) for row in rows]
+        for row, config in zip(rows, configs, strict=True):
+            with _told_of(row.name):  # most rows share the data set; one with classes or links of its own is checked so
+                check(config, spec if config.dataset == configs[0].dataset else instantiate(config.dataset))
         drawn = {OmegaConf.select(self._config(rows[0].config, [f"seed={k}"]), "dataset.split_seed") for k in (0, 1)}
         if tuned and (spec.seeds_differ_in_test or len(drawn) > 1):
             raise UserError(
