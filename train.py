@@ -2,7 +2,7 @@
 
 import sys
 
-from jtln.app.main import main
+from jtln.cli.train import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -18,12 +18,12 @@ commands:
   classes show every class, its WordNet synset and what is doubtful, as a table to correct: jtln classes dataset=fashion
 """
 COMMANDS = {
-    "train": "jtln.app.main",
-    "cost": "jtln.app.cost",
-    "classes": "jtln.app.classes",
-    "report": "jtln.app.report",
-    "predict": "jtln.app.predict",
-    "export": "jtln.app.export",
+    "train": "jtln.cli.train",
+    "cost": "jtln.cli.cost",
+    "classes": "jtln.cli.classes",
+    "report": "jtln.cli.report",
+    "predict": "jtln.cli.predict",
+    "export": "jtln.cli.export",
 }
 
 

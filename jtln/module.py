@@ -24,16 +24,16 @@ from torch.nn.functional import cross_entropy
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from jtln.calibration import calibrated
-from jtln.classes import ClassSet
 from jtln.costs import Cost, SourceHead
-from jtln.discriminant import Discriminant
+from jtln.costs.calibration import calibrated
 from jtln.errors import UserError, unknown
-from jtln.losses import TransportLoss
+from jtln.heads.discriminant import Discriminant
 from jtln.methods import Penalty, Seen
 from jtln.metrics import classification_metrics
+from jtln.names.class_set import ClassSet
 from jtln.schedules import Constant, Schedule
-from jtln.trunk import Trunk
+from jtln.transport.loss import TransportLoss
+from jtln.trunks.base import Trunk
 
 HEADS = ("target", "source")  # in the order of the evaluation loaders
 IMAGES = ("source", "target", "both")
@@ -61,7 +61,7 @@ class JTLN(pl.LightningModule):
         penalty: a baseline's own term, with its weight; None adds none.
         head_end: what becomes of the target head once it is trained, with the transport's cost; None leaves it.
         calibrate: whether the transport's cost becomes, before the first step, what the labelled images bear out of
-            it (jtln.calibration): for a cost that has not seen their labels, and a pre-trained source head.
+            it (jtln.costs.calibration): for a cost that has not seen their labels, and a pre-trained source head.
         freeze_trunk: whether the trunk stays as it is, its dropout and batch norms as in evaluation.
         lambda_target, lambda_source, lambda_ot, lambda_label: the weights of the terms, >= 0.
         lambda_ot_unit: "1/epsilon" multiplies lambda_ot by 1/epsilon, so that it weighs the soft labels which the

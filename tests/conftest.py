@@ -12,41 +12,16 @@ import pytorch_lightning as pl
 import torch
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
-from torch import nn
+from tiny import CPU, TinySpec, tiny_trunk
 
-from jtln.classes import ClassSet
 from jtln.data.loaders import PairData
-from jtln.data.made import made_pair
-from jtln.data.pair import Pair, PairSpec
 from jtln.module import JTLN
-from jtln.training import Budget, TrainerSettings, make_trainer, pair_data
-from jtln.trunk import Trunk
+from jtln.training.trainer import Budget, TrainerSettings, make_trainer, pair_data
+from jtln.trunks.base import Trunk
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores: none takes them all
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
-
-
-class TinySpec(PairSpec):
-    """Four source and three target classes of made 8 x 8 images; ``load`` makes four images a class and part."""
-
-    name = "tiny"
-    source_classes = ClassSet(["ant", "bee", "cat", "dog"])
-    target_classes = ClassSet(["elk", "fox", "gnu"])
-    image_size = 8
-    channels = 3
-    shots = 4
-    flip = True
-    shift = 1
-
-    def load(self) -> Pair:
-        return made_pair(self, per_class=4)
-
-
-def tiny_trunk(dropout: float = 0.0, dim: int = 6) -> Trunk:
-    """(B, 3, 8, 8) -> (B, dim)"""
-    body = nn.Sequential(nn.AvgPool2d(2), nn.Flatten(), nn.Dropout(dropout), nn.Linear(48, dim), nn.Tanh())
-    return Trunk(body, "tiny", dim, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 @pytest.fixture(autouse=True)
@@ -84,9 +59,6 @@ def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures are made, but a white pixel is written for each: drawing takes half the time of a tiny run."""
     pixel = Image.new("RGB", (1, 1), "white")
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, **_: pixel.save(path))
-
-
-CPU = TrainerSettings({"accelerator": "cpu", "devices": 1}, progress_bar=False)
 
 
 @pytest.fixture

@@ -14,13 +14,13 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from jtln.classes import ClassSet
 from jtln.costs import CentroidCost, UniformCost
 from jtln.errors import UserError
-from jtln.losses import TransportLoss
 from jtln.module import JTLN, Batch
+from jtln.names.class_set import ClassSet
 from jtln.schedules import Constant, Cosine, Linear
-from jtln.trunk import Trunk
+from jtln.transport.loss import TransportLoss
+from jtln.trunks.base import Trunk
 
 SOURCE, TARGET = ClassSet(["ant", "bee", "cat", "dog"]), ClassSet(["elk", "fox", "gnu"])
 EPSILON = 0.3

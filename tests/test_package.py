@@ -76,8 +76,8 @@ def run(unpacked: Path, folder: Path, *arguments: str) -> str:
 
 
 def test_it_composes_from_another_folder(unpacked: Path, tmp_path: Path) -> None:
-    where = run(unpacked, tmp_path, "-c", "import jtln.app.main as m; print(m.__file__); print(m.config_dir())")
-    assert where.splitlines() == [str(unpacked / "jtln/app/main.py"), str(unpacked / "jtln/conf")]
+    where = run(unpacked, tmp_path, "-c", "import jtln.cli.train as m; print(m.__file__); print(m.config_dir())")
+    assert where.splitlines() == [str(unpacked / "jtln/cli/train.py"), str(unpacked / "jtln/conf")]
     config = run(unpacked, tmp_path, "-m", "jtln", "train", "--cfg", "job", "cost=centroid")
     assert "_target_: jtln.costs.CentroidCost" in config
     assert not list(tmp_path.iterdir())

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import jtln
-from jtln.app.main import main
+from jtln.cli.train import main
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

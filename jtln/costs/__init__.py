@@ -2,9 +2,9 @@
 
 from jtln.costs.base import Cost, SourceHead, is_constant
 from jtln.costs.centroid import CentroidCost
+from jtln.costs.file import FileCost
 from jtln.costs.permuted import PermutedCost
 from jtln.costs.posterior import PosteriorCost
-from jtln.costs.table import FileCost
 from jtln.costs.taxonomy import TaxonomyCost
 from jtln.costs.uniform import UniformCost
 from jtln.costs.wordnet import WordNetCost

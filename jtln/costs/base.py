@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from jtln.classes import ClassSet
 from jtln.errors import UserError, unknown
-from jtln.transport import check_cost
+from jtln.names.class_set import ClassSet
+from jtln.transport.sinkhorn import check_cost
 
 Batch = tuple[Tensor, Tensor]  # features (B, D), labels (B,)
 SCALES = ("max", "range", "none")

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from jtln.classes import ClassSet
 from jtln.costs.base import Batch, Cost, SourceHead
+from jtln.distributed import class_sums
 from jtln.errors import UserError, unknown
-from jtln.pooling import class_sums
+from jtln.names.class_set import ClassSet
 
 METRICS = ("euclidean", "sqeuclidean", "cosine")
 UPDATES = ("once", "epoch", "ema")

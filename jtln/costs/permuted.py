@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jtln.classes import ClassSet
 from jtln.costs.base import Batch, Cost, SourceHead
 from jtln.errors import UserError
+from jtln.names.class_set import ClassSet
 
 
 class PermutedCost(Cost):

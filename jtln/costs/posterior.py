@@ -7,17 +7,18 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from jtln.classes import ClassSet
 from jtln.costs.base import Batch, Cost, SourceHead
+from jtln.costs.class_posterior import source_given_target
 from jtln.errors import UserError, unknown
-from jtln.relation import source_given_target, temperature
+from jtln.names.class_set import ClassSet
+from jtln.temperature import temperature
 
 UPDATES = ("once", "epoch")
 
 
 class PosteriorCost(Cost):
-    """C[i, j] = -log p(i | j), p(source class i | target class j) as :func:`jtln.relation.source_given_target` reads it
-    off the source head on the target's labelled training images.
+    """C[i, j] = -log p(i | j), p(source class i | target class j) read off the source head on
+    the target's labelled training images (:func:`jtln.costs.class_posterior.source_given_target`).
 
     Unscaled and at epsilon = 1, softmax(-C) over the source classes is Co-Tuning's relation: what a sure target head
     teaches the source head on a target image.

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jtln.classes import ClassSet, read_table
 from jtln.costs.base import Cost
 from jtln.errors import UserError
+from jtln.names.class_set import ClassSet, read_table
 
 REMEDY = (
     "Give the hierarchy in a CSV file with the columns class,path, where a path is written 'Boeing/Boeing 737': "

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from jtln.classes import ClassSet
 from jtln.costs.base import Cost
+from jtln.names.class_set import ClassSet
 
 
 class UniformCost(Cost):

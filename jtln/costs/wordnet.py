@@ -5,22 +5,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from jtln.classes import ClassSet
 from jtln.costs.base import Cost
 from jtln.errors import unknown
-from jtln.linking import UNKNOWN, Link, link
-from jtln.senses import SENSES
-from jtln.wordnet import METRICS, distance
+from jtln.names.class_set import ClassSet
+from jtln.names.linking import UNKNOWN, Link, link
+from jtln.names.senses import SENSES
+from jtln.names.wordnet import METRICS, distance
 
 
 class WordNetCost(Cost):
     """C[i, j] = 1 - similarity of the WordNet 3.0 noun synsets of source class i and target class j.
 
     Args:
-        metric: the similarity: "path", "wup", "lch", "lin", "jcn" or "res" (see :func:`jtln.wordnet.similarity`; how
-            each becomes a distance, :func:`jtln.wordnet.distance`).
+        metric: the similarity: "path", "wup", "lch", "lin", "jcn" or "res" (see
+            :func:`jtln.names.wordnet.similarity`, and :func:`jtln.names.wordnet.distance` for the distance).
         scale: how the distances are brought to [0, 1], see :class:`Cost`.
-        senses: which of several meanings is taken, "context", "pictured" or "first", see :func:`jtln.linking.link`.
+        senses: which of several meanings is taken, "context", "pictured" or "first"
+            (:func:`jtln.names.linking.link`).
         unknown_names: "error", or "head" to link a name that is unknown as a whole to the thing it names a kind of.
 
     Attributes:

@@ -23,12 +23,12 @@ class ImageSet(Dataset[tuple[Tensor, int]], ABC):
     Attributes:
         labels: (N,) int64.
         names: (N,) what each image is called in reports; within a pair no two images share a name.
-        at_hand: whether pixels lie in memory or are mapped into it, so that no process need read them ahead.
+        in_memory: whether pixels lie in memory or are mapped into it, so that no process need read them ahead.
     """
 
     labels: Tensor
     names: Sequence[str]
-    at_hand: bool = False
+    in_memory: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -74,7 +74,7 @@ class ArrayImages(ImageSet):
         UserError: the sizes do not fit together, or the pixels are not uint8.
     """
 
-    at_hand = True
+    in_memory = True
 
     def __init__(self, images: Tensor, labels: Tensor, names: Sequence[str]) -> None:
         if images.ndim != 4 or images.shape[1] not in (1, 3) or images.dtype != torch.uint8:
@@ -110,7 +110,7 @@ class _Subset(ImageSet):
     def __init__(self, whole: ImageSet, indices: Tensor, labels: Tensor) -> None:
         check_labels(len(indices), labels)
         self.whole = whole
-        self.at_hand = whole.at_hand
+        self.in_memory = whole.in_memory
         self.indices = indices.tolist()
         self.labels = labels.to(torch.int64)
         self.names = [whole.names[index] for index in self.indices]

@@ -13,9 +13,9 @@ from pytorch_lightning.utilities import CombinedLoader
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
-from jtln.data.decoded import cores
+from jtln.data.cache import cores
 from jtln.data.images import ImageSet
-from jtln.data.pair import Pair
+from jtln.data.pairs import Pair
 from jtln.data.transforms import ToFloat, Views
 from jtln.errors import UserError
 
@@ -265,7 +265,7 @@ class PairData(pl.LightningDataModule):
         workers = self.num_workers
         if workers is None:
             devices = 1 if self.trainer is None else self.trainer.num_devices
-            workers = 0 if images.at_hand else max(1, round(share * min(8, cores() // devices)))
+            workers = 0 if images.in_memory else max(1, round(share * min(8, cores() // devices)))
         return _Loader(
             _Guarded(images),
             batch_sampler=batches,

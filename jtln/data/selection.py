@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jtln.classes import ClassSet
 from jtln.errors import UserError, unknown
-from jtln.wordnet import resolve
+from jtln.names.class_set import ClassSet
+from jtln.names.wordnet import resolve
 
 BRANCH = "/*"
 Wanted = str | int | float | Sequence[str]

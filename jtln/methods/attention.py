@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from jtln.distributed import all_reduce_sum, gather_in_order, process
 from jtln.errors import UserError
 from jtln.methods.base import Network
-from jtln.pooling import process, rows_in_order, total
-from jtln.trunk import Trunk
+from jtln.trunks.base import Trunk
 
 EPOCHS, BATCH, RATE, MOMENTUM, DECAY, TENFOLD = 10, 32, 0.01, 0.9, 1e-4, 6  # of the classifier; rate / 10 in 6 epochs
 
@@ -78,8 +78,8 @@ def channel_importance(network: Network, layers: Sequence[str], images: int) -> 
         images: of how many training images, at most, spread over all of them.
     """
     features, labels = (torch.cat(parts) for parts in zip(*network.features_of("target"), strict=True))
-    everyone = rows_in_order(features)
-    classify = train_classifier(everyone, rows_in_order(labels), network.target_head.out_features)
+    everyone = gather_in_order(features)
+    classify = train_classifier(everyone, gather_in_order(labels), network.target_head.out_features)
     chosen = _spread(network.images_of("target"), every=-(-len(everyone) // images))
     convolutions = [convolution(network.trunk, name) for name in layers]
     growth = [features.new_zeros(layer.out_channels, dtype=torch.float64) for layer in convolutions]
@@ -91,8 +91,8 @@ def channel_importance(network: Network, layers: Sequence[str], images: int) -> 
                 for channel in range(len(values)):
                     values[channel] += cross_entropy(classify(without(channel)), y, reduction="sum") - loss
         count += len(y)
-    total(count)
-    return [(total(values) / count).float() for values in growth]
+    all_reduce_sum(count)
+    return [(all_reduce_sum(values) / count).float() for values in growth]
 
 
 def _spread(batches: Iterator[tuple[Tensor, Tensor]], every: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from jtln.errors import UserError
-from jtln.trunk import Trunk
+from jtln.trunks.base import Trunk
 
 
 class Seen(NamedTuple):

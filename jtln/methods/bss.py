@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from jtln.distributed import all_gather, process
 from jtln.errors import UserError
 from jtln.methods.base import Network, Penalty, Seen, check_weights
-from jtln.pooling import process, rows_of_all
 
 
 class BSS(Penalty):
@@ -52,6 +52,6 @@ def _of_all_processes(own: Tensor) -> Tensor:
     rank, processes = process()
     if processes == 1:
         return own
-    parts = rows_of_all(own)
+    parts = all_gather(own)
     parts[rank] = own + (processes - 1) * (own - own.detach())
     return torch.cat(parts)

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from jtln.costs.class_posterior import source_given_target
 from jtln.methods.base import Network, Penalty, Seen, check_weights
-from jtln.relation import source_given_target, temperature
+from jtln.temperature import temperature
 
 
 class CoTuning(Penalty):

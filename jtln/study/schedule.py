@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from jtln.reporting.tables import clock
 from jtln.study.job import Job
 from jtln.study.ledger import Ledger
 from jtln.study.workers import last_words
-from jtln.tables import clock
 
 _POLL = 0.5  # seconds between looks at what others do: the trunk of a run, the run of another study
 

@@ -12,14 +12,14 @@ from typing import Any
 
 from jtln import __version__
 from jtln.errors import UserError
-from jtln.provenance import git_commit
-from jtln.study.evidence import gather
+from jtln.reporting.evidence import gather
+from jtln.reporting.naming import Run
+from jtln.reporting.study_page import show_evidence, write_evidence
 from jtln.study.job import Job, spelled
 from jtln.study.ledger import Ledger
-from jtln.study.naming import Run
-from jtln.study.page import show_evidence, write_evidence
 from jtln.study.schedule import Done, Schedule, Worker
-from jtln.study.tune import Search, Tuned, run_searches
+from jtln.study.tuning import Search, Tuned, run_searches
+from jtln.training.provenance import git_commit
 
 
 @dataclass(frozen=True)

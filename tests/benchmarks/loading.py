@@ -26,13 +26,13 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from jtln.classes import ClassSet
-from jtln.data.decoded import decoded
+from jtln.data.cache import decoded
 from jtln.data.files import FileImages, Reader
 from jtln.data.images import ImageSet
 from jtln.data.loaders import PairData
-from jtln.data.pair import Pair, Task
+from jtln.data.pairs import Pair, Task
 from jtln.data.transforms import Augment, ToFloat
+from jtln.names.class_set import ClassSet
 
 STORED, SEEN, BATCH = 256, 224, 64
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, log_softmax
 
-from jtln.losses import TransportLoss
-from jtln.transport import sinkhorn
-from jtln.trunk import alexnet
+from jtln.transport.loss import TransportLoss
+from jtln.transport.sinkhorn import sinkhorn
+from jtln.trunks.alexnet import alexnet
 
 EPSILON, TOLERANCE = 0.1, 1e-5
 BATCH, PIXELS, CLASSES = 64, 224, (1000, 256)

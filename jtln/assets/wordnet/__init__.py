@@ -1,1 +1,1 @@
-"""WordNet 3.0's nouns as a compact table: made by ``make.py``, read by ``jtln.wordnet``, licensed by ``LICENSE``."""
+"""WordNet 3.0's nouns as a compact table: made by ``make.py``, read by ``jtln.names.wordnet``, see ``LICENSE``."""

@@ -15,10 +15,10 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from jtln.classes import ClassSet, read_table
 from jtln.data.files import FileImages, Reader
 from jtln.data.images import ImageSet
 from jtln.errors import UserError
+from jtln.names.class_set import ClassSet, read_table
 
 TABLES = Path(__file__).parents[2] / "assets" / "classes"
 IMAGES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")

@@ -9,7 +9,7 @@ import torch
 from torchvision import datasets
 
 from jtln.data.collections.base import Listed, Published, as_labels
-from jtln.data.fashion import resize
+from jtln.data.collections.fashion import resize
 from jtln.data.files import Reader
 from jtln.data.images import ArrayImages, ImageSet
 

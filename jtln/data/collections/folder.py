@@ -6,11 +6,11 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from jtln.classes import ClassSet, composed, read_table
 from jtln.data.collections.base import IMAGES, Collection
 from jtln.data.files import FileImages, Reader
 from jtln.data.images import ImageSet
 from jtln.errors import UserError
+from jtln.names.class_set import ClassSet, composed, read_table
 
 PARTS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}  # what users write
 PARTS |= {"test": "test", "testing": "test"}

@@ -1,0 +1,181 @@
+"""``jtln predict``: what a trained network takes images for."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jtln.cli.options import guarded
+from jtln.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    import torch
+
+    from jtln.inference.classifier import Classifier
+
+HEADS = ("target", "source")
+
+
+def main(arguments: list[str]) -> int:
+    """Print the class of every image as CSV; returns the exit code: 1 where some could not be read."""
+    parser = argparse.ArgumentParser(
+        prog="jtln predict",
+        description="What a trained network takes images for, as CSV: image, class, probability.",
+        epilog="For instance: jtln predict outputs/fashion/2026-11-22_20-00-00 photos/ --top 3 --output predicted.csv",
+    )
+    add_run(parser)
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="a file, or a folder, which is looked through")
+    parser.add_argument("--top", type=int, default=1, metavar="K", help="so many classes an image; default: 1")
+    parser.add_argument("--views", help="none, flip or ten_crop; default: as in the run's test")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: an accelerator where there is one")
+    parser.add_argument("--batch-size", type=int, default=64, metavar="B", help="images at once; default: 64")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="default: the terminal")
+    return guarded(parser, arguments, _predict)
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """The arguments that say which network."""
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, or a best.ckpt that was taken from one")
+    parser.add_argument("--head", default="target", help="target (default) or source: whose classes")
+
+
+def load(run: str | Path, head: str = "target", views: str | None = None) -> Classifier:
+    """The network that a run's validation chose, on the CPU.
+
+    Args:
+        run: its folder, or a ``best.ckpt`` from one.
+        head: "target" or "source".
+        views: "none", "flip" or "ten_crop"; None takes those of its test.
+
+    Raises:
+        UserError: there is no such checkpoint, it is not one of ours, or its trunk cannot be made again.
+    """
+    import torch
+    from hydra.utils import instantiate
+
+    from jtln.data.files import Reader
+    from jtln.data.transforms import Views
+    from jtln.inference.classifier import KEY, Classifier, Description
+    from jtln.trunks.weights import is_fetched
+
+    if head not in HEADS:
+        raise unknown("head", head, HEADS)
+    path = checkpoint_of(run)
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        state, said = checkpoint["state_dict"], Description(**checkpoint["hyper_parameters"][KEY])
+    except OSError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"expected a checkpoint of a run, with what its network is, in {path}, but it cannot be read as one "
+            f"({type(error).__name__}): give a run of this version of jtln"
+        ) from error
+    if not said.trunk:
+        raise UserError(
+            f"expected the trunk's configuration in {path}, but its trunk was made in Python: load it there"
+        )
+    ours = str(said.trunk.get("_target_", "")).startswith("jtln.")
+    classes = getattr(said, head)
+    try:
+        # The weights are in the checkpoint, and need not be fetched.
+        trunk = instantiate({**said.trunk, **({"weights": "none"} if ours else {})}, image_size=said.image_size)
+        if hasattr(getattr(trunk, "body", None), "transform_input"):  # goes by the weights that training began with
+            trunk.body.transform_input = is_fetched(str(said.trunk.get("weights")))
+        linear = torch.nn.Linear(trunk.dim, len(classes))
+        for module, prefix in ((trunk, "trunk."), (linear, f"{head}_head.")):
+            module.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+    except Exception as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise UserError(
+            f"expected to make the trunk of {path} again, {said.trunk.get('_target_')}, but got: {reason}. A file of "
+            "your own has to be in this folder or installed, as it was in training"
+        ) from error
+    reader = Reader(said.stored_size, said.fit, said.channels)
+    return Classifier(trunk, linear, classes, reader, Views(views or said.views, said.image_size))
+
+
+def checkpoint_of(run: str | Path) -> Path:
+    """The checkpoint that ``run`` stands for: itself, or a run folder's best."""
+    path = Path(run).expanduser()
+    if path.is_file():
+        return path
+    best = path / "checkpoints" / "best.ckpt"
+    if best.is_file():
+        return best
+    if not path.exists():
+        raise UserError(f"expected a run's folder or checkpoint, but there is no {path}")
+    raise UserError(f"expected a run's folder, but there is no {best}: give the folder that train.py named at its end")
+
+
+def files_of(images: Sequence[str]) -> list[str]:
+    """The files, and those in folders in order; a UserError where one is not there, or a folder is empty."""
+    from jtln.data.collections.folder import files_below
+
+    files: list[str] = []
+    for each in images:
+        path = Path(each).expanduser()
+        if not path.exists():
+            raise UserError(f"expected images or folders of them, but there is no {each}")
+        found = [str(path)] if path.is_file() else list(files_below(str(path)))
+        if not found:
+            raise UserError(f"expected images in the folder {each}, but there is none")
+        files += found
+    return files
+
+
+def _device(name: str | None) -> torch.device:
+    import torch
+
+    if name is None:
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"expected a device that this machine has for --device, but got {name}: {reason}") from error
+    return device
+
+
+def _predict(given: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from jtln.data.files import BadImage
+
+    for key, value in (("--top", given.top), ("--batch-size", given.batch_size)):
+        if value < 1:
+            raise UserError(f"expected {key} of 1 or more, but got {value}")
+    device = _device(given.device)
+    files = files_of(given.images)
+    classifier = load(given.run, given.head, given.views).to(device)
+    top = min(given.top, len(classifier.classes))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be no text
+    bad = 0
+    with (
+        nullcontext(sys.stdout)
+        if given.output is None
+        else given.output.open("w", newline="", encoding="utf-8", errors="backslashreplace") as out
+    ):
+        writer = csv.writer(out, lineterminator="\n")
+        further = [name for k in range(2, top + 1) for name in (f"class_{k}", f"probability_{k}")]
+        writer.writerow(["image", "class", "probability", *further])
+        found = classifier.predict(files, given.batch_size)
+        for file, probabilities in tqdm(found, total=len(files), unit=" images", disable=given.output is None or None):
+            if isinstance(probabilities, BadImage):
+                bad += 1
+                print(f"left out {probabilities.path}: {probabilities.reason}", file=sys.stderr)
+                continue
+            best = probabilities.topk(top)
+            pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            writer.writerow([file, *(cell for i, p in pairs for cell in (classifier.classes[i], f"{p:.4f}"))])
+    if given.output is not None:
+        print(f"{len(files) - bad} images: {given.output}")
+    return 1 if bad else 0

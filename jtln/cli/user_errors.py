@@ -1,0 +1,209 @@
+"""What the user did wrong, in one message that names the choices."""
+
+from __future__ import annotations
+
+import errno
+import re
+import sys
+from collections.abc import Iterable, Sequence
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from jtln.cli.study import overrides_given
+from jtln.errors import UserError, unknown
+
+
+def explain(error: BaseException, overrides: Sequence[str]) -> str | None:
+    """The message for a user's mistake, or None where the fault is the program's.
+
+    Args:
+        error: what was raised; Hydra wraps the exceptions of the classes that it builds, so causes are looked at too.
+        overrides: the command line's.
+    """
+    cause: BaseException | None = error
+    seen: set[int] = set()  # an exception may be its own cause
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        if isinstance(cause, UserError):
+            return str(cause)
+        if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
+            return f"no space is left on the disk, or none for you, in writing {cause.filename or 'a checkpoint'}"
+        if isinstance(cause, OSError) and cause.filename is not None:
+            return f"{cause.strerror}: {cause.filename}"
+        if (wandb := sys.modules.get("wandb")) is not None and isinstance(cause, wandb.Error):
+            return f"W&B does not take this run: {' '.join(str(cause).split())}. With logger=csv it goes without"
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    if isinstance(error, MissingConfigException):
+        return _wrong_file(error)
+    if isinstance(error, OverrideParseException):
+        return _unquoted(str(error.override))
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return _wrong_key(error, overrides) or " ".join(str(error).split())
+    return None
+
+
+def _unquoted(override: str) -> str:
+    """An argument that Hydra cannot read, and how it reads it."""
+    key, sign, value = override.partition("=")
+    value = value.strip("\"'")
+    told = f"expected GROUP=FILE or KEY=VALUE, but got '{override}'; a value with spaces, =, brackets or "
+    told += "letters such as ü needs quotes inside those of the shell"
+    if not sign or not re.fullmatch(r"[\w.@/+~-]+", key) or not value or "'" in value or value[0] in "[{":
+        return told
+    return f"{told}: \"{key}='{value}'\""
+
+
+def _wrong_file(error: MissingConfigException) -> str:
+    wanted = str(error.missing_cfg_file or "")
+    group, _, name = wanted.rpartition("/")
+    if error.options:
+        return str(unknown(group or "configuration", name, sorted(set(error.options) - {"train"})))
+    return f"unknown configuration group '{group or name}': expected one of {', '.join(_groups())}"
+
+
+def _wrong_key(error: BaseException, overrides: Sequence[str]) -> str | None:
+    """A key that does not exist, or a group that does not, with the keys that do."""
+    text = str(error)
+    named = re.search(r"Could not (?:override|append|delete) '([^']+)'|Key '([^']+)' is not", text)
+    group = re.search(r"Could not find a match for override '?([^'\s]+)|No match in the defaults list", text)
+    if group is not None and named is None:
+        wrong = re.search(r"'([^']+)'", text)
+        return str(unknown("configuration group", wrong.group(1) if wrong else "?", _groups()))
+    if named is None:
+        return None
+    key = (named.group(1) or named.group(2)).lstrip("+~")
+    if "/" in key or "@" in key:
+        return f"expected a group that the chosen files have, but none of them has {key}: see python train.py --help"
+    parent, _, leaf = key.rpartition(".")
+    node = _composed(overrides)
+    for part in filter(None, parent.split(".")):
+        if not isinstance(node, DictConfig) or part not in node:
+            keys = sorted(map(str, node)) if isinstance(node, DictConfig) else []
+            return str(unknown("key", key, keys))
+        node = node[part]
+    if not isinstance(node, DictConfig):
+        return f"unknown key '{key}': '{parent}' is a single value"
+    if not parent and (longer := [each for each in _keys(node) if each.rpartition(".")[2] == leaf]):
+        return f"unknown key '{leaf}': did you mean {' or '.join(longer)}?"
+    takers = [each for each in overrides if f"{key}.".startswith(f"{each.partition('=')[0].lstrip('+~')}.")]
+    takers = [each for each in takers if each.partition("=")[0].lstrip("+~") not in _groups()]
+    if leaf in node and len(takers) > 1:  # as chosen, but one of them has taken it away
+        return f"expected one of {' and '.join(takers)}, but got both, of which one takes the key away: leave one out"
+    return str(unknown(f"key in '{parent}'" if parent else "key", leaf, [str(name) for name in node]))
+
+
+def _keys(config: DictConfig, above: str = "") -> list[str]:
+    """Every key with dots, a study's left out."""
+    found = []
+    for name in map(str, config):
+        node = config._get_node(name)
+        if above + name != "study":
+            found += _keys(node, f"{above}{name}.") if isinstance(node, DictConfig) else [above + name]
+    return found
+
+
+def check_choices(overrides: Sequence[str]) -> None:
+    """Raise a UserError where a group's choice is no file's name: null, which Hydra cannot explain, or several files.
+
+    Args:
+        overrides: the command line, options among it.
+    """
+    groups = _groups()
+    for given in overrides:
+        key, _, choice = given.partition("=")
+        group = key.lstrip("+~").partition("@")[0]  # cost@cost.of
+        several = choice.strip().startswith("[") and group != "experiment"  # of these some may be combined
+        empty = "null" in [each.strip().lower() for each in choice.split(",")]
+        if group in groups and (several or empty):
+            raise UserError(
+                f"expected one file's name for {group}, but got {given}: choose from {', '.join(_files(group))}"
+                + ("; or several runs with -m and commas between the names" if "," in choice else "")
+            )
+
+
+def check_types(config: DictConfig, overrides: Sequence[str] | None = None, before: DictConfig | None = None) -> None:
+    """Raise a UserError where an override's value is of another type than the value that it replaces.
+
+    Args:
+        config: with the overrides.
+        overrides: by default those of this run.
+        before: without those that are values; by default composed from the overrides' choices of files.
+    """
+    overrides = overrides_given(HydraConfig.get()) if overrides is None else list(overrides)
+    before = _composed(overrides) if before is None else before
+    for override in OverridesParser.create().parse_overrides(overrides):
+        key = override.key_or_group
+        old, new = OmegaConf.select(before, key), OmegaConf.select(config, key)
+        if key.startswith("trainer.") or key in _OF_SEVERAL_TYPES:  # what takes these says what it takes
+            continue
+        if key in _groups() or override.is_add() or override.is_delete() or old is None:
+            continue
+        if new is None:  # what takes null for a number (all, the official part, the network's own) says so itself
+            if isinstance(old, int | float) and not key.startswith(("dataset.", "study.", "trunk.")):
+                raise UserError(f"expected {_KINDS[type(old)]} for {key}, but got null")
+            continue
+        if isinstance(old, DictConfig):
+            if not isinstance(new, DictConfig):
+                keys = " and ".join(f"{key}.{name}" for name in map(str, old))
+                raise UserError(f"expected values for {keys}, but got the single value {key}={new!r}")
+            continue
+        if OmegaConf.is_config(old):
+            if not OmegaConf.is_config(new) and not key.startswith("study."):
+                raise UserError(f"expected a list for {key}, but got {new!r}: {key}=[{new}]")
+            continue
+        wanted = _KINDS[type(old)]
+        if not isinstance(new, float | int if wanted == "a number" else type(old)) or (
+            isinstance(new, bool) != isinstance(old, bool)
+        ):
+            if isinstance(old, int | str) and not isinstance(old, bool) and OmegaConf.is_list(new):
+                continue  # a number or a list of names: the class that takes it knows
+            if isinstance(old, str) and not isinstance(new, bool) and not OmegaConf.is_config(new):
+                continue  # a name that looks like a number
+            raise UserError(f"expected {wanted} for {key}, but got {new!r}")
+
+
+# A number, a share, a word or a list of names: jtln.data.category_pair checks them.
+_OF_SEVERAL_TYPES = frozenset(
+    f"dataset.{key}" for key in ("target_classes", "source_classes", "validation", "source_validation", "decoded")
+)
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+def _composed(overrides: Sequence[str]) -> DictConfig:
+    """The configuration with the command line's choices of files, and none of its values."""
+    groups = _groups()
+    choices = [
+        override
+        for override in overrides
+        if override.partition("=")[0].lstrip("+~") in groups and "," not in override.partition("=")[2]
+    ]
+    if GlobalHydra.instance().is_initialized():
+        return compose("train", overrides=choices)
+    from jtln.cli.train import config_dir
+
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        try:
+            return compose("train", overrides=choices)
+        except HydraException:  # a file from the user's own --config-dir
+            return compose("train")
+
+
+def _groups() -> Iterable[str]:
+    """Every configuration group, "dataset/source" among them."""
+    from jtln.cli.train import config_dir
+
+    folders = {path.parent.relative_to(config_dir()).as_posix() for path in config_dir().glob("*/**/*.yaml")}
+    return sorted(folder for folder in folders if not folder.startswith("hydra"))
+
+
+def _files(group: str) -> Iterable[str]:
+    """The names of a group's files."""
+    from jtln.cli.train import config_dir
+
+    return sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))

@@ -1,0 +1,368 @@
+"""One or two image collections, dealt by their categories into a source and a target task."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jtln.data.cache import Skipped, decoded
+from jtln.data.collections.base import Collection
+from jtln.data.files import FITS, FileImages, Reader
+from jtln.data.images import ArrayImages, ImageSet
+from jtln.data.pairs import Pair, PairSpec, Task, check_classes
+from jtln.data.sampling import few_shot, share_of_each, stratified_split
+from jtln.data.selection import Wanted, in_both, select
+from jtln.errors import UserError, unknown
+from jtln.names.class_set import ClassSet
+
+OVERLAPS = ("drop", "keep")
+ON_BAD_IMAGE = ("error", "skip")
+Held = int | float | None  # images a class, a share of each class's images, or the official part
+Parts = dict[str, ImageSet]
+
+
+class CategoryPair(PairSpec):
+    """Some categories of a collection as the target; its others, or those of another collection, as the source.
+
+    Test images are the collection's official ones, or else the share ``test`` of each class. Validation images come out
+    of the training part, never of the test part; labelled ones are chosen among those that are left, so that validation
+    is the same whatever ``shots`` or ``rate`` is. The target's labelled and validation images depend on ``seed``. All
+    that is drawn for the source, and the choice of classes, depends on ``split_seed`` alone, because a pre-trained
+    trunk is kept for later runs of other seeds; so do the target's test images, which no seed then labels or validates
+    on. With ``train_per_class`` alone they depend on ``seed``, as that protocol has it.
+
+    Args:
+        name: what results are filed under.
+        target: the collection that the target task is about.
+        source: the source task's collection; None means the target's collection, of which the source has other classes.
+        target_classes: "all", names ("Boeing/*": those below a branch of the hierarchy), or how many, or which share
+            in (0, 1) of the classes ``split_seed`` draws. At least two.
+        source_classes: the same of the classes that are not target classes; "rest" is "all" of them.
+        overlap: what happens to a class of another source collection that is a target class, too, by its synset or by
+            its name, case and marks aside: "drop" takes it out of the source, "keep" leaves it in.
+        shots: labelled target images a class; None takes all that validation leaves.
+        rate: in place of ``shots``, the share in (0, 1] of each class's images.
+        validation: target images that choose the checkpoint: so many a class, or a share in (0, 1) of each class's, for
+            which an official validation part joins the training part; None takes the official part.
+        test: share in (0, 1) of each class's images that is tested where the collection has no official test part.
+        train_per_class: so many target images of each class are for training and validation, all others are tested,
+            where there is no official test part (Caltech's protocol: 30 or 60).
+        source_validation: as ``validation``, of the source.
+        seed, split_seed: >= 0.
+        image_size: the side of the images as the network sees them, in pixels.
+        stored_size: the side at which images are read, in pixels; None is ``image_size``, or 8/7 of it where training
+            crops (256 for 224).
+        fit: how an oblong image becomes a square: "crop", "squash" or "pad".
+        flip, shift, crop: as in ``PairSpec``.
+        on_bad_image: "error" stops where an image cannot be read; "skip" leaves it out and lists it.
+        decoded: whether decoded images are kept on disk; "auto" keeps them where they fit.
+        links: a CSV file with the columns class and synset, which counts more than what the collections know.
+        cache: the folder where decoded images are kept; None keeps none.
+        root, download: read by the collections, into whose settings a configuration copies them; ignored here.
+
+    Raises:
+        UserError: a setting is out of range, a class is unknown or on both sides, or a side has fewer than two; on
+            ``load``, a collection is not to be had, images are broken, or a class has fewer images than asked for.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        target: Collection,
+        source: Collection | None = None,
+        target_classes: Wanted = "all",
+        source_classes: Wanted = "rest",
+        overlap: str = "drop",
+        shots: int | None = None,
+        rate: float | None = None,
+        validation: Held = 0.2,
+        test: float | None = 0.2,
+        train_per_class: int | None = None,
+        source_validation: Held = 0.1,
+        seed: int = 0,
+        split_seed: int = 0,
+        image_size: int = 224,
+        stored_size: int | None = None,
+        fit: str = "crop",
+        flip: bool = True,
+        shift: int = 0,
+        crop: float | None = None,
+        on_bad_image: str = "error",
+        decoded: bool | str = "auto",
+        links: str | Path | None = None,
+        cache: str | Path | None = None,
+        root: str | None = None,
+        download: bool | None = None,
+    ) -> None:
+        self.name = name
+        self.target = _collection("target", target)
+        self.source = self.target if source is None else _collection("source", source)
+        self.overlap = overlap
+        self.shots = shots
+        self.rate = rate
+        self.validation = validation
+        self.test = test
+        self.train_per_class = train_per_class
+        self.source_validation = source_validation
+        self.seed = seed
+        self.split_seed = split_seed
+        self.image_size = image_size
+        self.fit = fit
+        self.flip = flip
+        self.shift = shift
+        self.crop = crop
+        self.on_bad_image = on_bad_image
+        self.decoded = decoded
+        self.cache = None if cache is None else Path(cache).expanduser()
+        self.stored_size = image_size if stored_size is None else stored_size
+        self._check()
+        if stored_size is None and crop is not None:
+            self.stored_size = round(image_size * 8 / 7)
+        self.channels = max(self.source.channels, self.target.channels)
+        self._deal(target_classes, source_classes, None if links is None else Path(links).expanduser())
+
+    def _check(self) -> None:
+        """Refuse what cannot be before any image is read."""
+        if self.shots is not None and self.rate is not None:
+            raise UserError(
+                f"expected dataset.shots or dataset.rate, but got both: {self.shots} and {self.rate}. Set one of them "
+                f"to null: dataset.rate={self.rate} dataset.shots=null, for instance"
+            )
+        whole, share = "a whole number of 1 or more", "a share between 0 and 1"
+        seed, size = self.split_seed, self.image_size
+        rules: dict[str, tuple[bool, str, object]] = {  # whether the value is right, what is expected, an example
+            "shots": (_at_least(1, self.shots), "1 or more labelled images a class, or null", 5),
+            "rate": (self.rate is None or _share(self.rate) or self.rate == 1, "a share in (0, 1], or null", 0.15),
+            "train_per_class": (_at_least(1, self.train_per_class), f"{whole}, or null", 30),
+            "validation": (_held(self.validation), f"{whole}, {share}, or null", 0.2),
+            "source_validation": (_held(self.source_validation), f"{whole}, {share}, or null", 0.1),
+            "test": (self.test is None or _share(self.test), f"{share}, or null", 0.2),
+            "split_seed": (seed is not None and _at_least(0, seed), "a whole number of 0 or more", 0),
+            "image_size": (size is not None and _at_least(1, size), whole, 224),
+            "stored_size": (_at_least(1, self.stored_size), f"{whole}, or null", "null"),
+            "shift": (self.shift is not None and _at_least(0, self.shift), "a whole number of 0 or more", 2),
+            "crop": (self.crop is None or _share(self.crop) or self.crop == 1, "a share in (0, 1], or null", 0.5),
+        }
+        for key, (right, expected, example) in rules.items():
+            if not right:
+                raise UserError(
+                    f"expected {expected} for dataset.{key}, but got {getattr(self, key)!r}: "
+                    f"set dataset.{key}={example}, for instance"
+                )
+        words = {"overlap": OVERLAPS, "fit": FITS, "on_bad_image": ON_BAD_IMAGE, "decoded": ("auto", True, False)}
+        for key, choices in words.items():
+            if getattr(self, key) not in choices:
+                raise unknown(f"dataset.{key}", getattr(self, key), [str(each).lower() for each in choices])
+        if self.stored_size < self.image_size:
+            raise UserError(
+                f"expected dataset.stored_size >= dataset.image_size, but got {self.stored_size} and "
+                f"{self.image_size}: set dataset.stored_size=null"
+            )
+
+    def _deal(self, target_wanted: Wanted, source_wanted: Wanted, links: Path | None) -> None:
+        """Give each task its classes."""
+        of_target, of_source = self.target.classes, self.source.classes
+        if links is not None:
+            of_target, of_source = (
+                of_target.with_links(links, also=of_source.names, task="target"),
+                of_source.with_links(links, also=of_target.names, task="source"),
+            )
+        chosen = select(of_target, target_wanted, "target_classes", (self.split_seed, 0), of_target.names)
+        self.target_classes = of_target.subset(chosen)
+        taken: set[str] = set()
+        if self._one_collection:
+            taken = set(chosen)
+        elif self.overlap == "drop":
+            taken = set(in_both(of_source, self.target_classes))
+        free = [name for name in of_source if name not in taken]
+        if len(free) < 2:
+            raise UserError(
+                f"expected at least two classes for the source besides the {len(chosen)} target classes, but got "
+                f"{len(free)}: name fewer in dataset.target_classes (0.5 draws half of them), or give the source "
+                "another collection: dataset/source=FILE"
+            )
+        wanted = select(of_source, source_wanted, "source_classes", (self.split_seed, 1), free)
+        if not self._one_collection:
+            meant = of_source.names if source_wanted in ("all", "rest") else wanted
+            self.dropped = tuple(name for name in meant if name in taken)
+            wanted = [name for name in wanted if name not in taken]
+        if not wanted:
+            raise UserError(
+                "expected source classes that are no target classes, but every one of dataset.source_classes is: "
+                "name others, or keep them with dataset.overlap=keep"
+            )
+        self.source_classes = of_source.subset(wanted)
+        check_classes(self.source_classes, self.target_classes, disjoint=self._one_collection)
+
+    @property
+    def seeds_differ_in_test(self) -> bool:
+        return self.train_per_class is not None
+
+    @property
+    def _one_collection(self) -> bool:
+        return self.source is self.target
+
+    def load(self) -> Pair:
+        reader = Reader(self.stored_size, self.fit, self.channels)
+        skipped: list[Skipped] = []
+        # One collection's images are decoded once for both tasks, whichever task a class is dealt to.
+        shared = [*self.source_classes, *self.target_classes] if self._one_collection else []
+        target = self._read(self.target, shared or [*self.target_classes], reader, self.validation is not None, skipped)
+        if self._one_collection and (self.validation is None) == (self.source_validation is None):
+            source = target
+        else:
+            source = self._read(
+                self.source, shared or [*self.source_classes], reader, self.source_validation is not None, skipped
+            )
+        rest, val, test = self._split("target", target, self.seed, self.validation, self.train_per_class)
+        called = self.target_classes.names
+        if self.rate is None:
+            chosen = few_shot(rest.labels, self.shots, self.seed, called)
+        else:
+            chosen = share_of_each(rest.labels, self.rate, self.seed, called)
+        return Pair(
+            name=self.name,
+            source=Task(
+                self.source_classes, *self._split("source", source, self.split_seed, self.source_validation, None)
+            ),
+            target=Task(self.target_classes, rest.subset(chosen), val, test),
+            image_size=self.image_size,
+            skipped=tuple(dict.fromkeys(skipped)),
+        )
+
+    def _read(
+        self, collection: Collection, names: list[str], reader: Reader, pooled: bool, skipped: list[Skipped]
+    ) -> Parts:
+        """The collection's parts with the images of the classes ``names``, labelled as the collection labels them.
+
+        Args:
+            pooled: whether an official validation part joins the training part.
+            skipped: takes the broken images that are left out.
+        """
+        parts = dict(collection.parts(reader))
+        if pooled and "val" in parts:
+            parts["train"] = _joined(parts["train"], parts.pop("val"))
+        wanted = torch.zeros(len(collection.classes), dtype=torch.bool)
+        wanted[[collection.classes.index(name) for name in names]] = True
+        for part, images in parts.items():
+            chosen = images if wanted.all() else images.subset(torch.nonzero(wanted[images.labels])[:, 0])
+            parts[part], broken = decoded(chosen, self.cache, self.decoded, self.on_bad_image)
+            _check_left(collection.classes, part, chosen.labels, parts[part].labels)
+            folder = getattr(chosen, "root", None)
+            skipped.extend(Skipped(str(Path(folder or "", image)), reason) for image, reason in broken)
+        return parts
+
+    def _split(
+        self, side: str, parts: Parts, seed: int, validation: Held, per_class: int | None
+    ) -> tuple[ImageSet, ImageSet, ImageSet]:
+        """A task's training (all of them), validation and test images, labelled by their class's place in the task."""
+        classes: ClassSet = getattr(self, f"{side}_classes")
+        collection: Collection = getattr(self, side)
+        prefix = "source_" if side == "source" else ""
+        official = {part: _of_classes(images, collection.classes, classes) for part, images in parts.items()}
+        train, val, test = (official.get(part) for part in ("train", "val", "test"))
+        assert train is not None
+        if test is not None and per_class is not None:
+            raise UserError(
+                f"expected no dataset.train_per_class for {collection.name}, which has an official test part, but "
+                f"got {per_class}: set dataset.train_per_class=null; dataset.shots={per_class} labels as many images"
+            )
+        if test is None and per_class is not None:
+            rest, kept = stratified_split(train.labels, seed, per_class, names=classes.names, setting="train_per_class")
+            train, test = train.subset(kept), train.subset(rest)
+        elif test is None:
+            if self.test is None:
+                raise UserError(
+                    f"expected a share of {collection.name}'s images to test, as it has no official test part, but got "
+                    "dataset.test=null: set dataset.test=0.2, for instance"
+                )
+            kept, held = stratified_split(
+                train.labels, self.split_seed, fraction=self.test, names=classes.names, setting="test"
+            )
+            train, test = train.subset(kept), train.subset(held)
+        if validation is not None:
+            per_class, fraction = (validation, None) if isinstance(validation, int) else (None, validation)
+            kept, held = stratified_split(
+                train.labels, seed, per_class, fraction, names=classes.names, setting=f"{prefix}validation"
+            )
+            train, val = train.subset(kept), train.subset(held)
+        if val is None:
+            raise UserError(
+                f"expected an official validation part of {collection.name}, as dataset.{prefix}validation is null, "
+                f"but it has none: set dataset.{prefix}validation=0.2, for instance"
+            )
+        for part, images in (("training", train), ("validation", val), ("test", test)):
+            if not len(images):
+                raise UserError(f"expected {part} images of the {side} classes in {collection.name}, but got none")
+        _say_untested(side, classes, test.labels)
+        return train, val, test
+
+
+def _collection(side: str, given: Any) -> Collection:
+    if isinstance(given, Collection):
+        return given
+    raise UserError(
+        f"expected dataset.{side} to be a collection of images (a file of dataset/source, or a _target_), but got "
+        f"{given!r}; the names of classes are dataset.{side}_classes"
+    )
+
+
+def _at_least(least: int, value: object) -> bool:
+    """Whether ``value`` is None or a whole number that is no smaller."""
+    return value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= least)
+
+
+def _share(value: object) -> bool:
+    return isinstance(value, float) and 0 < value < 1
+
+
+def _held(value: object) -> bool:
+    return _at_least(1, value) or _share(value)
+
+
+def _joined(first: ImageSet, second: ImageSet) -> ImageSet:
+    """The images of both sets, of one kind."""
+    labels = torch.cat([first.labels, second.labels])
+    if isinstance(first, FileImages) and isinstance(second, FileImages):
+        return FileImages([*first.paths, *second.paths], labels, first.reader, first.root)
+    if isinstance(first, ArrayImages) and isinstance(second, ArrayImages):
+        return ArrayImages(torch.cat([first.images, second.images]), labels, [*first.names, *second.names])
+    raise TypeError(f"expected two sets of one kind, but got {type(first).__name__} and {type(second).__name__}")
+
+
+def _of_classes(images: ImageSet, all_classes: ClassSet, classes: ClassSet) -> ImageSet:
+    """The images of ``classes``, labelled by their place in it."""
+    label_of = torch.full((len(all_classes),), -1)
+    label_of[[all_classes.index(name) for name in classes]] = torch.arange(len(classes))
+    labels = label_of[images.labels]
+    chosen = torch.nonzero(labels >= 0)[:, 0]
+    return images.subset(chosen, labels[chosen])
+
+
+def _say_untested(side: str, classes: ClassSet, tested: Tensor) -> None:
+    """Warn of classes without a test image, about which test accuracy says nothing."""
+    without = torch.nonzero(tested.bincount(minlength=len(classes)) == 0)[:, 0].tolist()
+    if without:
+        named = ", ".join(classes.names[label] for label in without[:10]) + (", ..." if len(without) > 10 else "")
+        warnings.warn(
+            f"{len(without)} of the {len(classes)} {side} classes have no test image, and test accuracy says nothing "
+            f"about them: {named}",
+            stacklevel=4,
+        )
+
+
+def _check_left(classes: ClassSet, part: str, before: Tensor, after: Tensor) -> None:
+    """Raise a UserError where all images of a class were skipped."""
+    counts = [labels.bincount(minlength=len(classes)) for labels in (before, after)]
+    lost = torch.nonzero((counts[0] > 0) & (counts[1] == 0))[:, 0].tolist()
+    if lost:
+        named = ", ".join(f"'{classes.names[label]}' ({int(counts[0][label])})" for label in lost[:10])
+        more = f" and {len(lost) - 10} more" if len(lost) > 10 else ""
+        raise UserError(
+            f"expected images that can be read of every class, but all images in the {part} part are broken of: "
+            f"{named}{more}. Mend them, or leave the class out of dataset.target_classes and dataset.source_classes"
+        )

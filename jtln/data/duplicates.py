@@ -1,0 +1,76 @@
+"""Images that a pair holds more than once, pixel by pixel, where that spoils what it measures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from jtln.data.cache import CachedImages
+from jtln.data.files import FileImages
+from jtln.data.images import ImageSet
+from jtln.data.pairs import Pair
+
+
+class Repeat(NamedTuple):
+    """Two files with the same pixels.
+
+    ``what`` is "test" (the first is tested, the second is a labelled or validation image of the target),
+    "validation" (the second is a labelled image), "source" (the first is tested, the second trains the source) or
+    "classes" (one task has them under two classes).
+    """
+
+    what: str
+    image: str
+    twin: str
+
+
+def repeats(pair: Pair) -> tuple[Repeat, ...]:
+    """What is in ``pair`` twice and should not be; each image is named once, with the first of its twins.
+
+    Images are compared as they are kept, decoded and of one size, by a 64-bit hash. Only sets of kept files are looked
+    at: those of the package are what they are, and to read the others (:func:`unseen`) would cost a pass over them.
+    """
+    target, source = pair.target, pair.source
+    found = [
+        *_shared("test", target.test, (target.train, target.val)),
+        *_shared("validation", target.val, (target.train,)),
+        *_shared("source", target.test, (source.train,)),
+        *_torn(target.train, target.val, target.test),
+        *_torn(source.train, source.val),
+    ]
+    return tuple(dict.fromkeys(found))
+
+
+def unseen(pair: Pair) -> int:
+    """How many images :func:`repeats` does not look at, as they are read from their files whenever they are needed."""
+    parts = (part for task in (pair.source, pair.target) for part in (task.train, task.val, task.test))
+    return sum(len(part) for part in parts if isinstance(part, FileImages))
+
+
+def _shared(what: str, images: ImageSet, others: tuple[ImageSet, ...]) -> Iterator[Repeat]:
+    """Images that ``others`` hold as well."""
+    first: dict[int, str] = {}
+    for name, _, key in _keyed(*others):
+        first.setdefault(key, name)
+    if first:
+        yield from (Repeat(what, name, first[key]) for name, _, key in _keyed(images) if key in first)
+
+
+def _torn(*parts: ImageSet) -> Iterator[Repeat]:
+    """Images that stand under another class than the first that is like them."""
+    first: dict[int, tuple[str, int]] = {}
+    for name, label, key in _keyed(*parts):
+        twin, other = first.setdefault(key, (name, label))
+        if label != other:
+            yield Repeat("classes", name, twin)
+
+
+def _keyed(*parts: ImageSet) -> Iterator[tuple[str, int, int]]:
+    """The path, label and hash of each image."""
+    for images in parts:
+        if isinstance(images, CachedImages):
+            yield from zip(
+                images.files.paths, images.labels.tolist(), images.hashes().astype(np.int64).tolist(), strict=True
+            )

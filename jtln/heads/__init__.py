@@ -1,0 +1,1 @@
+"""How the target classifier is formed."""

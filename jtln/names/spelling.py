@@ -1,0 +1,269 @@
+"""Reading class names as people and folders spell them: from "003.GoldenRetrievers" to the WordNet lemma."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from jtln.names.wordnet import nouns, similarity
+
+# WordNet's rules of detachment for nouns, morphy(7WN), and -ves and -oes, which it leaves to the exception list
+ENDINGS = (
+    ("s", ""),
+    ("ses", "s"),
+    ("ves", "f"),
+    ("ves", "fe"),
+    ("xes", "x"),
+    ("zes", "z"),
+    ("ches", "ch"),
+    ("shes", "sh"),
+    ("oes", "o"),
+    ("men", "man"),
+    ("ies", "y"),
+)
+# WordNet knows "colour" and "grey whale", but not "labour ward", "licence plate" or "chequered flag".
+VARIANTS = (
+    ("our", "or"),
+    ("tre", "ter"),
+    ("grey", "gray"),
+    ("gray", "grey"),
+    ("licence", "license"),
+    ("cheque", "check"),
+    ("tyre", "tire"),
+    ("mould", "mold"),
+    ("plough", "plow"),
+    ("yoghurt", "yogurt"),
+    ("doughnut", "donut"),
+    ("jewellery", "jewelry"),
+    ("aluminium", "aluminum"),
+    ("programme", "program"),
+    ("ogue", "og"),
+    ("iser", "izer"),
+    ("ising", "izing"),
+    ("lled", "led"),
+    ("lling", "ling"),
+)
+# What a picture's name may end with that says how it was taken and not what it shows: "car_side", "faces easy"
+VIEWS = frozenset(
+    ("side", "front", "rear", "back", "left", "right", "top", "bottom", "view", "easy", "hard", "closeup")
+)
+NEAR = 4  # edges between a sense and the one in brackets: "crane (machine)" is a lifting device, which is one edge off
+
+
+class Reading(NamedTuple):
+    """What a name may mean.
+
+    Attributes:
+        senses: WordNet 3.0 ids, the likeliest first.
+        note: empty, or how the name had to be read for it: "read as 'polar bear'".
+    """
+
+    senses: tuple[str, ...]
+    note: str = ""
+
+
+def read(name: str) -> Reading | None:
+    """What ``name`` means, by the first of these that WordNet knows; None where it knows none.
+
+    1. The name itself: case, accents, spaces, hyphens and underscores are folded, plurals reduced, British spellings
+       tried; then without a number before it (``003.backpack``) or after it (``ketch_101``), or an article.
+    2. With a hint in brackets, ``crane (bird)``: the senses below a sense of the hint, or of ``hint name`` (``mouse
+       (computer)``); else the sense nearest to the hint.
+    3. With several names between slashes, commas or semicolons: ``bear, polar`` the other way round; the meaning below
+       that of an earlier part (``animals/bat``); else the meaning that they share (``mouse, computer mouse``), and
+       else the first that is known (``T-shirt/top``).
+    4. A word at either end that says what kind it is, ``golden retriever dog``: the senses below it.
+    5. Two words the other way round, ``bear polar``.
+    """
+    text = _plain(name)
+    for spelling in _bare(text):
+        if rows := look_up(spelling):
+            return _reading(rows, _number(text, spelling))
+    return _bracketed(text) or _parted(text) or _with_its_kind(text)
+
+
+def head(name: str) -> tuple[str, ...]:
+    """The senses of the thing that an unknown compound names a kind of: "bike_helmet" -> "helmet"; empty for none.
+
+    In English that is what stands last, or before "of"; a view after it ("car_side") is left out.
+    """
+    words = _words(re.sub(r"[(\[].*?[)\]]", " ", _plain(name)))
+    words = re.split(r"(?i) of ", " ".join(words))[0].split(" ")
+    while len(words) > 1 and (words[-1].lower() in VIEWS or words[-1].isdigit()):
+        words.pop()
+    for start in range(len(words)):
+        if sum(map(len, words[start:])) > 2 and (rows := look_up(" ".join(words[start:]))):
+            return _ids(rows)
+    return ()
+
+
+def closest(name: str, count: int = 3) -> list[str]:
+    """Up to ``count`` lemmas that are spelled like ``name``, the most alike first."""
+    form = _fold([*_bare(_plain(name))][-1]).replace("-", "_")
+    # difflib against all 117798 lemmas takes seconds a name; a slip rarely changes the first letter or the length much
+    near = [lemma for size in range(-2, 3) for lemma in _by_shape().get((form[:1], len(form) + size), ())]
+    return difflib.get_close_matches(form, near, n=count, cutoff=0.8)
+
+
+def look_up(text: str) -> list[int]:
+    """The rows of what ``text`` means when all of it is one noun, most frequent first; empty for none."""
+    form = _fold(text)
+    if not any(map(str.isalpha, form)):
+        return []
+    forms = list(_singulars(form))
+    spelled = [each for each in forms if nouns().senses(each)][:1]
+    lemmas = spelled or [lemma for each in forms for lemma in _joined().get(_join(each), ())]
+    if not lemmas:
+        variants = [form.replace(old, new) for old, new in VARIANTS if old in form] + [form + "s"]
+        spaced = _fold(" ".join(_words(text)))  # GoldenGeese
+        forms = [single for each in (*variants, spaced) for single in _singulars(each)]
+        lemmas = [each for each in forms if nouns().senses(each)][:1]
+    return list(dict.fromkeys(row for lemma in lemmas for row in nouns().senses(lemma)))
+
+
+def below(rows: Iterable[int], kind: Iterable[int], itself: bool = True) -> list[int]:
+    """Those of ``rows`` that are a kind of one of the rows ``kind``, in their order."""
+    kinds = set(kind)
+
+    def is_kind(row: int) -> bool:
+        seen, waiting = set(), [row] if itself else nouns().hypernyms(row)
+        while waiting:
+            here = waiting.pop()
+            if here in kinds:
+                return True
+            if here not in seen:
+                seen.add(here)
+                waiting.extend(nouns().hypernyms(here))
+        return False
+
+    return [row for row in rows if kinds and is_kind(row)]
+
+
+def rows_of(ids: Iterable[str]) -> list[int]:
+    """The rows of ids that exist."""
+    return [row for each in ids if (row := nouns().find(each)) is not None]
+
+
+def _plain(name: str) -> str:
+    """Without accents, typographic apostrophes and underscores."""
+    text = unicodedata.normalize("NFKD", name.replace("’", "'").replace("&", " and "))
+    return re.sub(r"[\s_]+", " ", "".join(c for c in text if not unicodedata.combining(c))).strip()
+
+
+def _bare(text: str) -> Iterator[str]:
+    """The text as it is, without a number before it, after it, and without an article."""
+    yield text
+    bare = re.sub(r"^[#(\[]?\d+[)\]]?[.:\-\s]+(?=[^\W\d])|^0\d+(?=[^\W\d]{3})|-101$|-0\d+$", "", text)
+    bare = re.sub(r"(?<=[^\W\d]{3})[\s.]*\d+$", "", bare)
+    yield bare
+    yield re.sub(r"(?i)^(a|an|the) (?=\w)", "", bare)
+
+
+def _number(text: str, spelling: str) -> str:
+    """A word about a number that was taken off the end: it may matter, as of the aircraft "Falcon 900"."""
+    end = re.search(r"(?<=[^\W\d]{3})[\s.]*(\d+)$", re.sub("-101$", "", text))
+    return f"read without the number {end[1]}" if end and not spelling.endswith(end[1]) else ""
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in re.split(r"[\s_\-]+|(?<=[a-z])(?=[A-Z])", text) if word]
+
+
+def _bracketed(text: str) -> Reading | None:
+    match = re.fullmatch(r"(.*?)\s*[(\[]\s*(.+?)\s*[)\]]\s*(.*)", text)
+    if match is None:
+        return None
+    before, hint, after = match.groups()
+    reading = read(f"{before} {after}".strip()) if (before + after).strip() else None
+    kind = look_up(hint)
+    if reading is None or not kind:
+        return reading
+    rows = rows_of(reading.senses)
+    compound = [*look_up(f"{hint} {before}"), *look_up(f"{before} {hint}")]
+    if fitting := below(rows, kind) or [row for row in rows if row in compound] or below(compound, rows):
+        return _reading(fitting, reading.note)
+    edges = 1 / similarity(reading.senses, [nouns().id(kind[0])], "path")[:, 0] - 1
+    if edges.min() <= NEAR:
+        best = rows[int(edges.argmin())]
+        return _reading([best, *(row for row in rows if row != best)], f"the nearest to '{hint}'")
+    return Reading(reading.senses, f"'{hint}' fits none of its meanings")
+
+
+def _parted(text: str) -> Reading | None:
+    bare = [*_bare(text)][1]
+    parts = [part for part in map(str.strip, re.split(r"[/,;]", bare)) if part]
+    if len(parts) < 2:
+        return None
+    if len(parts) == 2 and "," in bare and (rows := look_up(f"{parts[1]} {parts[0]}")):
+        return _reading(rows)
+    known = [rows for part in parts if len(part) > 1 and (rows := look_up(part))]  # "/a/abbey" is no ampere
+    if not known:
+        return None
+    for index, kind in enumerate(known[:-1]):
+        for rows in known[index + 1 :]:
+            if "/" in bare and (fitting := below(rows, kind, itself=False)):
+                return _reading(fitting)
+    shared = {row: sum(row in rows for rows in known) for row in known[0]}
+    return _reading([row for row, count in shared.items() if count == max(shared.values())])
+
+
+def _with_its_kind(text: str) -> Reading | None:
+    words = _words([*_bare(text)][-1])
+    if len(words) < 2:
+        return None
+    for rest, kind in ((words[:-1], words[-1]), (words[1:], words[0])):
+        if fitting := below(look_up(" ".join(rest)), look_up(kind)):
+            return _reading(fitting)
+    if len(words) == 2 and words[1].lower() not in VIEWS and (rows := look_up(f"{words[1]} {words[0]}")):
+        return _reading(rows, f"read as '{words[1]} {words[0]}'")
+    return None
+
+
+def _ids(rows: Iterable[int]) -> tuple[str, ...]:
+    return tuple(nouns().id(row) for row in rows)
+
+
+def _reading(rows: Iterable[int], note: str = "") -> Reading:
+    return Reading(_ids(rows), note)
+
+
+def _fold(text: str) -> str:
+    return re.sub(r"[\s_]+", "_", text.strip().lower())
+
+
+def _singulars(form: str) -> Iterator[str]:
+    """The form itself and its possible singulars, also with hyphens between the words read as spaces."""
+    for spelling in dict.fromkeys((form, form.replace("-", "_"))):
+        yield spelling
+        yield from nouns().exceptions.get(spelling, ())
+        first, mark, last = spelling.rpartition("_")
+        yield from (first + mark + singular for singular in nouns().exceptions.get(last, ()) if mark)
+        if not spelling.endswith("ss"):
+            yield from (spelling[: -len(old)] + new for old, new in ENDINGS if spelling.endswith(old))
+
+
+def _join(form: str) -> str:
+    return re.sub(r"[-_.']", "", form)
+
+
+@functools.cache
+def _joined() -> dict[str, list[str]]:
+    """Lemmas by their letters alone: "tshirt" -> ["t-shirt"]."""
+    lemmas: dict[str, list[str]] = {}
+    strip = str.maketrans("", "", "-_.'")
+    for lemma in nouns().lemmas:
+        lemmas.setdefault(lemma.translate(strip), []).append(lemma)
+    return lemmas
+
+
+@functools.cache
+def _by_shape() -> dict[tuple[str, int], list[str]]:
+    """Lemmas by first letter and length."""
+    lemmas: dict[tuple[str, int], list[str]] = {}
+    for lemma in nouns().lemmas:
+        lemmas.setdefault((lemma[0], len(lemma)), []).append(lemma)
+    return lemmas

@@ -1,0 +1,1 @@
+"""What results show: statistics, tables, plots and pages."""

@@ -1,0 +1,346 @@
+"""What results are evidence of: rows, intervals, and paired comparisons with what they show."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import fmean
+from typing import Any
+
+from jtln.errors import UserError
+from jtln.reporting.naming import PER_RUN, Run, by_data, named
+from jtln.reporting.statistics import Difference, Interval, holm, paired_difference, t_interval
+
+ALPHA = 0.05
+CONTROLS = ("uniform", "permuted")  # costs without knowledge, and with wrong knowledge
+BASELINES = ("consecutive", "joint")
+METRICS = ("accuracy", "mean_class_accuracy", "macro_f1")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row at one number of labels, in percent; the mappings go from seed to figure."""
+
+    test: Mapping[int, float]
+    val: Mapping[int, float]
+    seconds: float  # mean over the runs: see _seconds
+
+    @property
+    def interval(self) -> Interval:
+        return t_interval(list(self.test.values()))
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """A method with its settings, on one dataset."""
+
+    name: str
+    method: str
+    cost: str | None  # "wordnet (wup)", "permuted wordnet (wup)"
+    cells: Mapping[str, Cell]  # labels in words -> cell
+    command: str
+    seconds: float  # mean over the runs: see _seconds
+
+    @property
+    def control(self) -> str | None:
+        """Which of CONTROLS it is, where it is one."""
+        first = (self.cost or "").partition(" ")[0]
+        return first if self.method.startswith("jtln") and first in CONTROLS else None
+
+    @property
+    def is_candidate(self) -> bool:
+        """Whether it is the method of this project, in another than its plain form, with knowledge in its cost."""
+        recommended = self.method.startswith("jtln") and self.method != "jtln_plain"
+        return recommended and self.cost is not None and self.control is None
+
+    def is_permuted(self, row: TableRow) -> bool:
+        """Whether it is the control for ``row``: the same method and cost, its columns shuffled."""
+        return self.method == row.method and row.cost is not None and self.cost == f"permuted {row.cost}"
+
+    def controls(self, row: TableRow) -> bool:
+        """Whether it differs from ``row`` in what the cost knows and in nothing else."""
+        if self.control == "uniform":
+            return self.method == row.method
+        return self.is_permuted(row)
+
+
+Pair = tuple[TableRow, TableRow]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """``row`` over ``other`` by test accuracy, paired by seed, in percentage points."""
+
+    labels: str
+    row: str
+    other: str
+    difference: Difference
+    p_holm: float
+    family: int  # comparisons that Holm's correction is over
+
+    @property
+    def shown(self) -> bool:
+        """Whether it is significantly above zero after the correction."""
+        return self.p_holm < ALPHA and self.difference.mean > 0
+
+    @property
+    def text(self) -> str:
+        """ "+3.2 [1.1, 5.3], p_Holm = 0.004"."""
+        mean, low, high, n, p = self.difference
+        if math.isnan(low):
+            return f"{mean:+.1f} ({n} {'pair' if n == 1 else 'pairs'})"
+        shown = (
+            "not testable"
+            if math.isnan(p)
+            else f"p_Holm {'< 0.001' if self.p_holm < 0.001 else f'= {self.p_holm:.3f}'}"
+        )
+        return f"{mean:+.1f} [{low:.1f}, {high:.1f}], {shown}"
+
+    @property
+    def verdict(self) -> str:
+        mean, low, high, n, p = self.difference
+        if math.isnan(p):
+            return "nothing can be tested with one seed" if n < 2 else "nothing can be tested: no spread over the seeds"
+        if self.p_holm < ALPHA:
+            return "a gain is shown" if mean > 0 else "a loss is shown"
+        if low > 0 or high < 0:
+            return (
+                f"no {'gain' if mean > 0 else 'loss'} is shown: the interval excludes zero, the corrected test does not"
+            )
+        return "no gain is shown"
+
+
+@dataclass(frozen=True)
+class DatasetEvidence:
+    """All that is known of one dataset.
+
+    Attributes:
+        labels: numbers of labels in words, the fewest first.
+        rows: in the order of the study, or of their names.
+        chosen: labels -> the row of this project that validation chose among its costs with knowledge.
+        claims: the chosen row over every other method and control, and each cost over itself with shuffled columns.
+        comparisons: every row over the baselines, and this project's costs over their controls, but for the pairs that
+            ``claims`` holds: no pair is tested twice, and each p-value is corrected once.
+    """
+
+    dataset: str
+    labels: tuple[str, ...]
+    rows: tuple[TableRow, ...]
+    comparisons: tuple[Comparison, ...]
+    chosen: Mapping[str, str]
+    claims: tuple[Comparison, ...]
+
+    def row(self, name: str) -> TableRow:
+        return next(row for row in self.rows if row.name == name)
+
+    def at(self, labels: str) -> list[TableRow]:
+        return [row for row in self.rows if labels in row.cells]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything that a report is made of."""
+
+    datasets: tuple[DatasetEvidence, ...]
+    runs: tuple[Run, ...]
+    notes: tuple[str, ...]
+    metric: str
+
+
+def gather(runs: Iterable[Run], against: Sequence[str] = BASELINES, metric: str = "accuracy") -> Evidence:
+    """Order runs into rows, and compare the rows.
+
+    Args:
+        runs: finished ones; those without a row's name are named after method and cost, and where that is not enough
+            after the overrides in which they differ.
+        against: the baselines: names of rows, or of methods.
+        metric: one of METRICS.
+
+    Raises:
+        UserError: there are no runs, or the metric is none of METRICS.
+    """
+    if metric not in METRICS:
+        raise UserError(f"expected the metric to be one of {', '.join(METRICS)}, but got {metric}")
+    runs = list(runs)
+    if not runs:
+        raise UserError("there are no finished runs to report on: no result.json was found")
+    kept, notes = _without_repeats(named(by_data(runs)))
+    by_dataset: dict[str, list[Run]] = defaultdict(list)
+    for run in kept:
+        by_dataset[run.result["dataset"]].append(run)
+    datasets = tuple(_dataset(name, members, against, metric) for name, members in by_dataset.items())
+    return Evidence(datasets, tuple(kept), (*notes, *_notes(kept)), metric)
+
+
+def labels_of(result: Mapping[str, Any]) -> str:
+    """ "1 shot", "5 shots", "15 %" or "all"."""
+    shots, rate = result.get("shots"), result.get("rate")
+    if shots is not None:
+        return f"{shots} shot" if shots == 1 else f"{shots} shots"
+    return "all" if rate is None else f"{100 * rate:g} %"
+
+
+def how_many(labels: str) -> float:
+    """The number in front of ``labels``, to order them by; shots before shares before all."""
+    number = labels.split()[0]
+    return math.inf if number == "all" else float(number) + (1e9 if labels.endswith("%") else 0)
+
+
+def _without_repeats(runs: list[Run]) -> tuple[list[Run], list[str]]:
+    """Of runs with the same row, labels and seed the newest."""
+    newest: dict[tuple[Any, ...], Run] = {}
+    for run in sorted(runs, key=_age):
+        newest[run.result["dataset"], run.row, labels_of(run.result), run.result["seed"]] = run
+    chosen = {id(run) for run in newest.values()}
+    dropped = len(runs) - len(chosen)
+    notes = (
+        [f"{dropped} runs repeat others with the same settings and seed; the newest of each counts."] if dropped else []
+    )
+    return [run for run in runs if id(run) in chosen], notes
+
+
+def _age(run: Run) -> float:
+    path = run.folder / "result.json"
+    return path.stat().st_mtime if path.is_file() else 0.0
+
+
+def _notes(runs: Sequence[Run]) -> list[str]:
+    """What a reader has to know before believing the numbers."""
+    notes = []
+    if any(run.result.get("made_images") for run in runs):
+        notes.append("Made images were used (debug=smoke): nothing can be concluded.")
+    if named := sorted({run.result["dataset"] for run in runs if run.result.get("seeds_differ_in_test")}):
+        notes.append(
+            f"In {', '.join(named)} one seed tests what another validates on: what validation chose over all seeds has "
+            "seen test images; a row that was named beforehand has not."
+        )
+    for key, what in (("git_commit", "commits of the code"), ("hardware", "kinds of hardware")):
+        values = sorted({str(run.result[key]) for run in runs if run.result.get(key)})
+        if len(values) > 1:
+            notes.append(f"The runs were made with {len(values)} {what}: {', '.join(value[:40] for value in values)}.")
+    seeds = {run.result["seed"] for run in runs}
+    if len(seeds) < 5:
+        notes.append(
+            f"Only {len(seeds)} seed{'s' if len(seeds) > 1 else ''}: intervals are wide, and little can be shown."
+        )
+    return notes
+
+
+def _dataset(dataset: str, runs: list[Run], against: Sequence[str], metric: str) -> DatasetEvidence:
+    by_row: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        by_row[str(run.row)].append(run)
+    rows = tuple(_table_row(name, members, metric) for name, members in by_row.items())
+    labels = tuple(sorted({labels_of(run.result) for run in runs}, key=how_many))
+    baselines = [row for row in rows if row.name in against or row.method in against]
+    controls = [row for row in rows if row.control]
+    comparisons: list[Comparison] = []
+    claims: list[Comparison] = []
+    chosen: dict[str, str] = {}
+    for each in labels:
+        here = [row for row in rows if each in row.cells]
+        wanted: list[Pair] = []
+        if (best := _chosen(each, here)) is not None:
+            chosen[each] = best.name
+            wanted = [(best, other) for other in here if not other.is_candidate]
+            wanted += [(row, other) for other in controls for row in here if other.is_permuted(row)]
+        pairs = [(row, other) for other in baselines for row in here if row is not other]
+        pairs += [(row, other) for other in controls for row in here if row.is_candidate and row.method == other.method]
+        claimed = _once(wanted)
+        claims += _compare(each, claimed)
+        comparisons += _compare(each, _once(pairs, without=claimed))
+    return DatasetEvidence(dataset, labels, rows, tuple(comparisons), chosen, tuple(claims))
+
+
+def _table_row(name: str, runs: list[Run], metric: str) -> TableRow:
+    by_labels: dict[str, list[Run]] = defaultdict(list)
+    for run in sorted(runs, key=lambda run: run.result["seed"]):
+        by_labels[labels_of(run.result)].append(run)
+    cells = {
+        labels: Cell(
+            {run.result["seed"]: 100 * run.result["target"]["test"][metric] for run in members},
+            {run.result["seed"]: 100 * run.result["target"]["val"][metric] for run in members},
+            _seconds(members),
+        )
+        for labels, members in by_labels.items()
+    }
+    first = runs[0].result
+    return TableRow(name, first["method"], first.get("cost"), cells, _command(runs), _seconds(runs))
+
+
+def _seconds(runs: Sequence[Run]) -> float:
+    """The mean time of a run; those that trained the trunk, for all rows, count only where there are no others."""
+    found = [run for run in runs if (run.result.get("trunk", {}).get("pretrained") or {}).get("cached", True)]
+    return fmean(run.result.get("seconds_in_all", run.result["seconds"]) for run in found or runs)
+
+
+def _chosen(labels: str, rows: Sequence[TableRow]) -> TableRow | None:
+    """The candidate with the best mean validation figure, of those with the most seeds; never by test."""
+    candidates = [row for row in rows if row.is_candidate]
+    most = max((len(row.cells[labels].val) for row in candidates), default=0)
+    complete = [row for row in candidates if len(row.cells[labels].val) == most]
+    return max(complete, key=lambda row: sum(row.cells[labels].val.values()), default=None)
+
+
+def _once(pairs: Sequence[Pair], without: Sequence[Pair] = ()) -> list[Pair]:
+    """``pairs`` without repetitions, whichever row comes first, and without those of ``without``."""
+    known = {frozenset((row.name, other.name)) for row, other in without}
+    kept = []
+    for row, other in pairs:
+        if (names := frozenset((row.name, other.name))) not in known:
+            known.add(names)
+            kept.append((row, other))
+    return kept
+
+
+def _compare(labels: str, pairs: Iterable[Pair]) -> list[Comparison]:
+    """One family: all these comparisons are corrected for one another."""
+    found = []
+    for row, other in pairs:
+        if labels not in other.cells:
+            continue
+        ours, theirs = row.cells[labels].test, other.cells[labels].test
+        if seeds := sorted(ours.keys() & theirs.keys()):
+            found.append((row, other, paired_difference([ours[s] for s in seeds], [theirs[s] for s in seeds])))
+    adjusted = holm([difference.p for _, _, difference in found])
+    tested = sum(not math.isnan(p) for p in adjusted)
+    return [
+        Comparison(labels, row.name, other.name, difference, p, tested)
+        for (row, other, difference), p in zip(found, adjusted, strict=True)
+    ]
+
+
+def _command(runs: Sequence[Run]) -> str:
+    """What makes all runs of a row again: two commands where some of them label a number and others a share."""
+    parts: dict[bool, list[Run]] = defaultdict(list)
+    for run in runs:
+        parts[any(each.startswith("dataset.rate=") for each in run.result.get("overrides", ()))].append(run)
+    return " && ".join(map(_command_of, parts.values()))
+
+
+def _command_of(runs: Sequence[Run]) -> str:
+    everything = [list(run.result.get("overrides", ())) for run in runs]
+    shared = [each for each in everything[0] if all(each in others for others in everything)]
+    arguments = [each for each in shared if each.partition("=")[0] not in PER_RUN]
+    varied = False
+    for key in ("dataset.shots", "dataset.rate", "seed"):
+        values = list(
+            dict.fromkeys(v for each in everything for k, _, v in (o.partition("=") for o in each) if k == key)
+        )
+        if values:
+            varied |= len(values) > 1
+            arguments.append(f"{key}={_values(values)}")
+    words = shlex.split(str(runs[0].result.get("command", "")))
+    own = [part for option, folder in pairwise(words) if option == "--config-dir" for part in (option, folder)]
+    return " ".join(["python train.py", *(["-m"] if varied else []), *map(shlex.quote, (*own, *arguments))])
+
+
+def _values(values: list[str]) -> str:
+    ordered = sorted(values, key=lambda value: (len(value), value))
+    if len(ordered) > 2 and ordered == [str(index) for index in range(len(ordered))]:
+        return f"range({len(ordered)})"
+    return ",".join(ordered)

@@ -1,0 +1,45 @@
+"""The temperature of logits at which held-out labels are most likely."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+
+from jtln.distributed import Batch, accumulation_dtype, all_reduce_sum
+from jtln.errors import UserError
+
+COLDEST, HOTTEST = 0.05, 20.0  # a classifier that makes no mistake would get 0, one that only guesses infinity
+_PRECISION = 1e-8  # of the temperature's logarithm
+
+
+@torch.no_grad()
+def temperature(logits: Iterable[Batch]) -> float:
+    """The temperature tau at which softmax(logits / tau) has the least cross-entropy, in [0.05, 20].
+
+    Args:
+        logits: batches of logits (B, S) and labels (B,) of images that the head was NOT trained on, this process's
+            share of them.
+    """
+    from scipy.optimize import brentq  # here: --help stays quick
+
+    batches = [(batch.float(), labels) for batch, labels in logits]
+    if not batches:
+        raise UserError("expected at least one batch of logits to calibrate with, but got none")
+
+    def slope(log_beta: float) -> float:
+        """Of the summed cross-entropy in beta = 1 / tau; it rises with beta, for the cross-entropy is convex in it."""
+        kind, beta = accumulation_dtype(batches[0][0]), math.exp(log_beta)
+        value = batches[0][0].new_zeros((), dtype=kind)
+        for z, labels in batches:
+            expected = ((beta * z).softmax(1) * z).sum(1)  # (B,)
+            value += (expected - z.gather(1, labels[:, None])[:, 0]).to(kind).sum()
+        return float(all_reduce_sum(value))
+
+    low, high = math.log(1 / HOTTEST), math.log(1 / COLDEST)
+    if not slope(high) > 0:  # also when it is NaN
+        return COLDEST
+    if slope(low) >= 0:
+        return HOTTEST
+    return math.exp(-float(brentq(slope, low, high, xtol=_PRECISION)))

@@ -1,0 +1,289 @@
+"""One training, from a module and its data to the checkpoint that validation chose."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.loggers import CSVLogger, Logger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from jtln.data.loaders import PairData
+from jtln.data.pairs import Pair
+from jtln.data.transforms import Augment, CentreCrop, ToFloat, Views
+from jtln.errors import UserError
+from jtln.module import HEADS, JTLN
+from jtln.storage import replacing
+from jtln.training.progress import Progress
+from jtln.trunks.base import Trunk
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long and on what batches a network is trained.
+
+    Attributes:
+        epochs: how often it is validated; an epoch is ``steps_per_epoch`` steps, not a pass over a data set.
+        steps_per_epoch: steps from one validation to the next.
+        source_batch_size, target_batch_size: images of each task in a step, over all processes together.
+    """
+
+    epochs: int
+    steps_per_epoch: int
+    source_batch_size: int
+    target_batch_size: int
+
+    @property
+    def steps(self) -> int:
+        return self.epochs * self.steps_per_epoch
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """What is handed to every ``pl.Trainer``: accelerator, devices, strategy, precision and the like."""
+
+    options: dict[str, Any] = field(default_factory=dict)
+    progress_bar: bool = True
+
+
+def pair_data(
+    pair: Pair,
+    trunk: Trunk,
+    budget: Budget,
+    *,
+    seed: int,
+    augment: Augment | None,
+    use_source: bool = True,
+    use_target: bool = True,
+    eval_batch_size: int = 256,
+    num_workers: int | None = None,
+    test_views: str = "none",
+) -> PairData:
+    """The loaders of a pair for a trunk: normalised as the trunk wants it, augmented in training.
+
+    Where the sets' images are larger than the network's, evaluation takes the square in their middle, or the
+    ``test_views`` of them: "none", "flip" or "ten_crop".
+    """
+    to_float, middle = ToFloat(trunk.mean, trunk.std), CentreCrop(pair.image_size)
+    return PairData(
+        pair,
+        source_batch_size=budget.source_batch_size,
+        target_batch_size=budget.target_batch_size,
+        steps_per_epoch=budget.steps_per_epoch,
+        eval_batch_size=eval_batch_size,
+        seed=seed,
+        num_workers=num_workers,
+        transform_train=torch.nn.Sequential(middle if augment is None else augment, to_float),
+        transform_eval=torch.nn.Sequential(middle, to_float),
+        views=None if test_views == "none" else Views(test_views, pair.image_size),
+        use_source=use_source,
+        use_target=use_target,
+    )
+
+
+def make_trainer(
+    settings: TrainerSettings,
+    budget: Budget,
+    folder: Path,
+    loggers: Sequence[Logger] = (),
+    callbacks: Sequence[Callback] = (),
+    description: str = "training",
+    keep_checkpoints: bool = True,
+    hidden: tuple[str, ...] = (),
+) -> pl.Trainer:
+    """A Trainer that keeps the checkpoint with the best target validation accuracy, and the last one."""
+    _quiet_lightning()
+    extra: list[Callback] = [_SeedEpochs(), *([Progress(description, hidden)] if settings.progress_bar else [])]
+    if keep_checkpoints:
+        extra.extend(best_and_last(folder))
+    options: dict[str, Any] = {
+        "log_every_n_steps": max(1, min(10, budget.steps_per_epoch)),
+        **settings.options,
+    }
+    try:
+        return pl.Trainer(
+            max_epochs=budget.epochs,
+            logger=list(loggers) or False,
+            callbacks=[*extra, *callbacks],
+            default_root_dir=folder,
+            enable_checkpointing=keep_checkpoints,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,  # the loaders share out global batches among the processes themselves
+            **options,
+        )
+    except (MisconfigurationException, ImportError, TypeError, ValueError) as error:
+        raise UserError(f"the trainer cannot be had as configured (trainer.*): {error}") from error
+
+
+def best_and_last(folder: Path) -> list[ModelCheckpoint]:
+    """``best.ckpt`` has the weights alone; ``last.ckpt`` all that it takes to go on.
+
+    Two callbacks, the best one first: Lightning's ``save_last`` writes the last one only where it is the best as well.
+    """
+    folder = folder / "checkpoints"
+    best = _Movable(
+        folder,
+        filename="best",
+        monitor="val/target/selection",
+        mode="max",
+        save_weights_only=True,
+        enable_version_counter=False,
+    )
+    return [best, _Movable(folder, filename="last", enable_version_counter=False)]
+
+
+class _Movable(ModelCheckpoint):
+    """Goes on where its folder has been moved in the meantime, too: Lightning would forget which was the best one."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        def here(path: str) -> str:
+            return str(Path(str(self.dirpath), Path(path).name)) if path else path
+
+        moved = {key: here(value) if key.endswith("_path") else value for key, value in state_dict.items()}
+        moved["best_k_models"] = {here(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict({**moved, "dirpath": str(self.dirpath)})
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a training: metrics of the chosen checkpoint, and how long it took."""
+
+    metrics: dict[str, dict[str, dict[str, float]]]  # head -> split -> metric
+    seconds: float  # of fitting
+    images_per_second: float  # training images, both tasks, over fitting including its validations
+    best_epoch: int
+
+
+def fit(trainer: pl.Trainer, module: JTLN, data: PairData, checkpoint: Path | None = None) -> None:
+    """Fit; Ctrl-C stays what it is."""
+    with _interruptible(trainer):
+        trainer.fit(module, data, ckpt_path=None if checkpoint is None else str(checkpoint), weights_only=False)
+
+
+@contextmanager
+def _interruptible(trainer: pl.Trainer) -> Iterator[None]:
+    """Ctrl-C stays a KeyboardInterrupt, of which Lightning makes an exit."""
+    try:
+        yield
+    except SystemExit:
+        if trainer.interrupted:
+            raise KeyboardInterrupt from None
+        raise
+
+
+def fit_and_test(trainer: pl.Trainer, module: JTLN, data: PairData, checkpoint: Path | None = None) -> Outcome:
+    """Fit, take the checkpoint that validation chose, and read the test part, once.
+
+    Args:
+        checkpoint: a ``last.ckpt`` to continue from.
+    """
+    started, first_step = time.perf_counter(), steps_done(checkpoint)
+    fit(trainer, module, data, checkpoint)
+    seconds = time.perf_counter() - started
+    sizes = [
+        data.source_batch_size if module.uses_source else 0,
+        data.target_batch_size if module.uses_target else 0,
+    ]
+    images = (trainer.global_step - first_step) * sum(sizes)
+
+    path = Path(trainer.checkpoint_callback.best_model_path)  # type: ignore[union-attr]
+    best = torch.load(path, map_location="cpu", weights_only=False)
+    module.on_load_checkpoint(best)
+    module.load_state_dict(best["state_dict"])
+    values: dict[str, Any] = {}
+    # Only the test is logged: the curves hold the chosen checkpoint's validation already, at its own step, as trained.
+    for evaluate, loggers in ((trainer.validate, []), (trainer.test, trainer.loggers)):
+        trainer.loggers = loggers
+        with _interruptible(trainer):
+            for part in evaluate(module, datamodule=data, verbose=False):
+                values.update(part)
+    if module.head_end is not None and trainer.is_global_zero:  # the checkpoint is of what has been evaluated
+        best["state_dict"] = {name: value.cpu() for name, value in module.state_dict().items()}
+        with replacing(path) as file:
+            torch.save(best, file)
+    counts = {
+        head: {split: len(getattr(getattr(data.pair, head), split)) for split in ("val", "test")} for head in HEADS
+    }
+    metrics = {
+        head: {
+            split: {
+                **{
+                    key.rpartition("/")[2]: float(value)
+                    for key, value in values.items()
+                    if key.startswith(f"{split}/{head}/") and not key.endswith("/selection")
+                },
+                "n": counts[head][split],
+            }
+            for split in ("val", "test")
+        }
+        for head in HEADS
+    }
+    return Outcome(metrics, seconds, images / max(seconds, 1e-9), int(best["epoch"]))
+
+
+def steps_done(checkpoint: Path | None) -> int:
+    """The steps behind a checkpoint; 0 without one."""
+    if checkpoint is None:
+        return 0
+    try:
+        return int(torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=False)["global_step"])
+    except Exception as error:  # what torch.load raises depends on where the file was cut off
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"expected a whole checkpoint to go on from in {checkpoint}, but it cannot be read ({reason}): start the "
+            "run anew, in another folder"
+        ) from error
+
+
+def csv_logger(folder: Path, keep_steps: int = 0) -> CSVLogger:
+    """Writes ``metrics.csv`` into the folder itself, after the first ``keep_steps`` steps of one that is there."""
+    _quiet_lightning()
+    path, earlier = folder / "metrics.csv", []
+    if keep_steps and path.is_file():
+        with open(path, newline="", encoding="utf-8") as file:
+            earlier = [row for row in csv.DictReader(file) if int(row["step"]) < keep_steps]
+    logger = CSVLogger(folder.parent, name=folder.name, version="", flush_logs_every_n_steps=10)
+    for row in earlier:  # the logger has deleted the file
+        step = int(row.pop("step"))
+        logger.experiment.log_metrics({key: value for key, value in row.items() if value}, step)  # type: ignore[misc]
+    return logger
+
+
+class _SeedEpochs(Callback):
+    """Dropout and augmentation draw from a stream of each epoch's own, so that a resumed run draws as one that was
+    not cut off; each process has other streams."""
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        entropy = [trainer.datamodule.seed, trainer.current_epoch, trainer.global_rank]  # type: ignore[attr-defined]
+        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
+
+
+def _quiet_lightning() -> None:
+    """What the announcement says already, and hints that do not apply to loaders in memory."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*The number of training batches.*",
+        ".*in eval mode at the start of training.*",  # a frozen trunk, a penalty's copy of the pre-trained one
+        ".*Experiment logs directory.*",
+        ".*Checkpoint directory.*",
+        ".*isinstance.treespec, LeafSpec.*",
+        ".*GPU available but not used.*",
+        ".*total number of parameters detected may be inaccurate.*",
+        ".*recommended to use `self.log.*sync_dist=True.*",  # torchmetrics has counted over all processes
+    ):
+        warnings.filterwarnings("ignore", message)

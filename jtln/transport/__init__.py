@@ -1,0 +1,20 @@
+"""Entropic optimal transport under one shared cost matrix: the solver, its plans, and the loss."""
+
+from jtln.transport.loss import TransportLoss, label_transport, soft_labels
+from jtln.transport.plans import PlanSummary, class_plan, plan_summary, transport_plan
+from jtln.transport.sinkhorn import SinkhornResult, check_cost, check_epsilon, check_limits, sinkhorn
+
+__all__ = [
+    "PlanSummary",
+    "SinkhornResult",
+    "TransportLoss",
+    "check_cost",
+    "check_epsilon",
+    "check_limits",
+    "class_plan",
+    "label_transport",
+    "plan_summary",
+    "sinkhorn",
+    "soft_labels",
+    "transport_plan",
+]

@@ -1,0 +1,133 @@
+"""The transport loss: a cost matrix, called with both heads' logits, or with the source head's and true labels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import log_softmax
+
+from jtln.errors import UserError, unknown
+from jtln.transport.plans import plan_summary
+from jtln.transport.sinkhorn import SinkhornResult, check_cost, check_epsilon, sinkhorn
+
+GRADIENTS = ("both", "source", "target")
+
+
+class TransportLoss(nn.Module):
+    """Mean over a batch of OT_eps(s(x), t(x); C), s(x) and t(x) the two heads' predictions on the same image.
+
+    Where the source head is sure of class i, the loss is eps * KL(t || softmax(-C_i / eps)) + constant: the target head
+    is taught the soft label softmax(-C_i / eps), with weight eps. In a sum of losses a weight in units of 1/eps
+    therefore means the same at every epsilon.
+
+    Args:
+        cost: (S, T) finite, >= 0; usually scaled to [0, 1]. A buffer: it moves with the module and is saved with it.
+        epsilon: > 0; how soft the knowledge in the cost is. 0.1 of the cost's range is a start (ours, from validation
+            on small images; nothing in the paper's abstract says it).
+        gradient: whose predictions are not detached: "both" heads', or the "source" or the "target" head's alone.
+        max_iterations: of Sinkhorn.
+        tolerance: of Sinkhorn's marginal error; training does not need more than a few digits.
+
+    Attributes:
+        learns: the heads that the gradient reaches.
+        last: the detached solution of the latest call, for logging; None before.
+
+    Raises:
+        UserError: (a ValueError) a bad cost, epsilon or gradient; logits whose shapes do not fit the cost.
+    """
+
+    cost: Tensor
+
+    def __init__(
+        self,
+        cost: Tensor,
+        epsilon: float = 0.1,
+        *,
+        gradient: str = "both",
+        max_iterations: int = 200,
+        tolerance: float = 1e-4,
+    ) -> None:
+        super().__init__()
+        check_cost(cost)
+        check_epsilon(epsilon)
+        if gradient not in GRADIENTS:
+            raise unknown("gradient", gradient, GRADIENTS)
+        self.register_buffer("cost", cost.detach().clone().float())
+        self.epsilon = float(epsilon)
+        self.gradient = gradient
+        self.learns = ("source", "target") if gradient == "both" else (gradient,)
+        self.max_iterations = max_iterations
+        self.tolerance = tolerance
+        self.last: SinkhornResult | None = None
+
+    def set_cost(self, cost: Tensor) -> None:
+        """Replace the cost matrix by another (S, T)."""
+        if cost.shape != self.cost.shape:
+            raise UserError(f"expected a cost of shape {tuple(self.cost.shape)}, but got {tuple(cost.shape)}")
+        check_cost(cost)
+        self.cost.copy_(cost.detach())
+
+    def forward(self, source_logits: Tensor, target_logits: Tensor) -> Tensor:
+        """source_logits (B, S), target_logits (B, T) -> scalar."""
+        if self.gradient == "target":
+            source_logits = source_logits.detach()
+        if self.gradient == "source":
+            target_logits = target_logits.detach()
+        result = sinkhorn(
+            log_softmax(source_logits.float(), dim=1),
+            log_softmax(target_logits.float(), dim=1),
+            self.cost,
+            self.epsilon,
+            max_iterations=self.max_iterations,
+            tolerance=self.tolerance,
+            check=False,  # the cost was looked at when it was set
+        )
+        self.last = result._replace(value=result.value.detach())
+        return result.value.mean()
+
+    def to_labels(self, source_logits: Tensor, labels: Tensor) -> Tensor:
+        """The transport of the source head's predictions to true labels under this cost: :func:`label_transport`."""
+        return label_transport(source_logits, labels, self.cost, self.epsilon)
+
+    def readings(self) -> dict[str, Tensor | float]:
+        """What the latest solution was like, for logging: nothing before the first."""
+        if self.last is None:
+            return {}
+        return {
+            "plan_entropy": plan_summary(self.last, self.cost, self.epsilon).entropy.mean(),
+            "sinkhorn_iterations": float(self.last.iterations),
+            "marginal_error": self.last.marginal_error.max(),
+        }
+
+    def extra_repr(self) -> str:
+        return f"cost={tuple(self.cost.shape)}, epsilon={self.epsilon}, gradient={self.gradient}"
+
+
+def label_transport(source_logits: Tensor, labels: Tensor, cost: Tensor, epsilon: float) -> Tensor:
+    """The transport of the source head's predictions s(x) to true labels, in units of epsilon: the mean of -log p_y,
+    p = sum_i s_i(x) softmax(-C_i / eps).
+
+    Of all plans g of mass 1 that end at class y, at the price <g, C> + eps * KL(g 1 || s(x)), the second part for a
+    source marginal other than s(x) (unbalanced transport, without entropy), the cheapest costs
+    -eps log sum_i s_i(x) exp(-C_iy / eps). Here, where a row's constant counts, every row of the cost has the one at
+    which exp(-C_i / eps) is a soft label, of sum 1. Which class the source head takes the image for stays free among
+    those that the cost brings near to the label; under a constant cost there is nothing to learn. Ours. Co-Tuning
+    (jtln.methods) teaches the source head what it said itself of a target class, before training, in such a place.
+
+    Args:
+        source_logits: (B, S) of target images.
+        labels: (B,) their target classes.
+        cost: (S, T).
+        epsilon: > 0, in the cost's units.
+
+    Returns:
+        A scalar >= 0, in nats; log T for a constant cost.
+    """
+    taught = log_softmax(cost / -epsilon, dim=1)[:, labels].t()  # (B, S)
+    return -(log_softmax(source_logits.float(), dim=1) + taught).logsumexp(1).mean()
+
+
+@torch.no_grad()
+def soft_labels(cost: Tensor, epsilon: float) -> Tensor:
+    """What each source class teaches the target head where the source head is sure: softmax(-C_i / eps), (S, T)."""
+    return torch.softmax(cost / -epsilon, dim=1)

@@ -1,0 +1,54 @@
+"""The shared trunk: images (B, 3, H, W) -> features (B, D)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from jtln.errors import UserError
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Trunk(nn.Module):
+    """A network without its classifier, held with the channels last in memory, which is quicker.
+
+    Attributes:
+        name: what it is, for people and for caches.
+        dim: D, the number of features.
+        mean, std: how it wants its images (in [0, 1]) normalised, a value a channel.
+        pretrained: whether it has weights that others trained; False where they are random.
+    """
+
+    pretrained: bool = False
+
+    def __init__(self, body: nn.Module, name: str, dim: int, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.body = body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.name, self.dim = name, dim
+        self.mean, self.std = tuple(mean), tuple(std)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, D)"""
+        return self.body(images.contiguous(memory_format=torch.channels_last))
+
+
+def check_image_size(image_size: int) -> None:
+    if image_size < 8:
+        raise UserError(f"expected images of at least 8 pixels, but got image_size={image_size}")
+
+
+def check_takes(trunk: Trunk, image_size: int) -> None:
+    """Whether the network takes images of this size: some pool small ones away, some take only their own."""
+    try:
+        with torch.no_grad():
+            trunk.eval()(torch.zeros(1, 3, image_size, image_size))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{trunk.name} cannot take images of {image_size} pixels ({reason}): set dataset.image_size to the size "
+            "that it was made for, mostly 224"
+        ) from error
+    trunk.train()

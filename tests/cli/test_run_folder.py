@@ -1,0 +1,94 @@
+"""A run's folder is its own, and what lies in it or in the cache may be damaged, or not to be written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from jtln.cli.report import main as report
+from jtln.cli.run_folder import new_sweep_folder
+from jtln.cli.train import main
+from jtln.reporting.tables import Column, show
+
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own", "no_drawing")
+
+RUN = ["debug=smoke", "trunk.width=0.05", "trainer.progress_bar=false", "method=consecutive", "pretrain=none"]
+
+
+def test_runs_of_the_same_time_have_a_folder_each(tmp_path: Path) -> None:
+    """The year in place of the second."""
+    for seed in (1, 2, 3):
+        assert main([*RUN, f"seed={seed}", "hydra.run.dir=out/${now:%Y}"]) == 0
+    folders = sorted((tmp_path / "out").iterdir())
+    assert [path.name[4:] for path in folders] == ["", "-2", "-3"]
+    assert [json.loads((path / "result.json").read_text())["seed"] for path in folders] == [1, 2, 3]
+    assert not any((path / ".lock").exists() for path in folders)
+
+
+def test_a_folder_in_which_a_run_is_under_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine").mkdir()
+    with FileLock(tmp_path / "mine" / ".lock"):
+        assert main([*RUN, "hydra.run.dir=mine"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: expected a folder that no other run writes into, but one is under way in ")
+    assert told.count("\n") == 1
+    assert [path.name for path in (tmp_path / "mine").iterdir() if path.name != ".lock"] == []
+    assert main([*RUN, "hydra.run.dir=mine"]) == 0
+
+
+def test_without_locks_a_fault_is_not_blamed_on_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(1, "no locks here", "mine/.lock")
+
+    def build(config: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(FileLock, "acquire", fails)
+    monkeypatch.setattr("jtln.cli.build.build", build)
+    with pytest.raises(ZeroDivisionError):
+        main([*RUN, "hydra.run.dir=mine"])
+    assert "no locks here" not in capsys.readouterr().err
+
+
+def test_multiruns_of_the_same_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.strftime", lambda form: "now")
+    assert [str(new_sweep_folder()) for _ in range(3)] == ["multirun/now", "multirun/now-2", "multirun/now-3"]
+
+
+def test_a_multirun_that_is_refused_leaves_no_folder(tmp_path: Path) -> None:
+    assert main(["-m", *RUN, "seed=1,2", "nonsense=1"]) == 2
+    assert list((tmp_path / "multirun").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("checkpoints/last.ckpt", "expected a whole checkpoint to go on from"), ("overrides.yaml", "the run's arguments")],
+)
+def test_a_damaged_run_is_not_resumed(name: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*RUN, "hydra.run.dir=run"]) == 0
+    file = Path("run", name)
+    file.write_bytes(b"[" + file.read_bytes()[:40])
+    capsys.readouterr()
+    assert main(["resume=run", "epochs=9"]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert told in error
+
+
+def test_a_report_names_the_results_that_it_cannot_read(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*RUN, "hydra.run.dir=runs/a"]) == 0
+    Path("runs/b").mkdir()
+    Path("runs/b/result.json").write_text("{")
+    assert report(["runs", "--output", "report"]) == 0
+    assert "left out, as its result cannot be read: runs/b/result.json" in capsys.readouterr().err
+
+
+def test_a_table_shows_brackets_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    show("of [a,b]", [Column("class [z]")], [["wolf [/grey]"], ["[z]"], ["dataset.target_classes=[cat,dog]"]])
+    told = capsys.readouterr().out
+    assert all(each in told for each in ("of [a,b]", "class [z]", "wolf [/grey]", "│ [z] ", "=[cat,dog]"))

@@ -1,0 +1,338 @@
+"""The command line, in this process: every configuration file runs, and what is kept of a run."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import struct
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+import jtln
+from jtln.cli.sweep import SweepTable
+from jtln.cli.train import config_dir, main
+
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
+
+CONF = config_dir()
+FILES_FOLDER = Path(__file__).parents[1] / "files"
+FILES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*.yaml"))
+CHOICES = [name for name in FILES if name.count("/") == 1]  # group/file
+WITHIN = [name for name in FILES if name.count("/") == 2 and not name.startswith("hydra/")]  # in a group of a group
+QUICK = ["trunk.width=0.05", "trainer.progress_bar=false"]
+PHOTOGRAPHS = ["aircraft", "caltech101", "caltech256", "cars", "cub200", "dtd", "flowers102", "food101", "imagenet"]
+PHOTOGRAPHS += ["office31", "pets", "places365"]
+
+# What a file needs beside debug=smoke: a folder that is not there, a machine that is not this one.
+GLOBAL = "# @package _global_"  # a file that sets keys outside its group
+NEEDS: dict[str, list[str]] = {
+    **{f"dataset/{name}": ["dataset.image_size=32"] for name in PHOTOGRAPHS},  # only to be quick
+    "cost/file": [f"cost.file={FILES_FOLDER / 'fashion_cost.csv'}"],
+    "cost/taxonomy": [f"cost.file={FILES_FOLDER / 'fashion_paths.csv'}"],
+    "dataset/folder": [f"dataset.{side}.root={FILES_FOLDER / f'own_{side}.csv'}" for side in ("source", "target")]
+    + ["dataset.image_size=32"],
+    "dataset/fashion_full": ["dataset.root=/nowhere", "dataset.download=false"],
+    "trunk/torchvision": ["pretrain=none"],  # only to be quick
+    "trainer/ddp": ["trainer.accelerator=cpu", "trainer.devices=1"],  # with more of them: test_ddp.py
+}
+
+
+@pytest.fixture
+def train(tmp_path: Path) -> Callable[..., tuple[int, Path]]:
+    """``train("cost=uniform", ...)`` runs ``python train.py debug=smoke ...``; returns exit code and run folder."""
+
+    def run(*overrides: str) -> tuple[int, Path]:
+        folder = tmp_path / "run"
+        quick = QUICK[:1] if not any(each.startswith("trunk=") for each in overrides) else []
+        return main([*QUICK[1:], *quick, "debug=smoke", *overrides, f"hydra.run.dir={folder}"]), folder
+
+    return run
+
+
+def result_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "result.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        pytest.param(name, marks=pytest.mark.gpu if name == "trainer/gpu" else ())
+        for name in CHOICES
+        if name.split("/")[0] not in ("debug", "study", "experiment")  # test_app_report.py, test_app_experiments.py
+    ],
+)
+def test_every_configuration_file_runs(
+    choice: str, train: Callable[..., tuple[int, Path]], request: pytest.FixtureRequest
+) -> None:
+    group, name = choice.split("/")
+    if group not in ("dataset", "cost", "method"):  # nothing else changes what is drawn
+        request.getfixturevalue("no_drawing")
+    code, folder = train(f"{group}={name}", *NEEDS.get(choice, []))
+    assert code == 0
+    result, config = result_of(folder), OmegaConf.load(folder / "config.yaml")
+    assert result["made_images"] is True
+    assert f"{group}={name}" in result["overrides"]
+    assert config["epochs"] == 2
+    written = OmegaConf.load(CONF / f"{choice}.yaml")
+    if group not in ("debug",) and "defaults" not in written and not NEEDS.get(choice):
+        # The file's own values arrived, but for what debug=smoke makes smaller.
+        small = {"weights", "epochs", "steps_per_epoch", "batch_size", "width", "progress_bar", "seed", "tags"}
+        at = config if (CONF / f"{choice}.yaml").read_text(encoding="utf-8").startswith(GLOBAL) else config[group]
+        for key in written.keys() - small:
+            assert at[key] == written[key], key
+
+
+def test_there_is_a_file_for_every_choice() -> None:
+    assert {name.split("/")[0] for name in CHOICES} >= {"cost", "dataset", "method", "trunk", "trainer"}
+    assert {name.rpartition("/")[0] for name in WITHIN} >= {"dataset/protocol", "dataset/source"}
+    assert set(FILES) - set(CHOICES) - set(WITHIN) == {"train", "hydra/help/jtln"}
+
+
+@pytest.mark.usefixtures("no_drawing")
+@pytest.mark.parametrize("name", [name for name in WITHIN if "/source/" in name])
+def test_every_source_of_a_data_set_runs(name: str, train: Callable[..., tuple[int, Path]]) -> None:
+    """The protocols are run by the data sets that follow them."""
+    group, _, source = name.rpartition("/")
+    needs = NEEDS["dataset/folder"][:1] if source == "folder" else []
+    code, folder = train("dataset=dtd", f"{group}={source}", "dataset.image_size=32", *needs)
+    assert code == 0
+    written = OmegaConf.load(CONF / f"{name}.yaml").source
+    got = OmegaConf.load(folder / "config.yaml").dataset.source
+    assert (got is None) == (written is None)
+    assert got is None or got["_target_"] == written["_target_"]
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_real_images_and_a_pre_trained_trunk(tmp_path: Path) -> None:
+    """debug=none: the images that travel with the package, in the smallest budget."""
+    budget = ["epochs=1", "steps_per_epoch=1", "pretrain.epochs=1", "pretrain.steps_per_epoch=1"]
+    code = main(
+        [*QUICK, *budget, "debug=none", "cost=uniform", "dataset.validation=2", f"hydra.run.dir={tmp_path}/run"]
+    )
+    assert code == 0
+    result = result_of(tmp_path / "run")
+    assert result["made_images"] is False
+    assert (result["target"]["test"]["n"], result["source"]["test"]["n"], result["steps"]) == (4000, 1200, 1)
+    (cached,) = (tmp_path / "cache" / "pretrained").iterdir()
+    assert cached.name == f"{result['trunk']['name']}-{result['trunk']['pretrained']['key']}.pt"
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_a_cost_without_knowledge_matches_nothing(
+    train: Callable[..., tuple[int, Path]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, folder = train("cost=uniform")
+    told = capsys.readouterr().out
+    assert code == 0
+    assert "a class's transported mean counts for 0 labelled images" in told
+    assert "is matched with" not in told
+    assert result_of(folder)["transport"]["strongest"] == {}
+    assert train("cost=wordnet", "method.calibrate=false")[0] == 0  # made images may bear no cost out
+    assert "is matched with" in capsys.readouterr().out
+
+
+def test_help_names_every_group_and_every_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    told = capsys.readouterr().out
+    for choice in [*CHOICES, *(each for each in WITHIN if each.startswith("dataset/"))]:
+        group, _, name = choice.rpartition("/")
+        (line,) = re.findall(rf"^  {group} .*(?:\n {{20,}}.*)*$", told, re.MULTILINE)
+        assert re.search(rf"(?<!\w){name}(?!\w)", line), f"{choice} is missing in: {line}"
+    defaults = [entry for entry in OmegaConf.load(CONF / "train.yaml")["defaults"] if entry != "_self_"]
+    for group, name in ((key, value) for entry in defaults for key, value in entry.items() if "override" not in key):
+        assert f"{name} (default)" in re.findall(rf"^  {group} .*$", told, re.MULTILINE)[0]
+
+
+def test_the_keys_and_examples_of_help_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--help"])
+    told = capsys.readouterr().out
+    listed = re.search(r"Keys used most: (.*?RUN)\.", " ".join(told.split()))
+    assert listed is not None
+    for key in listed.group(1).replace("resume=RUN", "resume").split(", "):
+        value = {"trunk.weights": "none", "resume": "null"}.get(key, "1")
+        assert main(["dataset=pets", f"{key}={value}", "--cfg", "job"]) == 0, key
+    capsys.readouterr()
+    examples = re.findall(r"^  python train\.py(.*)$", told, re.MULTILINE)
+    assert len(examples) >= 3
+    for example in examples:
+        arguments = [argument.split(",")[0] for argument in example.split() if argument != "-m"]
+        assert main([*arguments, "--cfg", "job"]) == 0, example
+
+
+# Multirun.
+
+
+def sweep(tmp_path: Path, *overrides: str) -> tuple[int, Path]:
+    folder = tmp_path / "sweep"
+    return main(["-m", *QUICK, *overrides, f"hydra.sweep.dir={folder}"]), folder
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_a_multirun_ends_with_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, folder = sweep(tmp_path, "cost=uniform,centroid", "seed=0,1", "debug=smoke")
+    assert code == 0
+    results = [result_of(folder / str(job)) for job in range(4)]
+    assert [(r["cost"], r["seed"]) for r in results] == [
+        ("uniform", 0),
+        ("uniform", 1),
+        ("centroid (euclidean)", 0),
+        ("centroid (euclidean)", 1),
+    ]
+    header, _, *rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in (folder / "table.md").read_text().splitlines()
+        if line.startswith("|")
+    ]
+    assert len(rows) == 2
+    for row, pair, cost in zip(rows, (results[:2], results[2:]), ("uniform", "centroid"), strict=True):
+        cells = dict(zip(header, row, strict=True))
+        assert f"cost={cost}" in cells["setting"]
+        assert "seed=" not in cells["setting"]
+        assert cells["seeds"] == "2"
+        one, other = (100 * r["target"]["test"]["accuracy"] for r in pair)
+        spread = abs(one - other) / 2**0.5
+        assert cells["target test"] == f"{(one + other) / 2:.1f} ± {spread:.1f}"
+    with open(folder / "table.csv", newline="", encoding="utf-8") as file:
+        table = list(csv.DictReader(file))
+    assert [(row["cost"], row["seed"]) for row in table] == [(r["cost"], str(r["seed"])) for r in results]
+    assert [float(row["target test"]) for row in table] == [r["target"]["test"]["accuracy"] for r in results]
+    assert f"sweep folder: {folder}" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_a_job_that_fails_lets_the_others_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    budget = ["epochs=1", "steps_per_epoch=1", "pretrain=none", "cost=uniform"]
+    code, folder = sweep(tmp_path, "dataset.shots=100000,1", *budget)
+    assert code == 1
+    assert "set dataset.shots to at most" in (folder / "0" / "error.txt").read_text()
+    assert not (folder / "0" / "result.json").exists()
+    assert result_of(folder / "1")["shots"] == 1
+    assert not (folder / "1" / "error.txt").exists()
+    told = capsys.readouterr()
+    assert "failed: job 0: " in told.out
+    assert "Traceback" not in told.err
+    assert main(["--cfg", "job"]) == 0  # the failure is not held against the next call
+    assert not SweepTable.failed
+
+
+def test_a_job_that_crashes_leaves_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jtln.training.run.run", lambda experiment: [][1])
+    code, folder = sweep(tmp_path, "cost=uniform", "seed=0,1", "debug=smoke")
+    assert code == 1
+    assert "IndexError" in (folder / "0" / "error.txt").read_text()
+    assert (folder / "1" / "error.txt").exists()
+    assert not (folder / "table.csv").exists()
+
+
+# Resuming.
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_resume_goes_on_in_the_same_folder(
+    train: Callable[..., tuple[int, Path]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def cut_off(self: Any, trainer: Any, module: Any) -> None:
+        if trainer.current_epoch == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("jtln.training.trainer._SeedEpochs.on_train_epoch_start", cut_off)
+        patch.setattr("signal.signal", lambda *_: None)  # Lightning would ignore Ctrl-C from now on
+        code, folder = train("cost=uniform", "method.lambda_ot=0.5")
+    assert code == 130
+    told = capsys.readouterr()
+    assert f"python train.py resume={folder}" in told.err
+    assert not (folder / "result.json").exists()
+    before = (folder / "overrides.yaml").read_text()
+
+    begun = OmegaConf.load(folder / "config.yaml")
+    OmegaConf.save(OmegaConf.merge(begun, {"method": {"gradient": "source", "new": 1}}), folder / "config.yaml")
+    assert main([f"resume={folder}"]) == 2  # by a version with other defaults
+    told = capsys.readouterr()
+    assert "method.gradient (then source, now target), method.new (then 1, now nothing): go on with" in told.err
+    OmegaConf.save(OmegaConf.merge(begun, {"dataset": {"cache": "/elsewhere"}}), folder / "config.yaml")
+    assert main([f"resume={folder}"]) == 0  # where images are kept is no setting
+    assert "resumed    after 1 steps" in capsys.readouterr().out
+    with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["epoch"], row["step"]) for row in rows if row["train/loss"]] == [("0", "0"), ("1", "1")]
+    assert [(row["epoch"], row["step"]) for row in rows if row["val/target/accuracy"]] == [("0", "0"), ("1", "1")]
+    result = result_of(folder)
+    assert (result["cost"], result["transport"]["lambda_ot"]) == ("uniform", pytest.approx(0.5))
+    assert (folder / "overrides.yaml").read_text() == before
+    assert not list(folder.parent.glob("outputs"))
+
+    capsys.readouterr()
+    assert main([f"resume={folder}", "cost=wordnet", "method.epsilon=0.2"]) == 2
+    assert "but got cost, method.epsilon with resume=" in capsys.readouterr().err
+    assert (folder / "overrides.yaml").read_text() == before
+    assert main([f"resume={folder}", "epochs=3", "trainer=cpu", "cost=uniform"]) == 0  # what is no other setting
+    assert (folder / "overrides.yaml").read_text() != before
+
+
+# Weights & Biases.
+
+
+def wandb_records(folder: Path) -> Iterator[Any]:
+    """What the one offline W&B run in a run folder holds: a LevelDB log of protobuf records after a header of 7 bytes,
+    in blocks of 32 KiB; before each part stand a checksum (4 bytes), its length (2) and its kind (1)."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
+    data, position, part = path.read_bytes(), 7, b""
+    while position + 7 <= len(data):
+        if (left := 2**15 - position % 2**15) < 7:
+            position += left
+            continue
+        length, kind = struct.unpack("<HB", data[position + 4 : position + 7])
+        if position + 7 + length > len(data):  # is being written
+            return
+        part += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # the whole of a record, or its last part
+            record = Record()
+            record.ParseFromString(part)
+            yield record
+            part = b""
+
+
+def test_each_job_is_a_wandb_run_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("HOME", str(tmp_path))  # where a key might be
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked for something"))
+    code, folder = sweep(tmp_path, "cost=uniform", "seed=0,1", "debug=smoke", "logger=wandb")
+    assert code == 0
+    runs = []
+    for job in range(2):
+        until = time.monotonic() + 60  # W&B's own process writes; on a busy machine it ends after the run
+        while not any(each.HasField("exit") for each in wandb_records(folder / str(job))):
+            assert time.monotonic() < until
+            time.sleep(0.2)
+        records = list(wandb_records(folder / str(job)))
+        (run,) = {each.run.run_id: each.run for each in records if each.HasField("run")}.values()
+        assert run.run_group == folder.name
+        assert f"cost=uniform seed={job}" in run.display_name
+        runs.append(run.run_id)
+        assert [each.exit.exit_code for each in records if each.HasField("exit")] == [0]
+        logged = {item.key or "/".join(item.nested_key): item.value_json for each in records for item in items(each)}
+        test = result_of(folder / str(job))["target"]["test"]["accuracy"]
+        assert json.loads(logged["best/test/target/accuracy"]) == pytest.approx(test)
+        assert "train/loss" in logged
+        assert {"confusion", "training"} <= {key.partition("/")[0] for key in logged}  # the plots
+    assert runs[0] != runs[1]
+
+
+def items(record: Any) -> list[Any]:
+    return [*record.summary.update, *record.history.item]
+
+
+def test_package_says_where_its_configuration_is() -> None:
+    assert (CONF / "train.yaml").is_file()
+    assert Path(jtln.__file__).parent in (CONF.parent, CONF.parent / "jtln")

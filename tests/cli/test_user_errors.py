@@ -1,0 +1,163 @@
+"""The command line, in this process: every mistake ends in one line, and a fault of the program in a traceback."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from jtln.cli.train import main
+from jtln.cli.user_errors import explain
+
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
+
+MISTAKES = {
+    "cost=unifrm": "Did you mean 'uniform'",
+    "costs=uniform": "Did you mean 'cost'",
+    "dataset.shot=3": "Did you mean 'shots'",
+    "datset.shots=3": "Did you mean 'dataset'",
+    "dataset.shots=abc": "expected a whole number for dataset.shots, but got 'abc'",
+    "dataset.shots=1000 debug=none": "set dataset.shots to at most",
+    "dataset.shots=0 debug=none": "1 or more labelled images",
+    "seed=-1": ">= 0 for seed, but got -1",
+    "seed=1.5": "expected a whole number for seed",
+    "method.epsilon=0": "epsilon > 0, but got 0",
+    "method.lambda_ot=-1": "method.lambda_ot >= 0",
+    "dataset.source_classes=[Foo,Bar]": "Sandal",
+    "trunk.weights=/nope": "auto, imagenet, none or a file, but there is no file /nope",
+    "lr=3": "did you mean pretrain.lr or optimizer.lr?",
+    "shots=5": "did you mean dataset.shots?",
+    "cost@cost.of=centroid": "none of them has cost@cost.of",
+    "dataset=pictograms dataset/source=imagenet": "none of them has dataset/source",
+    "optimizer.lr=-1": "Invalid learning rate",
+    "pretrain.lr=0": "pretrain.lr > 0, but got 0",
+    "epochs=true": "epochs",
+    "method.max_iterations=0": "max_iterations >= 1",
+    "method.tolerance=-1": "tolerance >= 0",
+    "method=consecutive method.lambda_source=0.5": "unknown key in 'method' 'lambda_source'",
+    "trainer.accelerator=tpu": "(trainer.*)",
+    "+cost=uniform": "cost",
+    "method=null": "one file's name for method, but got method=null: choose from bss, co_tuning,",
+    "logger=[]": "choose from csv, wandb",
+    "cost=[uniform,wordnet]": "or several runs with -m and commas between the names",
+    "-m cost=uniform,null": "one file's name for cost",
+    "+experiment=null": "one file's name for experiment",
+    "cost=permuted cost@cost.of=null": "one file's name for cost",
+    "method.head_end=null method.head_end.shrinkage=0.5": "one of method.head_end=null and method.head_end",
+    "method=l2sp method.penalty=3 method.penalty.alpha=1": "one of method.penalty=3 and method.penalty.alpha=1",
+    "method.lambda_label=-1": "method.lambda_label >= 0",
+    "method.lambda_ot=null": "expected a number for method.lambda_ot, but got null",
+    "trunk_lr_factor=null": "expected a number for trunk_lr_factor, but got null",
+    "pretrain.lr=null": "expected a number for pretrain.lr, but got null",
+    "seed=null": "expected a whole number for seed, but got null",
+    "dataset=pictograms dataset.shots=null": "expected 1 to",
+    "dataset=pictograms dataset.validation=null": "validation style groups, but got None",
+    "-m study=few_shot dataset=pictograms study.shots=[null]": "expected 1 to",
+    "schedule=step schedule.milestones=5": "expected a list for schedule.milestones, but got 5",
+    "method=delta method.penalty.layers=5": "method.penalty.layers to be names of layers or null, but got 5",
+    "trunk=torchvision trunk.name=inception_v3 trunk.weights=none": "inception_v3 cannot take images of 28 pixels",
+    "+method.foo=1": "unknown key in 'method' 'foo'",
+    "-m study=few_shot +study.rows.x=['cost=null'] study.only=[x]": "x: expected one file's name for cost",
+    "-m study=few_shot +study.rows.x=['+method.foo=1'] study.only=[x]": "x: unknown key in 'method' 'foo'",
+    "dataset=fashion_full dataset.root=/nowhere dataset.download=false debug=none": "/nowhere",
+    "optimizer.lr=high": "expected a number for optimizer.lr, but got 'high'",
+    "dataset.shots=1 foo": "GROUP=FILE or KEY=VALUE, but got 'foo'",
+    "trainer.precision=32-foo": "trainer.*",
+    "trainer.accelerator=abacus": "trainer.*",
+    "trainer.devices=0": "trainer.*",
+    "+trainer.foo=3": "foo",
+    "method.on=sorce": "expected one of source, target, both. Did you mean 'source'",
+    "method.gradient=non": "expected one of both, source, target",
+    "epochs=0": ">= 1 for epochs, but got 0",
+    "batch_size=3": "batch_size.source and batch_size.target",
+    "batch_size.target=0": ">= 1 for batch_size.target",
+    "trunk=torchvision trunk.name=resnt": "resnet",
+    "+dataset.foo=1": "foo",
+    "cost=centroid cost.metric=manhattan": "expected one of euclidean, sqeuclidean, cosine",
+    "cost=wordnet cost.metric=wupp": "Did you mean 'wup'",
+    "schedule.warmup=2": "warmup in [0, 1)",
+    "logger=wandb logger.mode=onlin": "auto, online, offline, disabled",
+    "logger=wandb logger.mode=offline logger.project=team/jtln": "logger.project and logger.tags, but it says: Invalid",
+    "seed=4294967296": "from 0 to 4294967295 for seed, but got 4294967296",
+    "pretrain.seed=-1": ">= 0 for pretrain.seed, but got -1",
+    "dataset.shift=-1": "0 or more for dataset.shift, but got -1",
+    "dataset=pictograms dataset.shift=-1": "0 or more for dataset.shift, but got -1",
+    "dataset=pictograms dataset.image_size=0": "1 or more for dataset.image_size, but got 0",
+    "pretrain=none method.lambda_source=0 method.lambda_label=0": "for method.lambda_ot without lambda_source",
+    "resume=/nowhere": "no /nowhere/overrides.yaml",
+    "hydra.run.dir=/proc/x": "/proc/x",
+}
+
+
+@pytest.mark.parametrize("call", MISTAKES)
+def test_a_mistake_ends_in_one_line_that_helps(
+    call: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    given = call.split()
+    base = [] if any("debug" in each for each in given) else ["debug=smoke"]
+    folder = [] if "hydra.run.dir" in call else [f"hydra.run.dir={tmp_path}/run"]
+    code = main(["trainer.progress_bar=false", *base, *given, *folder])
+    told = capfd.readouterr()
+    assert "Traceback" not in told.err + told.out
+    lines = [line for line in told.err.splitlines() if line.strip()]
+    assert code == 2, lines
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    assert MISTAKES[call] in lines[0]
+    assert not (tmp_path / "run" / "checkpoints").exists()  # found before anything was trained
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_named(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["trainer=gpu", "debug=smoke"]) == 2
+    assert capfd.readouterr().err.startswith("error: the trainer cannot be had as configured (trainer.*)")
+
+
+@pytest.mark.parametrize("call", ["method.epsilon=0", "method.on=sorce", "seed=-1", "batch_size=3", "epochs=0"])
+def test_what_can_be_seen_at_once_is_said_before_images_are_read(
+    call: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("jtln.data.category_pair.CategoryPair.load", lambda self: pytest.fail("read images"))
+    assert main([call]) == 2
+    assert capsys.readouterr().out == ""
+
+
+def test_a_full_disk_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def full(experiment: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("jtln.training.run.run", full)
+    assert main(["debug=smoke", "cost=uniform"]) == 2
+    assert "no space is left" in capsys.readouterr().err
+
+
+def test_a_fault_of_the_program_keeps_its_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("jtln.training.run.run", lambda experiment: [][1])
+    with pytest.raises(IndexError):
+        main(["debug=smoke", "cost=uniform"])
+
+
+def test_a_reader_that_has_had_enough_is_no_fault(tmp_path: Path) -> None:
+    """As with | head -1."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    call = [sys.executable, "-m", "jtln", "classes", "dataset=pictograms", f"hydra.run.dir={tmp_path}"]
+    done = subprocess.run(call, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=300, check=False)
+    os.close(writer)
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 1
+
+
+def test_what_wandb_refuses_is_no_traceback() -> None:
+    wandb = pytest.importorskip("wandb")
+    told = explain(wandb.errors.CommError("no such\nentity"), [])
+    assert told == "W&B does not take this run: no such entity. With logger=csv it goes without"
+    assert explain(RuntimeError("no such entity"), []) is None

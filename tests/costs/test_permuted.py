@@ -1,0 +1,102 @@
+"""The permuted cost is the other one's, column for column, under a permutation that moves them all."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from jtln.costs import CentroidCost, Cost, PermutedCost, PosteriorCost, SourceHead, UniformCost, WordNetCost
+from jtln.costs.permuted import derangement
+from jtln.errors import UserError
+from jtln.module import JTLN
+from jtln.names.class_set import ClassSet
+from jtln.transport.loss import TransportLoss
+
+SOURCE = ClassSet(["cat", "dog", "car"], ["cat.n.01", "dog.n.01", "car.n.01"])
+TARGET = ClassSet(
+    ["wolf", "lynx", "truck", "bus", "apple"], ["wolf.n.01", "lynx.n.02", "truck.n.01", "bus.n.01", "apple.n.01"]
+)
+SIZES = (3, 5)
+
+
+def batch(classes: int, seed: int) -> tuple[Tensor, Tensor]:
+    return torch.randn(12, 4, generator=torch.Generator().manual_seed(seed)), torch.arange(12) % classes
+
+
+@pytest.mark.parametrize("size", [2, 3, 7, 200])
+def test_no_class_stays_in_its_place(size: int) -> None:
+    orders = {tuple(derangement(size, seed).tolist()) for seed in range(20)}
+    for order in orders:
+        assert sorted(order) == list(range(size))
+        assert not any(place == index for index, place in enumerate(order))
+    assert len(orders) == {2: 1, 3: 2}.get(size, 20)
+    assert torch.equal(derangement(size, 3), derangement(size, 3))
+
+
+def test_derangements_are_equally_likely() -> None:
+    """The nine of four, within four standard deviations."""
+    draws = [tuple(derangement(4, seed).tolist()) for seed in range(1800)]
+    counts = [draws.count(order) for order in set(draws)]
+    assert len(counts) == 9
+    assert all(abs(count - 200) < 4 * math.sqrt(200) for count in counts)
+
+
+def test_a_single_class_has_nowhere_to_go() -> None:
+    assert derangement(1, 0).tolist() == [0]
+
+
+def test_the_columns_of_a_static_cost() -> None:
+    cost = PermutedCost(WordNetCost("path", scale="range"), seed=4)
+    inner = WordNetCost("path", scale="range").matrix(SOURCE, TARGET)
+    matrix = cost.matrix(SOURCE, TARGET)
+    for j, other in enumerate(derangement(5, 4).tolist()):
+        assert torch.equal(matrix[:, j], inner[:, other])
+    assert not torch.equal(matrix, inner)
+    assert (cost.updates, cost.needs_source_head) == ("never", False)
+    assert torch.equal(PermutedCost(UniformCost()).matrix(SOURCE, TARGET), torch.ones(SIZES))
+
+
+def test_a_cost_that_reads_features_reads_them_through_it() -> None:
+    source, target = batch(3, 0), batch(5, 1)
+    order = derangement(5, 0)
+    head = SourceHead(lambda x: x[:, :3], [batch(3, 2)])
+    for make in (CentroidCost, lambda: CentroidCost(update="epoch"), lambda: PosteriorCost(calibrate=True)):
+        inner, cost = make(), PermutedCost(make())
+        assert (cost.updates, cost.needs_source_head) == (inner.updates, inner.needs_source_head)
+        for each in (inner, cost):
+            each.prepare(SIZES, 4)
+            each.fit([source], [target], SIZES, head)
+        assert torch.equal(cost.matrix(SOURCE, TARGET), inner.matrix(SOURCE, TARGET)[:, order])
+    inner, cost = CentroidCost(update="ema"), PermutedCost(CentroidCost(update="ema"))
+    for each in (inner, cost):
+        each.prepare(SIZES, 4)
+        each.observe(source, target, SIZES)
+    assert torch.equal(cost.matrix(SOURCE, TARGET), inner.matrix(SOURCE, TARGET)[:, order])
+    assert set(cost.state_dict()) == {f"of.{name}" for name in inner.state_dict()}
+
+
+@pytest.mark.parametrize("update", ["once", "ema"])
+def test_in_training(update: str, make_trunk: Callable[..., Any], fit: Callable[..., Any]) -> None:
+    """The module keeps both matrices up to date with the same features."""
+    source, target = ClassSet(["ant", "bee", "cat", "dog"]), ClassSet(["elk", "fox", "gnu"])
+    used = []
+    for wrap in (lambda cost: cost, lambda cost: PermutedCost(cost, 0)):
+        torch.manual_seed(0)
+        cost: Cost = wrap(CentroidCost(update=update))
+        module = JTLN(make_trunk(), source, target, TransportLoss(torch.ones(4, 3)), cost, lambda_ot=1e-6)
+        fit(module, steps=2)
+        used.append(module.transport.cost.numpy())
+    np.testing.assert_allclose(used[1], used[0][:, derangement(3, 0).numpy()], atol=1e-4)
+    assert np.ptp(used[0]) > 0.05
+
+
+def test_mistakes() -> None:
+    with pytest.raises(UserError, match=r"cost\.of to be a cost, but got 3"):
+        PermutedCost(3)  # type: ignore[arg-type]
+    for seed in (-1, 0.5):
+        with pytest.raises(UserError, match=r"cost\.seed"):
+            PermutedCost(UniformCost(), seed)  # type: ignore[arg-type]

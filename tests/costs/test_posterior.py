@@ -1,0 +1,115 @@
+"""Against -log p computed directly, and Co-Tuning's relation."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import softmax
+from torch import Tensor, nn
+
+from jtln.costs import PosteriorCost, SourceHead
+from jtln.costs.class_posterior import source_given_target
+from jtln.errors import UserError
+from jtln.names.class_set import ClassSet
+from jtln.temperature import temperature
+from jtln.transport.loss import TransportLoss
+
+SOURCE, TARGET = ClassSet(["cat", "dog", "fox", "hen"]), ClassSet(["wolf", "lynx", "duck"])
+SIZES = (4, 3)
+
+
+@pytest.fixture
+def target() -> tuple[Tensor, Tensor]:
+    return torch.randn(9, 5, generator=torch.Generator().manual_seed(0)), torch.arange(9) % 3
+
+
+@pytest.fixture
+def head() -> SourceHead:
+    generator = torch.Generator().manual_seed(1)
+    linear = nn.Linear(5, 4)
+    with torch.no_grad():
+        linear.weight.normal_(std=2, generator=generator)
+        linear.bias.normal_(generator=generator)
+    held_out = torch.randn(40, 5, generator=generator)
+    return SourceHead(linear, [(held_out, torch.arange(40) % 4)])
+
+
+def fitted(head: SourceHead, target: tuple[Tensor, Tensor], **settings: object) -> PosteriorCost:
+    cost = PosteriorCost(**settings)  # type: ignore[arg-type]
+    cost.prepare(SIZES, 5)
+    with torch.no_grad():
+        cost.fit(iter(()), [target], SIZES, head)  # no source image
+    return cost
+
+
+def relation_by_hand(head: SourceHead, target: tuple[Tensor, Tensor], tau: float = 1.0) -> np.ndarray:
+    """p(source | target), (T, S)"""
+    linear, (x, labels) = head.logits, (each.numpy() for each in target)
+    logits = x @ linear.weight.detach().numpy().T + linear.bias.detach().numpy()  # type: ignore[attr-defined]
+    p = softmax(logits.astype(float) / tau, axis=1)
+    return np.stack([p[labels == label].mean(0) for label in range(3)])
+
+
+@pytest.mark.parametrize("smoothing", [1e-3, 0.2])
+@pytest.mark.parametrize("scale", ["none", "max", "range"])
+def test_is_minus_the_log_of_the_smoothed_relation(
+    smoothing: float, scale: str, head: SourceHead, target: tuple[Tensor, Tensor]
+) -> None:
+    matrix = fitted(head, target, smoothing=smoothing, scale=scale).matrix(SOURCE, TARGET)
+    expected = -np.log((1 - smoothing) * relation_by_hand(head, target).T + smoothing / 4)
+    expected -= expected.min() if scale == "range" else 0
+    expected /= 1 if scale == "none" else expected.max()
+    np.testing.assert_allclose(matrix.numpy(), expected, atol=2e-6)
+    TransportLoss(matrix)
+
+
+def test_sure_predictions_give_a_cost_in_closed_form() -> None:
+    """One-hot: 0 (to within the smoothing) for what a class is taken for, log(S / delta) for everything else."""
+    features = torch.tensor([[1.0, 0, 0, 0], [0, 1.0, 0, 0], [0, 0, 0, 1.0], [0, 1.0, 0, 0]])
+    head = SourceHead(lambda x: 1e4 * x, [])
+    cost = fitted(head, (features, torch.tensor([0, 1, 2, 2])), smoothing=0.01, scale="none")
+    far, sure, half = math.log(4 / 0.01), -math.log(0.99 + 0.0025), -math.log(0.99 / 2 + 0.0025)
+    expected = torch.tensor([[sure, far, far], [far, sure, half], [far, far, far], [far, far, half]])
+    torch.testing.assert_close(cost.matrix(SOURCE, TARGET), expected)
+
+
+def test_unscaled_it_is_co_tunings_relation(head: SourceHead, target: tuple[Tensor, Tensor]) -> None:
+    """softmax over the source classes of -C / 1; and so what a sure target head teaches the source head."""
+    matrix = fitted(head, target, smoothing=1e-6, scale="none").matrix(SOURCE, TARGET)
+    logits = head.logits(target[0]).detach()
+    relation = source_given_target([(logits, target[1])], 3)  # (T, S)
+    torch.testing.assert_close(torch.softmax(-matrix, 0).t(), relation, atol=1e-5, rtol=1e-4)
+    sure = torch.full((3, 3), -1e4).fill_diagonal_(1e4)
+    taught = relation.clamp_min(1e-9).log().requires_grad_()
+    TransportLoss(matrix, 1.0, tolerance=1e-6)(taught, sure).backward()
+    assert taught.grad is not None
+    assert float(taught.grad.abs().max()) < 1e-5
+
+
+def test_calibrated(head: SourceHead, target: tuple[Tensor, Tensor]) -> None:
+    tau = temperature((head.logits(x), y) for x, y in head.held_out)
+    assert abs(tau - 1) > 0.5
+    matrix = fitted(head, target, calibrate=True, scale="none").matrix(SOURCE, TARGET)
+    expected = -np.log(0.999 * relation_by_hand(head, target, tau).T + 0.001 / 4)
+    np.testing.assert_allclose(matrix.numpy(), expected, atol=1e-5)
+
+
+def test_state_survives_a_checkpoint(head: SourceHead, target: tuple[Tensor, Tensor]) -> None:
+    cost, again = fitted(head, target), PosteriorCost()
+    again.prepare(SIZES, 5)
+    assert float(again.distances(SOURCE, TARGET).std()) == 0  # nothing seen is no knowledge
+    again.load_state_dict(cost.state_dict())
+    assert torch.equal(again.matrix(SOURCE, TARGET), cost.matrix(SOURCE, TARGET))
+
+
+def test_mistakes(target: tuple[Tensor, Tensor]) -> None:
+    with pytest.raises(UserError, match="unknown posterior update 'ema': expected one of once, epoch"):
+        PosteriorCost(update="ema")
+    for smoothing in (0, 1, -1, math.nan):
+        with pytest.raises(UserError, match=r"smoothing in \(0, 1\)"):
+            PosteriorCost(smoothing=smoothing)
+    with pytest.raises(UserError, match="expected the source head"):
+        PosteriorCost().fit([], [target], SIZES)
+    with pytest.raises(UserError, match=r"call fit\(\) first"):
+        PosteriorCost().matrix(SOURCE, TARGET)

@@ -1,0 +1,91 @@
+"""The taxonomy cost against shortest paths in the tree as a graph, and against what can be counted by hand."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import shortest_path
+
+from jtln.costs import TaxonomyCost
+from jtln.errors import UserError
+from jtln.names.class_set import ClassSet
+
+SOURCE = ClassSet(
+    ["737-700", "737-800", "747-400", "Concorde"],
+    None,
+    ["Boeing/Boeing 737", "Boeing/Boeing 737", "Boeing/Boeing 747", ()],
+)
+TARGET = ClassSet(["737-900", "A320", "777"], None, ["Boeing/Boeing 737", "Airbus/A320", "Boeing"])
+
+
+def test_counts_edges() -> None:
+    counted = [[2, 6, 3], [2, 6, 3], [4, 6, 3], [4, 4, 3]]
+    assert TaxonomyCost().distances(SOURCE, TARGET).tolist() == counted
+    scaled = TaxonomyCost().matrix(SOURCE, TARGET)
+    assert scaled.dtype == torch.float32
+    torch.testing.assert_close(scaled, torch.tensor(counted) / 6)
+
+
+def random_classes(generator: np.random.Generator, prefix: str, count: int) -> ClassSet:
+    paths = [[f"{generator.integers(3)}" for _ in range(generator.integers(5))] for _ in range(count)]
+    return ClassSet([f"{prefix}{i}" for i in range(count)], None, paths)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_equals_the_shortest_paths_of_the_graph(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    source, target = random_classes(generator, "s", 30), random_classes(generator, "t", 20)
+    nodes: dict[tuple[str, ...], int] = {(): 0}
+    edges: set[tuple[int, int]] = set()
+    leaves: dict[str, int] = {}
+    for classes in (source, target):
+        for label, name in enumerate(classes):
+            way = (*(classes.path(label) or ()), name)
+            for depth in range(1, len(way) + 1):
+                node = nodes.setdefault(way[:depth], len(nodes))
+                edges.add((nodes[way[: depth - 1]], node))
+            leaves[name] = node
+    rows, columns = zip(*edges, strict=True)
+    graph = coo_array((np.ones(len(edges)), (rows, columns)), shape=(len(nodes), len(nodes)))
+    steps = shortest_path(graph.tocsr(), directed=False)
+    expected = steps[[leaves[name] for name in source]][:, [leaves[name] for name in target]]
+    np.testing.assert_array_equal(TaxonomyCost().distances(source, target).numpy(), expected)
+
+
+def test_a_class_above_another_and_the_same_class() -> None:
+    above = ClassSet(["Boeing", "Boeing 737"], None, [(), ("Boeing",)])
+    below = ClassSet(["737-700", "Boeing"], None, [("Boeing", "Boeing 737"), ()])
+    assert TaxonomyCost().distances(above, below).tolist() == [[2, 0], [1, 1]]
+
+
+def test_a_hierarchy_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "tree.csv"
+    file.write_text("class,path,note\ndog,animal/pet,\ncat,animal/pet,\ncar,thing,\nA320,thing,\n", encoding="utf-8")
+    cost = TaxonomyCost(str(file))
+    assert cost.distances(ClassSet(["dog", "car"]), ClassSet(["cat", "A320"])).tolist() == [[2, 5], [5, 2]]
+    assert cost.distances(SOURCE, ClassSet(["A320", "777"], None, TARGET.paths[1:])).tolist()[0] == [5, 3]
+    with pytest.raises(UserError, match=r"1 of 3 have none: dgo\. The file .*tree\.csv .* is 'dog' there meant for"):
+        cost.matrix(ClassSet(["dgo", "car"]), ClassSet(["cat"]))
+    file.write_text("class,synset\n", encoding="utf-8")
+    with pytest.raises(UserError, match="columns 'class' and 'path'"):
+        TaxonomyCost(str(file))
+
+
+def test_a_class_without_a_path_is_named_with_the_remedy() -> None:
+    with pytest.raises(UserError, match=r"7 of 10 have none: a, b, c, d, e and 2 more\. Give .* cost\.file=FILE"):
+        TaxonomyCost().matrix(ClassSet(list("abcdefg")), TARGET)
+
+
+def test_a_hierarchy_that_tells_nothing_apart_is_said() -> None:
+    boeing = ClassSet(["737-700", "747-400"], None, ["Boeing/Boeing 737", "Boeing/Boeing 747"])
+    airbus = ClassSet(["A320"], None, ["Airbus/A320"])
+    with pytest.warns(UserWarning, match="6 edges between every source and every target class"):
+        assert TaxonomyCost().matrix(boeing, airbus).tolist() == [[1.0], [1.0]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        TaxonomyCost().matrix(SOURCE, TARGET)

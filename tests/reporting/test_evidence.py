@@ -1,0 +1,384 @@
+"""Evidence from results that are made up, so that it is known what has to come of it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scipy import stats
+
+from jtln.errors import UserError
+from jtln.reporting.evidence import DatasetEvidence, Evidence, gather, labels_of
+from jtln.reporting.naming import Run
+from jtln.reporting.sentences import correction, details, summary
+from jtln.reporting.statistics import holm
+from jtln.reporting.study_page import write_evidence
+from jtln.study.ledger import read_results
+
+NOISE = (0.3, -0.5, 0.1, 0.6, -0.4, 0.2, -0.1, -0.2)  # of a seed, the same for every row
+OWN = (0.1, 0.0, -0.2, 0.1, 0.2, -0.1, 0.0, -0.1)  # of a row and a seed
+MEANS = {  # method, cost -> test and validation accuracy in %
+    ("consecutive", None): (60.0, 61.0),
+    ("joint", None): (61.0, 62.0),
+    ("jtln", "wordnet (wup)"): (64.0, 65.0),
+    ("jtln", "centroid (euclidean)"): (66.0, 64.0),  # better by test, so that choosing by test would be seen
+    ("jtln", "uniform"): (64.05, 70.0),
+    ("jtln", "permuted wordnet (wup)"): (58.0, 60.0),
+}
+
+
+def result(method: str, cost: str | None, seed: int, test: float, val: float, shots: int | None = 1) -> dict[str, Any]:
+    overrides = [f"method={method}", *([f"cost={cost.split()[0]}"] if cost else [])]
+    figures = {"accuracy": test / 100, "mean_class_accuracy": test / 200, "macro_f1": 0.5, "ece": 0.1, "n": 1000}
+    return {
+        "method": method,
+        "dataset": "toys",
+        "cost": cost,
+        "shots": shots,
+        "seed": seed,
+        "overrides": [*overrides, f"dataset.shots={shots}", f"seed={seed}"],
+        "command": "python train.py",
+        "settings": {"run": f"{method}{cost}{shots}{seed}", "row": f"{method}{cost}"},
+        "git_commit": "abc",
+        "hardware": "cpu, 1 threads",
+        "target": {"test": figures, "val": {**figures, "accuracy": val / 100}},
+        "seconds": 10.0,
+        "seconds_in_all": 12.0,
+    }
+
+
+def made_runs(seeds: int = 8, shots: tuple[int, ...] = (1, 5)) -> list[Run]:
+    return [
+        Run(
+            None,
+            result(method, cost, seed, test + NOISE[seed] + OWN[(seed + row) % 8] + count, val + NOISE[seed], count),
+            Path("nowhere"),
+        )
+        for row, ((method, cost), (test, val)) in enumerate(MEANS.items())
+        for count in shots
+        for seed in range(seeds)
+    ]
+
+
+@pytest.fixture
+def evidence() -> Evidence:
+    return gather(made_runs())
+
+
+@pytest.fixture
+def toys(evidence: Evidence) -> DatasetEvidence:
+    (only,) = evidence.datasets
+    return only
+
+
+def test_rows_are_named_after_method_and_cost(toys: DatasetEvidence) -> None:
+    names = ["consecutive", "joint", "jtln (wordnet)", "jtln (centroid)", "jtln (uniform)", "jtln (permuted wordnet)"]
+    assert [row.name for row in toys.rows] == names
+    assert toys.labels == ("1 shot", "5 shots")
+    assert [row.name for row in toys.rows if row.is_candidate] == ["jtln (wordnet)", "jtln (centroid)"]
+    assert [row.control for row in toys.rows[-2:]] == ["uniform", "permuted"]
+
+
+def test_the_time_of_a_run_leaves_out_the_trunk_that_it_trained_for_all_rows() -> None:
+    runs = made_runs(seeds=3)
+    for run in runs:
+        first = run.result["method"] == "consecutive" and run.result["shots"] == 1
+        run.result["trunk"] = {"pretrained": {"cached": not first}}
+        run.result["seconds_in_all"] = 800.0 if first else 12.0 + run.result["seed"]
+    (toys,) = gather(runs).datasets
+    assert {row.seconds for row in toys.rows} == {13.0}
+    assert {labels: cell.seconds for labels, cell in toys.rows[0].cells.items()} == {"1 shot": 800.0, "5 shots": 13.0}
+
+
+def test_the_cost_is_chosen_by_validation_and_never_by_test(toys: DatasetEvidence) -> None:
+    assert dict(toys.chosen) == {"1 shot": "jtln (wordnet)", "5 shots": "jtln (wordnet)"}
+
+
+def test_claims_against_scipy(toys: DatasetEvidence) -> None:
+    claims = [claim for claim in toys.claims if claim.labels == "1 shot"]
+    ours = toys.row("jtln (wordnet)").cells["1 shot"].test
+    others = ["consecutive", "joint", "jtln (uniform)", "jtln (permuted wordnet)"]
+    assert [claim.other for claim in claims] == others
+    p_values = []
+    for claim in claims:
+        theirs = toys.row(claim.other).cells["1 shot"].test
+        reference = stats.ttest_rel([ours[s] for s in range(8)], [theirs[s] for s in range(8)])
+        p_values.append(reference.pvalue)
+        assert claim.difference.p == pytest.approx(reference.pvalue)
+    assert [claim.p_holm for claim in claims] == pytest.approx(holm(p_values))
+    assert {claim.family for claim in claims} == {4}
+
+
+def test_sentences_say_what_is_shown_and_what_is_not(toys: DatasetEvidence) -> None:
+    told = "\n".join(summary(toys))
+    assert "Over consecutive: a gain is shown at 1 shot and 5 shots (+4.0, +4.0)." in told
+    assert "Over jtln (uniform): no gain is shown at 1 shot and 5 shots" in told
+    assert "that knowledge in the cost pays is not shown here" in told
+    assert "a gain is shown at 1 shot and 5 shots (+6.0, +6.0): right knowledge beats wrong knowledge." in told
+    claim = toys.claims[0]
+    low, high = claim.difference.low, claim.difference.high
+    assert details(toys)[0] == (
+        f"jtln (wordnet) over consecutive at 1 shot: +4.0 [{low:.1f}, {high:.1f}], p_Holm < 0.001: a gain is shown"
+    )
+    assert "(4 at 1 shot, 4 at 5 shots)" in correction(toys.claims)
+
+
+def test_every_row_is_compared_with_the_baselines_and_costs_with_their_controls(toys: DatasetEvidence) -> None:
+    pairs = {(each.row, each.other) for each in toys.comparisons if each.labels == "5 shots"}
+    rows = [row.name for row in toys.rows]
+    wanted = {(row, other) for other in ("consecutive", "joint") for row in rows[1:] if row != other}
+    wanted |= {(row, other) for row in rows[2:4] for other in rows[4:]}
+    claimed = {(each.row, each.other) for each in toys.claims if each.labels == "5 shots"}
+    assert pairs == wanted - claimed
+    both = [frozenset((each.row, each.other)) for each in (*toys.claims, *toys.comparisons) if each.labels == "1 shot"]
+    assert len(set(both)) == len(both)  # no pair is tested twice
+
+
+def test_a_method_is_not_controlled_by_another_ones_permuted_cost() -> None:
+    others = [
+        Run(None, result("discriminant", "wordnet (wup)", seed, 62.0 + OWN[seed], 63.0, 1), Path("nowhere"))
+        for seed in range(8)
+    ]
+    (only,) = gather([*made_runs(shots=(1,)), *others]).datasets
+    assert {claim.row for claim in only.claims} == {"jtln (wordnet)"}
+    assert "discriminant (wordnet)" in {claim.other for claim in only.claims}
+
+
+def test_wrong_knowledge_is_compared_with_the_same_cost_alone() -> None:
+    """What validation chose may be another cost than the one that was permuted."""
+    runs = [run for run in made_runs(shots=(1,)) if run.result["cost"] != "wordnet (wup)"]
+    (only,) = gather(runs).datasets
+    assert only.chosen == {"1 shot": "jtln (centroid)"}
+    told = "\n".join((*summary(only), *details(only)))
+    assert "Over jtln (permuted wordnet): a gain is shown" in told
+    assert "wrong knowledge" not in told
+    path = made_runs(shots=(1,))
+    for run in path:
+        if run.result["cost"] == "wordnet (wup)":
+            run.result["cost"] = "wordnet (path)"
+    assert "wrong knowledge" not in "\n".join(summary(gather(path).datasets[0]))
+
+
+def test_no_knowledge_in_another_method_is_no_control() -> None:
+    plain = [
+        run._replace(result={**run.result, "method": "jtln_plain"}) if run.result["cost"] == "uniform" else run
+        for run in made_runs(shots=(1,))
+    ]
+    (only,) = gather(plain, against=("consecutive",)).datasets
+    assert "jtln_plain (uniform)" in {claim.other for claim in only.claims}
+    assert not any(each.other == "jtln_plain (uniform)" for each in only.comparisons)
+    told = "\n".join((*summary(only), *details(only)))
+    assert "Over jtln_plain (uniform): " in told
+    assert "knowledge in the cost pays" not in told
+    assert "that knowledge in the cost pays is not shown" in "\n".join(summary(gather(made_runs()).datasets[0]))
+
+
+def test_the_method_without_a_cost_is_no_knowledge() -> None:
+    runs = [Run(None, result("jtln", None, seed, 60.0 + seed, 60.0), Path("nowhere")) for seed in range(3)]
+    assert not any(row.is_candidate for row in gather([*runs, *made_runs(3)]).datasets[0].rows if row.cost is None)
+
+
+def test_a_loss_and_an_interval_that_the_correction_undoes() -> None:
+    runs = made_runs(shots=(1,))
+    (worse,) = gather(runs, against=("jtln (centroid)",)).datasets
+    by_row = {each.row: each for each in worse.comparisons if each.other == "jtln (centroid)"}
+    assert by_row["consecutive"].verdict == "a loss is shown"
+    three = gather(made_runs(seeds=3, shots=(1,))).datasets[0]
+    doubtful = [each for each in three.comparisons if each.difference.low > 0 and each.p_holm > 0.05]
+    assert all("no gain is shown: the interval excludes zero" in each.verdict for each in doubtful)
+
+
+def test_pairs_are_the_seeds_that_both_have() -> None:
+    runs = [
+        run for run in made_runs(shots=(1,)) if not (run.result["method"] == "consecutive" and run.result["seed"] > 2)
+    ]
+    (toys,) = gather(runs).datasets
+    assert {each.difference.n for each in toys.claims if each.other == "consecutive"} == {3}
+    assert {each.difference.n for each in toys.claims if each.other == "joint"} == {8}
+
+
+def test_one_seed_and_no_claim() -> None:
+    (one,) = gather(made_runs(seeds=1, shots=(1,))).datasets
+    assert all(math.isnan(each.p_holm) and "one seed" in each.verdict for each in one.claims)
+    (none,) = gather([run for run in made_runs() if run.result["method"] != "jtln"]).datasets
+    assert "cannot be judged" in summary(none)[0]
+
+
+def test_notes() -> None:
+    runs = made_runs(seeds=2)
+    assert "has seen test images" not in " ".join(gather(runs).notes)
+    runs[0].result.update(git_commit="def", made_images=True, seeds_differ_in_test=True)
+    repeated = Run(None, runs[1].result, Path("elsewhere"))
+    notes = " ".join(gather([*runs, repeated]).notes)
+    assert "nothing can be concluded" in notes
+    assert "In toys one seed tests what another validates on" in notes
+    assert "2 commits of the code: abc, def" in notes
+    assert "Only 2 seeds" in notes
+    assert "1 runs repeat others" in notes
+
+
+def test_rows_with_one_method_are_told_apart_by_their_overrides() -> None:
+    runs = []
+    for epsilon in ("0.1", "0.3"):
+        for seed in range(2):
+            each = result("jtln", "uniform", seed, 50.0 + seed, 50.0)
+            each["overrides"].append(f"method.epsilon={epsilon}")
+            each["settings"]["row"] = epsilon
+            runs.append(Run(None, each, Path()))
+    (toys,) = gather(runs).datasets
+    assert [row.name for row in toys.rows] == [f"jtln (uniform) method.epsilon={e}" for e in ("0.1", "0.3")]
+    assert toys.rows[0].command == (
+        "python train.py -m method=jtln cost=uniform method.epsilon=0.1 dataset.shots=1 seed=0,1"
+    )
+
+
+def test_rows_without_overrides_are_told_apart_by_their_settings(tmp_path: Path) -> None:
+    """The same command, by two versions of the program with other defaults."""
+    runs = []
+    for index, rate in enumerate((0.1, 1.0)):
+        folder = tmp_path / str(index)
+        folder.mkdir()
+        (folder / "config.yaml").write_text(
+            f"seed: {index}\ntrunk_lr_factor: {rate}\nmethod:\n  name: joint\n", encoding="utf-8"
+        )
+        for seed in range(2):
+            made = result("joint", None, seed, 50, 50)
+            runs.append(Run(None, {**made, "settings": {"row": f"row {index}"}}, folder))
+    (only,) = gather(runs).datasets
+    assert [row.name for row in only.rows] == ["joint trunk_lr_factor=0.1", "joint trunk_lr_factor=1.0"]
+    (tmp_path / "1" / "config.yaml").unlink()
+    assert [row.name for row in gather(runs).datasets[0].rows][1] == "joint"
+
+
+def test_rows_that_were_tested_on_other_images_are_not_compared() -> None:
+    runs = made_runs(shots=(1,))
+    other = [
+        run._replace(
+            result={**run.result, "overrides": [*run.result["overrides"], "dataset.split_seed=1", "dataset.root=there"]}
+        )
+        for run in runs
+    ]
+    first, second = gather([*runs, *other]).datasets
+    assert (first.dataset, second.dataset) == ("toys", "toys (dataset.split_seed=1)")
+    assert [row.name for row in first.rows] == [row.name for row in second.rows]
+    assert len(first.claims) == len(second.claims) == 4
+    (alone,) = gather(other).datasets
+    assert alone.dataset == "toys"
+    seen = [run.result["overrides"] + ["dataset.flip=false"] for run in runs]  # otherwise, but the same images
+    mirrored = [r._replace(result={**r.result, "overrides": o}) for r, o in zip(runs, seen, strict=True)]
+    assert len(gather([*runs, *mirrored]).datasets) == 1
+    assert len(gather([run._replace(row=run.result["method"]) for run in (*runs, *other)]).datasets) == 1
+
+
+def test_an_experiment_may_be_another_data_set(tmp_path: Path) -> None:
+    def of_experiment(name: str, per_class: int) -> list[Run]:
+        (tmp_path / name).mkdir(exist_ok=True)
+        text = f"dataset: {{train_per_class: {per_class}, split_seed: 3}}\n"
+        (tmp_path / name / "config.yaml").write_text(text, encoding="utf-8")
+        given = [f"experiment={name}"]
+        return [
+            run._replace(result={**run.result, "overrides": given + run.result["overrides"]}, folder=tmp_path / name)
+            for run in made_runs(shots=(1,))
+        ]
+
+    protocols = gather([*of_experiment("thirty", 30), *of_experiment("sixty", 60)]).datasets
+    assert [each.dataset for each in protocols] == ["toys (experiment=thirty)", "toys (experiment=sixty)"]
+    (same,) = gather([*of_experiment("fast", 30), *of_experiment("slow", 30)]).datasets  # as to the data
+    assert same.dataset == "toys"
+
+
+def test_a_command_for_numbers_of_labels_and_one_for_shares() -> None:
+    runs = [Run("joint", result("joint", None, 0, 50, 50, shots), Path()) for shots in (1, 5)]
+    rate = result("joint", None, 0, 50, 50, None) | {"rate": 0.5}
+    rate["overrides"] = ["method=joint", "dataset.shots=null", "dataset.rate=0.5", "seed=0"]
+    (row,) = gather([*runs, Run("joint", rate, Path())]).datasets[0].rows
+    assert row.command == (
+        "python train.py -m method=joint dataset.shots=1,5 seed=0 && "
+        "python train.py method=joint dataset.shots=null dataset.rate=0.5 seed=0"
+    )
+
+
+def test_labels_in_words() -> None:
+    assert labels_of({"shots": 1}) == "1 shot"
+    assert labels_of({"shots": None, "rate": 0.15}) == "15 %"
+    assert labels_of({"shots": None}) == "all"
+    runs = [Run(None, result("joint", None, 0, 50, 50, shots), Path()) for shots in (None, 20, 1)]
+    rate = result("joint", None, 0, 50, 50, None) | {"rate": 0.5}
+    assert gather([*runs, Run(None, rate, Path())]).datasets[0].labels == ("1 shot", "20 shots", "50 %", "all")
+
+
+def test_another_metric_and_mistakes() -> None:
+    (toys,) = gather(made_runs(), metric="mean_class_accuracy").datasets
+    assert toys.row("joint").cells["1 shot"].interval.mean == pytest.approx(31.0)
+    with pytest.raises(UserError, match="one of accuracy, mean_class_accuracy, macro_f1, but got f1"):
+        gather(made_runs(), metric="f1")
+    with pytest.raises(UserError, match="no finished runs"):
+        gather([])
+
+
+class Page(HTMLParser):
+    """The cells of a page's tables, its links to elsewhere, and whether its tags close."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.cells, self.outside, self.open = list[str](), list[str](), list[str]()
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.outside += [v for k, v in attrs if k in ("src", "href") and not v.startswith("data:")]
+        if tag not in ("meta", "link", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "td":
+            self.cells.append(data)
+
+
+def test_the_files(evidence: Evidence, tmp_path: Path) -> None:
+    path = write_evidence(evidence, tmp_path / "report", "Study <few>", "python train.py -m study=few_shot")
+    folder = tmp_path / "report"
+    names = {"accuracy_toys.png", "report.html", "report.md", "rows.csv", "comparisons.csv", "runs.csv"}
+    assert {each.name for each in folder.iterdir()} == names
+    page = Page(path.read_text(encoding="utf-8"))
+    assert not page.outside
+    assert page.open == []
+    interval = evidence.datasets[0].row("joint").cells["1 shot"].interval
+    assert f"{interval.mean:.1f} ± {interval.half:.1f}" in page.cells
+    assert "Study &lt;few&gt;" in path.read_text(encoding="utf-8")
+    assert "| joint |" in (folder / "report.md").read_text(encoding="utf-8")
+    with open(folder / "rows.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 12
+    assert float(rows[0]["low"]) < float(rows[0]["test"]) < float(rows[0]["high"])
+    with open(folder / "comparisons.csv", newline="", encoding="utf-8") as file:
+        compared = list(csv.DictReader(file))
+    (datasets,) = evidence.datasets
+    assert len(compared) == len(datasets.claims) + len(datasets.comparisons)
+    with open(folder / "runs.csv", newline="", encoding="utf-8") as file:
+        assert len(list(csv.DictReader(file))) == len(evidence.runs)
+
+
+def test_one_number_of_labels_is_drawn_too(tmp_path: Path) -> None:
+    write_evidence(gather(made_runs(seeds=1, shots=(1,))), tmp_path, "one")
+    assert (tmp_path / "accuracy_toys.png").stat().st_size > 10_000
+
+
+def test_results_are_found_at_any_depth_but_not_in_trials(tmp_path: Path) -> None:
+    good = result("joint", None, 0, 50, 50)
+    for where in ("a", "b/c", "trials/d", "half", "other"):
+        (tmp_path / where).mkdir(parents=True)
+        (tmp_path / where / "result.json").write_text(json.dumps(good), encoding="utf-8")
+    (tmp_path / "half" / "result.json").write_text('{"method": ', encoding="utf-8")
+    (tmp_path / "nan").mkdir()
+    (tmp_path / "nan" / "result.json").write_text(json.dumps(result("joint", None, 0, math.nan, 50)), encoding="utf-8")
+    (tmp_path / "other" / "result.json").write_text("[1]", encoding="utf-8")
+    assert [path.parent.name for path, _ in read_results(tmp_path)] == ["a", "c"]
+    assert [path.parent.name for path, _ in read_results(tmp_path / "trials")] == ["d"]

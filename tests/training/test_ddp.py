@@ -1,0 +1,190 @@
+"""Two processes do what one does with the same global batches; run as a script, this file is one of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import nn
+from two_processes import run_in_two
+
+from jtln.costs import CentroidCost
+from jtln.data.images import ArrayImages
+from jtln.data.pairs import Pair, Task
+from jtln.module import JTLN
+from jtln.names.class_set import ClassSet
+from jtln.schedules import Cosine, Linear
+from jtln.training.trainer import Budget, TrainerSettings, make_trainer, pair_data
+from jtln.transport.loss import TransportLoss
+from jtln.trunks.base import Trunk
+
+UPDATES = ("once", "epoch", "ema")
+METRICS = ("val/target/", "val/source/", "test/target/", "test/source/")
+
+
+def uneven_pair() -> Pair:
+    """Made images whose numbers two processes cannot share equally."""
+    generator = torch.Generator().manual_seed(5)
+
+    def part(count: int, classes: int) -> ArrayImages:
+        images = torch.randint(0, 256, (count, 3, 8, 8), generator=generator).to(torch.uint8)
+        labels = torch.arange(count) % classes
+        return ArrayImages(images, labels, [str(index) for index in range(count)])
+
+    source = Task(ClassSet(["ant", "bee", "cat", "dog"]), part(19, 4), part(9, 4), part(11, 4))
+    target = Task(ClassSet(["elk", "fox", "gnu"]), part(11, 3), part(7, 3), part(5, 3))
+    return Pair("uneven", source, target, 8)
+
+
+class Watch(pl.Callback):
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.gradients: list[dict[str, np.ndarray]] = []
+
+    def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
+        named = pl_module.named_parameters()
+        self.gradients.append({name: p.grad.numpy().copy() for name, p in named if p.grad is not None})
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        self.losses.append(float(trainer.callback_metrics["train/loss"]))
+
+
+def train(update: str, folder: Path, devices: int) -> dict[str, Any]:
+    """Two epochs of three steps without anything random; what came of it in this process."""
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Flatten(), nn.Linear(192, 6), nn.Tanh())
+    transport = TransportLoss(torch.ones(4, 3), 0.2, tolerance=1e-7, max_iterations=2000)
+    pair = uneven_pair()
+    module = JTLN(
+        Trunk(body, "tiny", 6, (0.5,) * 3, (0.5,) * 3),
+        pair.source.classes,
+        pair.target.classes,
+        transport,
+        CentroidCost(update=update),
+        on="both",
+        ot_schedule=Linear(),
+        lr_schedule=Cosine(),
+        optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9),
+    )
+    budget, watch = Budget(2, 3, 8, 6), Watch()
+    data = pair_data(pair, module.trunk, budget, seed=0, augment=None, eval_batch_size=3)
+    options = {"accelerator": "cpu", "devices": devices, "log_every_n_steps": 1}
+    settings = TrainerSettings(options | ({"strategy": "ddp"} if devices > 1 else {}), progress_bar=False)
+    trainer = make_trainer(settings, budget, folder, callbacks=[watch], keep_checkpoints=False)
+    trainer.fit(module, data)
+    logged = {key: float(value) for key, value in trainer.callback_metrics.items()}
+    trainer.test(module, datamodule=data, verbose=False)
+    logged |= {key: float(value) for key, value in trainer.callback_metrics.items()}
+    return {
+        "losses": watch.losses,
+        "gradients": watch.gradients,
+        "weights": {name: value.numpy() for name, value in module.state_dict().items()},
+        "cost": transport.cost.numpy(),
+        "metrics": {key: value for key, value in logged.items() if key.startswith(METRICS)},
+        "confusion": module.test_confusion.numpy(),
+        "world_size": trainer.world_size,
+    }
+
+
+@pytest.fixture(scope="module")
+def in_two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What ``train`` returned in each of two processes, by update."""
+    return run_in_two(__file__, tmp_path_factory.mktemp("ddp"), timeout=90)
+
+
+@pytest.mark.parametrize("update", UPDATES)
+def test_two_processes_agree_with_one(update: str, in_two: list[dict[str, Any]], tmp_path: Path) -> None:
+    one = train(update, tmp_path, devices=1)
+    for process in in_two:
+        two = process[update]
+        assert (one["world_size"], two["world_size"]) == (1, 2)
+        np.testing.assert_allclose(two["losses"], one["losses"], rtol=1e-5)
+        for step, (mine, theirs) in enumerate(zip(one["gradients"], two["gradients"], strict=True)):
+            assert mine.keys() == theirs.keys()
+            for name, gradient in mine.items():
+                np.testing.assert_allclose(theirs[name], gradient, atol=1e-5, err_msg=f"{name} in step {step}")
+        np.testing.assert_allclose(two["cost"], one["cost"], atol=1e-5)
+        for name, value in one["weights"].items():
+            np.testing.assert_allclose(two["weights"][name], value, atol=1e-5, err_msg=name)
+        assert two["metrics"].keys() == one["metrics"].keys()
+        assert two["metrics"] == pytest.approx(one["metrics"], abs=1e-4)
+        assert two["confusion"].tolist() == one["confusion"].tolist()
+    assert np.ptp(one["cost"]) > 0.05  # the centroids were read
+    assert one["confusion"].sum() == 5
+
+
+# The real command line.
+
+
+def run_train(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    """``python train.py ...`` in an empty folder, in two processes on the CPU."""
+    script = Path(__file__).resolve().parents[2] / "train.py"
+    two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.progress_bar=false"]
+    return subprocess.run(
+        [sys.executable, str(script), *two, "trunk.width=0.05", "debug=smoke", *overrides],
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+
+
+def found(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+RUN_FILES = {
+    *("config.yaml", "overrides.yaml", "result.json", "metrics.csv", "cost.csv", "split.csv", "report.html"),
+    *("plots/confusion.png", "plots/cost.png", "plots/plan.png", "plots/training.png"),
+    *("checkpoints/best.ckpt", "checkpoints/last.ckpt"),
+}
+
+
+def test_two_processes_write_one_folder(tmp_path: Path) -> None:
+    """A multirun of two jobs, and one of them resumed as a run of its own."""
+    done = run_train(tmp_path, "-m", "cost=uniform,centroid")
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "multirun").iterdir()  # the second process has not made one of its own
+    files = {f"{job}/{name}" for job in range(2) for name in RUN_FILES} | {"table.md", "table.csv", "multirun.yaml"}
+    assert found(folder) == files
+    for line, times in {"sweep folder:": 1, "run folder:": 2, "pair  ": 2}.items():
+        assert done.stdout.count(line) == times
+    assert "sync_dist" not in done.stderr
+    results = [json.loads((folder / f"{job}/result.json").read_text()) for job in range(2)]
+    assert [result["cost"] for result in results] == ["uniform", "centroid (euclidean)"]
+    for result in results:
+        assert result["hardware"].startswith("2 x cpu")
+        assert (result["target"]["test"]["n"], result["source"]["test"]["n"]) == (8, 12)
+
+    again = run_train(tmp_path, f"resume={folder}/1")
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("resumed    after 2 steps") == 1
+    assert found(tmp_path) == {f"multirun/{folder.name}/{name}" for name in files}
+    assert json.loads((folder / "1/result.json").read_text())["target"] == results[1]["target"]
+
+
+def test_a_study_in_two_processes(tmp_path: Path) -> None:
+    """Every run has a group of processes of its own; and a head that no loss reaches is not waited for."""
+    call = ["study=quick", "study.shots=1", "study.seeds=2", "study.only=[jtln_uniform]", "study.folder=studies"]
+    keys = ["method.on=target", "method.lambda_source=0", "method.lambda_label=0", "pretrain.epochs=1"]
+    done = run_train(tmp_path, "-m", *call, *keys)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("studies/runs/*/result.json"))]
+    assert [(result["seed"], result["hardware"][:7]) for result in results] == [(0, "2 x cpu"), (1, "2 x cpu")]
+
+
+if __name__ == "__main__":
+    out = Path(sys.argv[1])
+    results = {update: train(update, out, devices=2) for update in UPDATES}
+    torch.save(results, out / f"{os.environ['LOCAL_RANK']}.pt")
