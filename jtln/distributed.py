@@ -1,8 +1,10 @@
-"""What the processes of a run have seen together: class sums, and rows of all of them."""
+"""Sums, rows and decisions over the processes of a run."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
@@ -10,6 +12,7 @@ from torch import Tensor, distributed
 from jtln.errors import UserError
 
 Batch = tuple[Tensor, Tensor]  # (B, D), labels (B,)
+_DECISION = "JTLN_DECISION"  # environment variable: what the first process found, for those that it starts
 
 
 def process() -> tuple[int, int]:
@@ -17,6 +20,32 @@ def process() -> tuple[int, int]:
     if not (distributed.is_available() and distributed.is_initialized()):
         return 0, 1
     return distributed.get_rank(), distributed.get_world_size()
+
+
+def first_decides(name: str, found: bool) -> bool:
+    """Return what the first process found, in every process: all of them call this, in the same order.
+
+    Processes that run already hear it over the network. Those that the first one starts later (Lightning's DDP) look
+    by themselves when they come here; they hear it through the environment.
+
+    Args:
+        name: of the decision, without a colon.
+    """
+    if process()[1] > 1:
+        said: list[Any] = [found]
+        distributed.broadcast_object_list(said, src=0)
+        return bool(said[0])
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        os.environ[_DECISION] = f"{name}:{int(found)}"
+        return found
+    decided, _, value = os.environ.pop(_DECISION, "").partition(":")
+    return bool(int(value)) if decided == name else found
+
+
+def reset() -> None:
+    """Forget what an earlier run in this process decided: it must not reach the processes that this run starts."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        os.environ.pop(_DECISION, None)
 
 
 def accumulation_dtype(value: Tensor) -> torch.dtype:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from jtln.distributed import Batch, accumulation_dtype, all_reduce_sum
 from jtln.errors import UserError
@@ -43,3 +46,28 @@ def temperature(logits: Iterable[Batch]) -> float:
     if slope(low) >= 0:
         return HOTTEST
     return math.exp(-float(brentq(slope, low, high, xtol=_PRECISION)))
+
+
+class TemperatureFit(NamedTuple):
+    """How likely logits make the labels at their best temperature."""
+
+    temperature: float
+    nll: float  # mean negative log-likelihood of the labels, in nats
+
+
+def fit_temperature(batches: list[Batch]) -> TemperatureFit:
+    """Find the temperature, of any size, at which the labels are most likely.
+
+    Args:
+        batches: logits (B, T), float64, and labels (B,), this process's share of them.
+    """
+    batches = [(z - z.mean(1, keepdim=True), labels) for z, labels in batches]  # what all classes share is of no effect
+
+    def summed(values: Iterable[Tensor]) -> float:
+        return float(all_reduce_sum(torch.stack(list(values)).sum()))
+
+    numbers = summed(z.new_tensor(float(z.numel())) for z, _ in batches)
+    scale = max(math.sqrt(summed(z.square().sum() for z, _ in batches) / numbers), 1e-12)
+    tau = scale * temperature([(z / scale, labels) for z, labels in batches])
+    lost = summed(cross_entropy(z / tau, labels, reduction="sum") for z, labels in batches)
+    return TemperatureFit(tau, lost * batches[0][0].shape[1] / numbers)

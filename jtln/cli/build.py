@@ -2,39 +2,41 @@
 
 from __future__ import annotations
 
-import netrc
 import os
 import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 import platformdirs
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.loggers import Logger
 from torch.nn import Parameter
 
-from jtln.cli.study import config_dir_given, overrides_given
+from jtln.cli.overrides import at_least, config_dir_given, overrides_given
+from jtln.cli.wandb_logger import wandb_logger
 from jtln.data.pairs import PairSpec
 from jtln.data.transforms import VIEWS
 from jtln.errors import UserError, unknown
-from jtln.schedules import Cosine
+from jtln.heads import Head
+from jtln.methods import Method
+from jtln.module import Optimization
 from jtln.study.job import row_hash, settings_hash
-from jtln.training.experiment import Experiment, Method, check_fit
+from jtln.training.experiment import Experiment, check_fit
 from jtln.training.pretraining import Pretraining
 from jtln.training.trainer import Budget, TrainerSettings
-from jtln.trunks.base import Trunk
+from jtln.transport import TransportSettings
+from jtln.trunks import Trunk
 from jtln.trunks.weights import is_fetched, weights_digest
 
 
 def build(config: DictConfig) -> Experiment:
-    """The experiment that ``config`` describes; a UserError says which of its values cannot be."""
+    """Return the experiment that ``config`` describes; a UserError says which of its values cannot be."""
     hydra = HydraConfig.get()
     choices = DictConfig(hydra.runtime.choices)
     overrides = [o for o in overrides_given(hydra) if not o.startswith("resume=")]
@@ -50,57 +52,39 @@ def build(config: DictConfig) -> Experiment:
         budget = _budget(config)
     # Images are kept decoded in the user's cache folder, too, where the configuration names none.
     spec = instantiate(OmegaConf.merge(config, {"cache": str(_cache(config))}).dataset)
-    trunk: Any = OmegaConf.to_container(config.trunk, resolve=True)
-    trunk_weights = str(config.trunk.get("weights", "none"))
-
-    def make_trunk() -> Trunk:
-        return instantiate(config.trunk, image_size=spec.image_size)
-
-    return Experiment(
-        method=_method(config),
-        dataset=spec.name,
-        cost_name=_cost_name(config, choices),
-        spec=spec,
+    method, head, cost_name = _method(config), _head(config), _cost_name(config, choices)
+    experiment = Experiment(
+        method=method,
+        head=head,
         cost=instantiate(config.cost),
-        make_trunk=make_trunk,
+        transport=_transport(config),
+        spec=spec,
+        make_trunk=_make_trunk(config, spec),
         budget=budget,
-        optimizer=_optimizer(config),
-        lr_schedule=instantiate(config.schedule),
-        trunk_lr_factor=float(config.trunk_lr_factor),
+        optimization=_optimization(config),
         trainer=_trainer(config.trainer),
         folder=folder,
+        dataset=spec.name,
+        cost_name=cost_name,
         seed=_seed(config, "seed"),
         augment=bool(config.augment),
         pretraining=_pretraining(config) if config.pretrain.source else None,
-        pretraining_depends={
-            "trunk": trunk,
-            "weights": weights_digest(trunk_weights),
-            "optimizer": str(config.pretrain.get("lr")),
-            "torchvision": version("torchvision"),  # whose default ImageNet weights may change
-            "trainer": {key: value for key, value in config.trainer.items() if key != "progress_bar"},
-        },
-        trunk=trunk,
+        pretraining_depends=_pretraining_depends(config),
+        trunk=_plain(config.trunk),
         cache=None if smoke else _cache(config),
         num_workers=_num_workers(config),
         test_views=_test_views(config, spec),
-        loggers=[_wandb(config.logger, spec.name, choices, overrides, folder)] if config.logger.wandb else [],
-        negative_transfer="off" if config.negative_transfer is False else str(config.negative_transfer),  # YAML's off
-        made_images=int(config.debug.per_class) if smoke else None,
+        compare_target_only=bool(config.compare_target_only),
+        synthetic_images=int(config.debug.per_class) if smoke else None,
         seed_draws_classes=of_row["dataset"].get("split_seed") == "*",
         resume=config.resume is not None,
         config=OmegaConf.to_yaml(config, resolve=True),
         overrides=overrides,
         command=" ".join(["python train.py", *map(shlex.quote, (*config_dir_given(hydra), *overrides))]),
         settings={"run": settings_hash(settings), "row": row_hash(of_row)},
+        loggers=[wandb_logger(config.logger, settings, spec.name, choices, folder)] if config.logger.wandb else [],
     )
-
-
-def _method(config: DictConfig) -> Method:
-    known = [field.name for field in fields(Method)]
-    for key in map(str, config.method):
-        if key not in known:  # given with +
-            raise unknown("key in 'method'", key, known)
-    return Method(**instantiate(config.method, _convert_="all"))
+    return experiment
 
 
 def check(config: DictConfig, spec: PairSpec) -> None:
@@ -110,29 +94,98 @@ def check(config: DictConfig, spec: PairSpec) -> None:
         spec: of its data set.
     """
     _budget(config)
-    method, cost = _method(config), instantiate(config.cost)
-    check_fit(method, cost, type(cost).__name__.removesuffix("Cost").lower(), bool(config.pretrain.source))
-    if method.uses_cost and cost.updates == "never":
+    _transport(config)
+    method, head, cost = _method(config), _head(config), instantiate(config.cost)
+    name = type(cost).__name__.removesuffix("Cost").lower()
+    check_fit(method, head, cost, name, bool(config.pretrain.source))
+    if (method.uses_transport or head.uses_cost) and cost.updates == "never":
         cost.matrix(spec.source_classes, spec.target_classes)  # a class that it does not know
-    _optimizer(config)
-    instantiate(config.schedule)
+    _optimization(config)
     _num_workers(config)
     if config.pretrain.source:
         _pretraining(config)
 
 
+@contextmanager
+def _named(key: str) -> Iterator[None]:
+    """A library class's error names its own argument: here the configuration's key comes before it."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error
+
+
+def _made_of(kind: Callable[..., Any], config: DictConfig, key: str) -> Any:
+    """``kind`` with the values of ``config.key`` as its arguments."""
+    node = config[key]
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    for name in map(str, node):
+        if name not in known:  # given with +
+            raise unknown(f"key in '{key}'", name, known)
+    with _named(key):
+        return kind(**instantiate(node, _convert_="all"))
+
+
+def _method(config: DictConfig) -> Method:
+    method: Method = _made_of(Method, config, "method")
+    return method
+
+
+def _transport(config: DictConfig) -> TransportSettings:
+    settings: TransportSettings = _made_of(TransportSettings, config, "transport")
+    return settings
+
+
+def _head(config: DictConfig) -> Head:
+    head = instantiate(config.head)
+    if not isinstance(head, Head):
+        raise UserError(f"expected a jtln.heads.Head for head, but got {head!r}: choose a file with head=linear")
+    return head
+
+
+def _make_trunk(config: DictConfig, spec: PairSpec) -> Callable[[], Trunk]:
+    settings = {key: value for key, value in _plain(config.trunk).items() if key != "freeze"}
+    frozen = bool(config.trunk.get("freeze", False))
+
+    def make_trunk() -> Trunk:
+        trunk: Trunk = instantiate(settings, image_size=spec.image_size)
+        trunk.frozen = frozen
+        return trunk
+
+    return make_trunk
+
+
+def _pretraining_depends(config: DictConfig) -> dict[str, Any]:
+    return {
+        "trunk": {key: value for key, value in _plain(config.trunk).items() if key != "freeze"},
+        "weights": weights_digest(str(config.trunk.get("weights", "none"))),
+        "optimizer": _plain(config.pretrain.get("optimizer") or OmegaConf.create()),
+        "torchvision": version("torchvision"),  # whose default ImageNet weights may change
+        "trainer": {key: value for key, value in config.trainer.items() if key != "progress_bar"},
+    }
+
+
+def _plain(node: DictConfig) -> dict[str, Any]:
+    values: Any = OmegaConf.to_container(node, resolve=True)
+    return values
+
+
 def _budget(config: DictConfig) -> Budget:
     keys = ("epochs", "steps_per_epoch", "batch_size.source", "batch_size.target")
-    return Budget(*(_at_least(config, key, 1) for key in keys))
+    return Budget(*(_whole(config, key, 1) for key in keys))
 
 
-def _optimizer(config: DictConfig) -> Any:
-    """From parameter groups to an optimizer, tried on a parameter of its own: a wrong rate is said now."""
-    optimizer = instantiate(config.optimizer)
+def _optimization(config: DictConfig) -> Optimization:
+    return Optimization(_optimizer(config, "optimizer"), float(config.trunk_lr_factor), instantiate(config.schedule))
+
+
+def _optimizer(config: DictConfig, key: str) -> Any:
+    """From parameter groups to an optimizer, tried on a parameter of its own: a wrong rate is an error now."""
+    optimizer = instantiate(OmegaConf.select(config, key))
     try:
         optimizer([Parameter(torch.zeros(1))])
     except (TypeError, ValueError) as error:
-        raise UserError(f"the optimizer cannot be had as configured (optimizer.*): {error}") from error
+        raise UserError(f"expected values that the optimizer takes in {key}.*, but got: {error}") from error
     return optimizer
 
 
@@ -141,7 +194,7 @@ def _num_workers(config: DictConfig) -> int | None:
         if config.num_workers == "auto":
             return None
         raise UserError(f"expected auto or a whole number >= 0 for num_workers, but got {config.num_workers!r}")
-    return _at_least(config, "num_workers", 0)
+    return _whole(config, "num_workers", 0)
 
 
 def _test_views(config: DictConfig, spec: PairSpec) -> str:
@@ -174,37 +227,28 @@ def _shrunk(config: DictConfig) -> DictConfig:
 
 
 def _pretraining(config: DictConfig) -> Pretraining:
-    from functools import partial
-
-    from torch.optim import AdamW
-
     settings = config.pretrain
     passes = settings.steps_per_epoch == "auto"
     for key in ("epochs", "batch_size") if passes else ("epochs", "steps_per_epoch", "batch_size"):
-        _at_least(config, f"pretrain.{key}", 1)
+        _whole(config, f"pretrain.{key}", 1)
     budget = Budget(settings.epochs, 1 if passes else settings.steps_per_epoch, settings.batch_size, 1)
-    if not settings.lr > 0:
-        raise UserError(f"expected pretrain.lr > 0, but got {settings.lr}")
-    optimizer = partial(AdamW, lr=float(settings.lr), weight_decay=1e-2)
-    return Pretraining(budget, _seed(config, "pretrain.seed"), optimizer, Cosine(warmup=0.1), passes)
+    optimization = Optimization(_optimizer(config, "pretrain.optimizer"), 1.0, instantiate(settings.schedule))
+    return Pretraining(budget, _seed(config, "pretrain.seed"), optimization, passes)
 
 
 def _seed(config: DictConfig, key: str) -> int:
-    seed = _at_least(config, key, 0)
+    seed = _whole(config, key, 0)
     if seed >= 2**32:  # NumPy's and Lightning's limit
         raise UserError(f"expected a whole number from 0 to {2**32 - 1} for {key}, but got {seed}")
     return seed
 
 
-def _at_least(config: DictConfig, key: str, least: int) -> int:
-    value = OmegaConf.select(config, key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise UserError(f"expected a whole number >= {least} for {key}, but got {value!r}")
-    return value
+def _whole(config: DictConfig, key: str, least: int) -> int:
+    return at_least(key, OmegaConf.select(config, key), least)
 
 
 def _trainer(settings: DictConfig) -> TrainerSettings:
-    options: dict[str, Any] = OmegaConf.to_container(settings, resolve=True)  # type: ignore[assignment]
+    options = _plain(settings)
     bar = bool(options.pop("progress_bar", True))
     if options.get("deterministic") is True:
         options["deterministic"] = "warn"  # the backward pass of AlexNet's adaptive pooling has no such form on a GPU
@@ -222,44 +266,3 @@ def _cost_name(config: DictConfig, choices: DictConfig) -> str:
 def _cache(config: DictConfig) -> Path:
     named = config.cache or os.environ.get("JTLN_CACHE")
     return Path(named).expanduser() if named else platformdirs.user_cache_path("jtln")
-
-
-def _wandb(settings: DictConfig, dataset: str, choices: Any, overrides: list[str], folder: Path) -> Logger:
-    """A W&B run of its own for this job; offline where no key is configured, so that nobody is asked for one."""
-    import wandb
-    from pytorch_lightning.loggers import WandbLogger
-
-    try:
-        wandb.Settings(project=settings.project, run_tags=tuple(settings.tags))
-    except (wandb.Error, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"expected what W&B takes for logger.project and logger.tags, but it says: {reason}") from error
-    modes = ("auto", "online", "offline", "disabled")
-    if settings.mode not in modes:
-        raise UserError(f"expected logger.mode to be one of {', '.join(modes)}, but got {settings.mode}")
-    mode = settings.mode
-    if mode == "auto":
-        mode = os.environ.get("WANDB_MODE") or ("online" if _has_wandb_key() else "offline")
-    os.environ.setdefault("WANDB_SILENT", "true")
-    multirun = HydraConfig.get().mode == RunMode.MULTIRUN
-    return WandbLogger(
-        project=settings.project,
-        entity=settings.entity,
-        group=settings.group or (folder.parent.name if multirun else None),
-        name=settings.name or " ".join(overrides) or f"{choices.method}-{dataset}-{choices.cost}",
-        tags=list(settings.tags),
-        save_dir=folder,
-        offline=mode == "offline",
-        mode=mode,
-        reinit="finish_previous",
-    )
-
-
-def _has_wandb_key() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False

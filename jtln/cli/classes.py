@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from jtln.cli.train import main as run_main
+from jtln.cli.hydra_app import run_hydra
 from jtln.names.linking import Link, Unmatched, explain, ideas, link_all, suggestion
 from jtln.names.wordnet import hypernym_chain, name
 
@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
     if {"--help", "-h"} & set(arguments):
         print(HELP)
         return 0
-    return run_main(["hydra.run.dir=outputs/classes/${now:%Y-%m-%d_%H-%M-%S}", *arguments], job=_show_classes)
+    return run_hydra(["hydra.run.dir=outputs/classes/${now:%Y-%m-%d_%H-%M-%S}", *arguments], _show_classes)
 
 
 def _show_classes(config: DictConfig) -> None:

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from jtln.cli.build import check
-from jtln.cli.study import is_of_a_choice, key_of, listed
+from jtln.cli.overrides import is_of_a_choice, key_of, listed
 from jtln.cli.user_errors import check_choices, check_types, explain
 from jtln.errors import UserError, unknown
 from jtln.study.job import Job, settings_hash, spelled, trunk_hash

@@ -8,7 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from jtln.cli.train import main as run_main
+from jtln.cli.hydra_app import run_hydra
 from jtln.errors import UserError
 
 HELP = """\
@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> int:
     if {"--help", "-h"} & set(arguments):
         print(HELP)
         return 0
-    return run_main(["hydra.run.dir=outputs/cost/${now:%Y-%m-%d_%H-%M-%S}", *arguments], job=_show_cost)
+    return run_hydra(["hydra.run.dir=outputs/cost/${now:%Y-%m-%d_%H-%M-%S}", *arguments], _show_cost)
 
 
 def _show_cost(config: DictConfig) -> None:

@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 
 from jtln.cli.options import guarded
-from jtln.cli.predict import add_run, load
+from jtln.cli.predict import add_run
 from jtln.errors import UserError, unknown
 from jtln.storage import replacing
 
@@ -38,9 +38,10 @@ def _export(given: argparse.Namespace) -> int:
         raise unknown("--format", given.format, SUFFIXES)
     import torch
 
+    from jtln.inference import load
     from jtln.inference.export import to_onnx, to_torch
 
-    classifier = load(given.run, given.head, given.views)
+    classifier = load(given.run, given.head, given.views, given.trust)
     folder = given.run if given.run.is_dir() else given.run.parent
     path = given.output or folder / f"model{SUFFIXES[given.format]}"
     path.parent.mkdir(parents=True, exist_ok=True)

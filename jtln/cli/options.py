@@ -11,7 +11,7 @@ from jtln.errors import UserError
 
 def guarded(parser: argparse.ArgumentParser, arguments: list[str], job: Callable[[argparse.Namespace], int]) -> int:
     """``job`` with what ``parser`` makes of the arguments; a user's mistake is one line and the exit code 2."""
-    from jtln.cli.train import output_is_closed  # which imports Hydra
+    from jtln.cli.hydra_app import output_is_closed  # which imports Hydra
     from jtln.cli.user_warnings import in_words
 
     try:

@@ -12,14 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jtln.cli.options import guarded
-from jtln.errors import UserError, unknown
+from jtln.errors import UserError
 
 if TYPE_CHECKING:
     import torch
-
-    from jtln.inference.classifier import Classifier
-
-HEADS = ("target", "source")
 
 
 def main(arguments: list[str]) -> int:
@@ -43,75 +39,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     """The arguments that say which network."""
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, or a best.ckpt that was taken from one")
     parser.add_argument("--head", default="target", help="target (default) or source: whose classes")
-
-
-def load(run: str | Path, head: str = "target", views: str | None = None) -> Classifier:
-    """The network that a run's validation chose, on the CPU.
-
-    Args:
-        run: its folder, or a ``best.ckpt`` from one.
-        head: "target" or "source".
-        views: "none", "flip" or "ten_crop"; None takes those of its test.
-
-    Raises:
-        UserError: there is no such checkpoint, it is not one of ours, or its trunk cannot be made again.
-    """
-    import torch
-    from hydra.utils import instantiate
-
-    from jtln.data.files import Reader
-    from jtln.data.transforms import Views
-    from jtln.inference.classifier import KEY, Classifier, Description
-    from jtln.trunks.weights import is_fetched
-
-    if head not in HEADS:
-        raise unknown("head", head, HEADS)
-    path = checkpoint_of(run)
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        state, said = checkpoint["state_dict"], Description(**checkpoint["hyper_parameters"][KEY])
-    except OSError:
-        raise
-    except Exception as error:
-        raise UserError(
-            f"expected a checkpoint of a run, with what its network is, in {path}, but it cannot be read as one "
-            f"({type(error).__name__}): give a run of this version of jtln"
-        ) from error
-    if not said.trunk:
-        raise UserError(
-            f"expected the trunk's configuration in {path}, but its trunk was made in Python: load it there"
-        )
-    ours = str(said.trunk.get("_target_", "")).startswith("jtln.")
-    classes = getattr(said, head)
-    try:
-        # The weights are in the checkpoint, and need not be fetched.
-        trunk = instantiate({**said.trunk, **({"weights": "none"} if ours else {})}, image_size=said.image_size)
-        if hasattr(getattr(trunk, "body", None), "transform_input"):  # goes by the weights that training began with
-            trunk.body.transform_input = is_fetched(str(said.trunk.get("weights")))
-        linear = torch.nn.Linear(trunk.dim, len(classes))
-        for module, prefix in ((trunk, "trunk."), (linear, f"{head}_head.")):
-            module.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
-    except Exception as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
-        raise UserError(
-            f"expected to make the trunk of {path} again, {said.trunk.get('_target_')}, but got: {reason}. A file of "
-            "your own has to be in this folder or installed, as it was in training"
-        ) from error
-    reader = Reader(said.stored_size, said.fit, said.channels)
-    return Classifier(trunk, linear, classes, reader, Views(views or said.views, said.image_size))
-
-
-def checkpoint_of(run: str | Path) -> Path:
-    """The checkpoint that ``run`` stands for: itself, or a run folder's best."""
-    path = Path(run).expanduser()
-    if path.is_file():
-        return path
-    best = path / "checkpoints" / "best.ckpt"
-    if best.is_file():
-        return best
-    if not path.exists():
-        raise UserError(f"expected a run's folder or checkpoint, but there is no {path}")
-    raise UserError(f"expected a run's folder, but there is no {best}: give the folder that train.py named at its end")
+    parser.add_argument("--trust", action="store_true", help="run code that the checkpoint names: a trunk of your own")
 
 
 def files_of(images: Sequence[str]) -> list[str]:
@@ -148,13 +76,14 @@ def _predict(given: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from jtln.data.files import BadImage
+    from jtln.inference import load
 
     for key, value in (("--top", given.top), ("--batch-size", given.batch_size)):
         if value < 1:
             raise UserError(f"expected {key} of 1 or more, but got {value}")
     device = _device(given.device)
     files = files_of(given.images)
-    classifier = load(given.run, given.head, given.views).to(device)
+    classifier = load(given.run, given.head, given.views, given.trust).to(device)
     top = min(given.top, len(classifier.classes))
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be no text

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -84,10 +83,3 @@ def new_sweep_folder() -> Path:
 def _numbered(folder: Path) -> Iterator[Path]:
     """The folder, and the same with -2, -3, ... at its end."""
     return chain([folder], (folder.with_name(f"{folder.name}-{number}") for number in count(2)))
-
-
-def at_home(argument: str) -> str:
-    """An argument that names a folder for results, with the home folder in the place of a ~ that it begins with: where
-    quotes, which Hydra wants around it, kept the shell from that."""
-    found = re.fullmatch(r"((?:study\.folder|hydra\.(?:run|sweep)\.dir)=)([\"']?)~(/.*?|)\2", argument, re.DOTALL)
-    return argument if found is None else f'{found[1]}"{Path.home()}{found[3]}"'

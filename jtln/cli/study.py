@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import re
 import shlex
 import sys
@@ -19,6 +18,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+from jtln.cli import run
+from jtln.cli.hydra_app import run_hydra
+from jtln.cli.overrides import at_least, config_dir_given, is_of_a_choice, key_of, listed, overrides_given
 from jtln.errors import UserError, unknown
 from jtln.study.job import is_setting
 
@@ -31,15 +33,8 @@ _ELSEWHERE = ("dataset.root", "trainer.accelerator", "trainer.devices", "trainer
 _OWN = {"seed": "study.seeds", "dataset.shots": "study.shots", "dataset.rate": "study.rates"}
 
 
-def is_study(arguments: Sequence[str]) -> bool:
-    """Whether ``arguments`` name a study."""
-    return any(re.match(r"\+?study=(?!(none|null)$)", argument) for argument in arguments)
-
-
 def main(arguments: Sequence[str]) -> int:
     """Run the study, or one for each combination of values given with commas; returns the exit code."""
-    from jtln.cli.train import main as run_main
-
     flags = ("-m", "--multirun")
     given = [argument for argument in arguments if argument not in flags]
     if len(given) == len(arguments) and not any(argument in ("--cfg", "-c", "--help") for argument in given):
@@ -54,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
         rows = [argument for argument in each if is_of_a_choice(argument) and "--cfg" not in each and "-c" not in each]
         plain = [argument for argument in each if argument not in rows]
         # Planned inside Hydra, run after it: a run in this same process starts Hydra anew.
-        codes.append(run_main(_placed(plain, _apart(each, swept)), job=partial(_plan_into, planned, command, rows)))
+        codes.append(run_hydra(_placed(plain, _apart(each, swept)), job=partial(_plan_into, planned, command, rows)))
         if planned:
             codes.append(_run(*planned[0]))
         if codes[-1] == 130:
@@ -233,7 +228,6 @@ def _labels(config: DictConfig, shots: Any, rates: Any) -> tuple[Labels, ...]:
 
 
 def _workers(config: DictConfig) -> list[Worker]:
-    from jtln.cli.train import main
     from jtln.study.workers import InThisProcess, Process, environments, on_several
 
     wanted, devices = config.study.workers, config.trainer.devices
@@ -243,34 +237,9 @@ def _workers(config: DictConfig) -> list[Worker]:
             f"more, but got {devices}: leave study.workers=auto"
         )
     if wanted == 0:
-        return [InThisProcess(main)]
+        return [InThisProcess(run.main)]
     shares = environments(wanted, str(config.trainer.accelerator), devices)
     return [Process([sys.executable, "-m", "jtln.cli.worker"], share, on_several(devices)) for share in shares]
-
-
-def config_dir_given(hydra: Any) -> list[str]:
-    """The user's own --config-dir, for further runs; nothing where there is none."""
-    sources = [source for source in hydra.runtime.config_sources if source.provider == "command-line"]
-    return [part for source in sources for part in ("--config-dir", os.path.abspath(source.path))]
-
-
-def overrides_given(hydra: Any) -> list[str]:
-    """What was typed, as it was typed: ${seed} in it is not the seed of the moment."""
-    typed: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)
-    return [str(each) for each in typed]
-
-
-def key_of(override: str) -> str:
-    return override.partition("=")[0].lstrip("+~")
-
-
-def is_of_a_choice(override: str) -> bool:
-    """Whether it sets a key inside a group that the rows choose themselves (cost.metric=path)."""
-    return key_of(override).startswith(tuple(f"{group}." for group in ("cost", "method", "pretrain")))
-
-
-def listed(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, list) or OmegaConf.is_list(value) else [value]
 
 
 def _seeds(key: str, value: Any) -> tuple[int, ...]:
@@ -279,9 +248,3 @@ def _seeds(key: str, value: Any) -> tuple[int, ...]:
     if large := [seed for seed in seeds if isinstance(seed, int) and seed >= 2**32]:
         raise UserError(f"expected seeds from 0 to {2**32 - 1} in {key}, but got {large[0]}")
     return tuple(dict.fromkeys(at_least(key, seed, 0) for seed in seeds))
-
-
-def at_least(key: str, value: Any, least: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise UserError(f"expected whole numbers >= {least} for {key}, but got {value!r}")
-    return value

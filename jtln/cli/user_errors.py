@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -15,7 +15,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from jtln.cli.study import overrides_given
+from jtln.cli.overrides import config_dir, files, groups, overrides_given
 from jtln.errors import UserError, unknown
 
 
@@ -64,7 +64,7 @@ def _wrong_file(error: MissingConfigException) -> str:
     group, _, name = wanted.rpartition("/")
     if error.options:
         return str(unknown(group or "configuration", name, sorted(set(error.options) - {"train"})))
-    return f"unknown configuration group '{group or name}': expected one of {', '.join(_groups())}"
+    return f"unknown configuration group '{group or name}': expected one of {', '.join(groups())}"
 
 
 def _wrong_key(error: BaseException, overrides: Sequence[str]) -> str | None:
@@ -74,7 +74,7 @@ def _wrong_key(error: BaseException, overrides: Sequence[str]) -> str | None:
     group = re.search(r"Could not find a match for override '?([^'\s]+)|No match in the defaults list", text)
     if group is not None and named is None:
         wrong = re.search(r"'([^']+)'", text)
-        return str(unknown("configuration group", wrong.group(1) if wrong else "?", _groups()))
+        return str(unknown("configuration group", wrong.group(1) if wrong else "?", groups()))
     if named is None:
         return None
     key = (named.group(1) or named.group(2)).lstrip("+~")
@@ -92,7 +92,7 @@ def _wrong_key(error: BaseException, overrides: Sequence[str]) -> str | None:
     if not parent and (longer := [each for each in _keys(node) if each.rpartition(".")[2] == leaf]):
         return f"unknown key '{leaf}': did you mean {' or '.join(longer)}?"
     takers = [each for each in overrides if f"{key}.".startswith(f"{each.partition('=')[0].lstrip('+~')}.")]
-    takers = [each for each in takers if each.partition("=")[0].lstrip("+~") not in _groups()]
+    takers = [each for each in takers if each.partition("=")[0].lstrip("+~") not in groups()]
     if leaf in node and len(takers) > 1:  # as chosen, but one of them has taken it away
         return f"expected one of {' and '.join(takers)}, but got both, of which one takes the key away: leave one out"
     return str(unknown(f"key in '{parent}'" if parent else "key", leaf, [str(name) for name in node]))
@@ -114,15 +114,15 @@ def check_choices(overrides: Sequence[str]) -> None:
     Args:
         overrides: the command line, options among it.
     """
-    groups = _groups()
+    known = groups()
     for given in overrides:
         key, _, choice = given.partition("=")
         group = key.lstrip("+~").partition("@")[0]  # cost@cost.of
         several = choice.strip().startswith("[") and group != "experiment"  # of these some may be combined
         empty = "null" in [each.strip().lower() for each in choice.split(",")]
-        if group in groups and (several or empty):
+        if group in known and (several or empty):
             raise UserError(
-                f"expected one file's name for {group}, but got {given}: choose from {', '.join(_files(group))}"
+                f"expected one file's name for {group}, but got {given}: choose from {', '.join(files(group))}"
                 + ("; or several runs with -m and commas between the names" if "," in choice else "")
             )
 
@@ -142,7 +142,7 @@ def check_types(config: DictConfig, overrides: Sequence[str] | None = None, befo
         old, new = OmegaConf.select(before, key), OmegaConf.select(config, key)
         if key.startswith("trainer.") or key in _OF_SEVERAL_TYPES:  # what takes these says what it takes
             continue
-        if key in _groups() or override.is_add() or override.is_delete() or old is None:
+        if key in groups() or override.is_add() or override.is_delete() or old is None:
             continue
         if new is None:  # what takes null for a number (all, the official part, the network's own) says so itself
             if isinstance(old, int | float) and not key.startswith(("dataset.", "study.", "trunk.")):
@@ -177,33 +177,16 @@ _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: 
 
 def _composed(overrides: Sequence[str]) -> DictConfig:
     """The configuration with the command line's choices of files, and none of its values."""
-    groups = _groups()
+    known = groups()
     choices = [
         override
         for override in overrides
-        if override.partition("=")[0].lstrip("+~") in groups and "," not in override.partition("=")[2]
+        if override.partition("=")[0].lstrip("+~") in known and "," not in override.partition("=")[2]
     ]
     if GlobalHydra.instance().is_initialized():
         return compose("train", overrides=choices)
-    from jtln.cli.train import config_dir
-
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         try:
             return compose("train", overrides=choices)
         except HydraException:  # a file from the user's own --config-dir
             return compose("train")
-
-
-def _groups() -> Iterable[str]:
-    """Every configuration group, "dataset/source" among them."""
-    from jtln.cli.train import config_dir
-
-    folders = {path.parent.relative_to(config_dir()).as_posix() for path in config_dir().glob("*/**/*.yaml")}
-    return sorted(folder for folder in folders if not folder.startswith("hydra"))
-
-
-def _files(group: str) -> Iterable[str]:
-    """The names of a group's files."""
-    from jtln.cli.train import config_dir
-
-    return sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))

@@ -24,7 +24,7 @@ def serve() -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    from jtln.cli.train import main
+    from jtln.cli.run import main
 
     try:
         return main(arguments)
@@ -35,7 +35,7 @@ def _run(arguments: list[str]) -> int:
 
 if __name__ == "__main__":
     if "LOCAL_RANK" in os.environ:  # a process of trainer=ddp, which Lightning starts with this run's arguments
-        from jtln.cli.train import main
+        from jtln.cli.run import main
 
         sys.exit(main(sys.argv[1:]))
     sys.exit(serve())

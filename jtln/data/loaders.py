@@ -17,6 +17,7 @@ from jtln.data.cache import cores
 from jtln.data.images import ImageSet
 from jtln.data.pairs import Pair
 from jtln.data.transforms import ToFloat, Views
+from jtln.distributed import process
 from jtln.errors import UserError
 
 Transform = Callable[[Tensor], Tensor]
@@ -198,15 +199,20 @@ class PairData(pl.LightningDataModule):
     def test_dataloader(self) -> list[DataLoader[Any]]:
         return [self._eval_loader(getattr(self.pair, name).test, self.views) for name in EVALUATED]
 
-    def feature_dataloader_of(self, side: str, at_most: int | None = None) -> DataLoader[Any]:
-        """This process's share of one task's training images, each once and in order, untransformed.
+    def images_of(
+        self, side: str, part: str = "train", at_most: int | None = None, device: torch.device | str = "cpu"
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """This process's share of a task's images as the evaluation sees them, each once: (B, 3, H, W), labels (B,).
 
         Args:
             side: "source" or "target".
-            at_most: how many images there may be, over all processes, evenly spread over the set; None: all.
+            part: "train" or "val".
+            at_most: about how many images, over all processes, evenly spread over the part; None: all.
+            device: where they go, before they are transformed.
         """
-        images = getattr(self.pair, side).train
-        return self._eval_loader(images, step=self._step(images, at_most))
+        images = getattr(getattr(self.pair, side), part)
+        for pixels, labels in self._eval_loader(images, step=self._step(images, at_most)):
+            yield self.transform_eval(pixels.to(device)), labels.to(device)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Transform the images of a batch that is on its device already."""
@@ -282,7 +288,7 @@ class PairData(pl.LightningDataModule):
 
     def _process(self) -> tuple[int, int]:
         """This process's rank and the number of processes."""
-        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+        return process() if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
 
 class _Guarded(Dataset[Any]):

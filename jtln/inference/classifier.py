@@ -69,7 +69,7 @@ class Classifier(nn.Module):
         views: what the network sees of it.
     """
 
-    def __init__(self, trunk: Trunk, head: nn.Linear, classes: Sequence[str], reader: Reader, views: Views) -> None:
+    def __init__(self, trunk: Trunk, head: nn.Module, classes: Sequence[str], reader: Reader, views: Views) -> None:
         super().__init__()
         self.trunk, self.head = trunk, head
         self.classes = tuple(classes)
@@ -89,7 +89,7 @@ class Classifier(nn.Module):
         self, paths: Sequence[str | Path], batch_size: int = 64
     ) -> Iterator[tuple[str | Path, Tensor | BadImage]]:
         """Every file with its probabilities (K,) on the CPU, or with what is wrong with it; in the order given."""
-        device = self.head.weight.device
+        device = next(self.trunk.parameters()).device
         with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as threads:
             for start in range(0, len(paths), batch_size):
                 chunk = paths[start : start + batch_size]

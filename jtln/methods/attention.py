@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from jtln.data.features import Features
 from jtln.distributed import all_reduce_sum, gather_in_order, process
 from jtln.errors import UserError
 from jtln.methods.base import Network
@@ -56,7 +57,7 @@ def convolution(trunk: Trunk, name: str) -> nn.Conv2d:
     if not isinstance(layer, nn.Conv2d):
         names = _convolutions(trunk)
         raise UserError(
-            f"expected names of {trunk.name}'s convolutions in method.penalty.layers, such as "
+            f"expected names of {trunk.name}'s convolutions in layers, such as "
             f"{', '.join(names[-4:]) or '(it has none)'}, but got '{name}'"
         )
     return layer
@@ -68,7 +69,7 @@ def attention(importance: Tensor) -> Tensor:
     return torch.softmax((importance - importance.mean()) / spread / 5, 0)
 
 
-def channel_importance(network: Network, layers: Sequence[str], images: int) -> list[Tensor]:
+def channel_importance(network: Network, features: Features, layers: Sequence[str], images: int) -> list[Tensor]:
     """By how much the target's cross-entropy grows without a channel, (C,) for each of ``layers``.
 
     A linear classifier is trained on the features of the target's training images; then each channel's map is set to
@@ -77,13 +78,13 @@ def channel_importance(network: Network, layers: Sequence[str], images: int) -> 
     Args:
         images: of how many training images, at most, spread over all of them.
     """
-    features, labels = (torch.cat(parts) for parts in zip(*network.features_of("target"), strict=True))
-    everyone = gather_in_order(features)
+    rows, labels = (torch.cat(parts) for parts in zip(*features.of("target"), strict=True))
+    everyone = gather_in_order(rows)
     classify = train_classifier(everyone, gather_in_order(labels), network.target_head.out_features)
-    chosen = _spread(network.images_of("target"), every=-(-len(everyone) // images))
+    chosen = _spread(features.images_of("target"), every=-(-len(everyone) // images))
     convolutions = [convolution(network.trunk, name) for name in layers]
-    growth = [features.new_zeros(layer.out_channels, dtype=torch.float64) for layer in convolutions]
-    count = features.new_zeros((), dtype=torch.float64)
+    growth = [rows.new_zeros(layer.out_channels, dtype=torch.float64) for layer in convolutions]
+    count = rows.new_zeros((), dtype=torch.float64)
     for x, y in chosen:
         loss = cross_entropy(classify(network.trunk(x)), y, reduction="sum")
         for values, layer in zip(growth, convolutions, strict=True):

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from jtln.data.features import Features
 from jtln.errors import UserError
 from jtln.trunks.base import Trunk
 
 
-class Seen(NamedTuple):
+class TargetBatch(NamedTuple):
     """The target's images of a training step: the last rows of what went through the trunk."""
 
     images: Tensor  # (B, 3, H, W), augmented and normalised
@@ -31,56 +31,48 @@ class Network(Protocol):
     def source_head(self) -> nn.Linear: ...
 
     @property
-    def target_head(self) -> nn.Linear: ...
-
-    def images_of(self, side: str, part: str = "train") -> Iterator[tuple[Tensor, Tensor]]:
-        """This process's share of the "source" or "target" images, each once: (B, 3, H, W), labels (B,)."""
-
-    def features_of(self, side: str, part: str = "train") -> Iterator[tuple[Tensor, Tensor]]:
-        """The same through the trunk: (B, D), labels (B,)."""
+    def target_head(self) -> Any: ...
 
 
 class Penalty(nn.Module):
     """A term that a baseline adds to the objective, its weights among its own settings.
 
-    A subclass implements :meth:`forward`. What it has to know of the pre-trained network it makes room for in
-    :meth:`prepare` and reads in :meth:`start`; kept in buffers or frozen modules, it is saved with the network, and a
-    resumed run does not start again.
+    A subclass implements :meth:`forward`. It makes room for what it keeps of the pre-trained network in :meth:`setup`
+    and reads it in :meth:`on_fit_start`; in buffers or frozen modules it is saved with the network, and a resumed run
+    does not read it again.
 
     Attributes:
         needs_source_head: whether it reads and trains the pre-trained source head, on target images.
         replaces_weight_decay: whether the optimizer is to decay no weight, because the penalty says where to.
-        started: whether :meth:`start` has run; a buffer.
     """
 
     needs_source_head: bool = False
     replaces_weight_decay: bool = False
-    started: Tensor
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("started", torch.tensor(False))
+    def setup(self, network: Network) -> None:
+        """Make room, when the network is built and no weights are loaded yet."""
 
-    def prepare(self, network: Network) -> None:
-        """When the network is built, before any weights are loaded: make room."""
+    def on_fit_start(self, network: Network, features: Features) -> None:
+        """Read the pre-trained network before the first step, without gradients.
 
-    def start(self, network: Network) -> None:
-        """At the pre-trained weights, before the first step, without gradients and with the trunk in eval mode."""
+        Args:
+            features: of the pair's images under the network's trunk in evaluation mode.
+        """
 
-    def forward(self, network: Network, seen: Seen) -> Tensor:
-        """The scalar to add to the loss. Where processes share a batch, their mean is what one would have."""
+    def forward(self, network: Network, batch: TargetBatch) -> Tensor:
+        """Return the scalar to add to the loss. Where processes share a batch, their mean is what one would have."""
         raise NotImplementedError
 
 
-class Frozen(nn.Module):
-    """A copy of a trunk that stays as it is: it has no gradients, and is in eval mode always."""
+class FrozenCopy(nn.Module):
+    """A copy of a trunk that stays as it is: without gradients, and in evaluation mode always."""
 
     def __init__(self, trunk: Trunk) -> None:
         super().__init__()
         self.trunk = copy.deepcopy(trunk).requires_grad_(False)
         self.eval()
 
-    def train(self, mode: bool = True) -> Frozen:
+    def train(self, mode: bool = True) -> FrozenCopy:
         return super().train(False)
 
     def take(self, trunk: Trunk) -> None:
@@ -97,4 +89,4 @@ def check_weights(**weights: float) -> None:
     """Raise a UserError where a weight is negative or no number."""
     for name, value in weights.items():
         if not isinstance(value, int | float) or not 0 <= value < float("inf"):
-            raise UserError(f"expected method.penalty.{name} to be a number >= 0, but got {value!r}")
+            raise UserError(f"expected a number {name} >= 0, but got {value!r}")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from jtln.distributed import all_gather, process
 from jtln.errors import UserError
-from jtln.methods.base import Network, Penalty, Seen, check_weights
+from jtln.methods.base import Network, Penalty, TargetBatch, check_weights
 
 
 class BSS(Penalty):
@@ -29,14 +29,14 @@ class BSS(Penalty):
         super().__init__()
         check_weights(eta=eta)
         if not isinstance(k, int) or k < 1:
-            raise UserError(f"expected method.penalty.k to be a whole number >= 1, but got {k!r}")
+            raise UserError(f"expected k to be a whole number >= 1, but got {k!r}")
         self.eta, self.k = eta, k
 
-    def forward(self, network: Network, seen: Seen) -> Tensor:
-        features = _of_all_processes(seen.features.float())  # (B, D)
+    def forward(self, network: Network, batch: TargetBatch) -> Tensor:
+        features = _of_all_processes(batch.features.float())  # (B, D)
         if self.k > min(features.shape):
             raise UserError(
-                f"expected method.penalty.k of at most {min(features.shape)}, the singular values of "
+                f"expected k of at most {min(features.shape)}, the singular values of "
                 f"{features.shape[0]} target images with {features.shape[1]} features, but got {self.k}"
             )
         singular = torch.linalg.svdvals(features)  # (min(B, D),), descending

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from jtln.costs.class_posterior import source_given_target
-from jtln.methods.base import Network, Penalty, Seen, check_weights
+from jtln.data.features import Features
+from jtln.methods.base import Network, Penalty, TargetBatch, check_weights
 from jtln.temperature import temperature
 
 
@@ -41,20 +42,20 @@ class CoTuning(Penalty):
         self.weight, self.calibrate = weight, calibrate
         self.register_buffer("relation", torch.zeros(0, 0))  # (T, S)
 
-    def prepare(self, network: Network) -> None:
+    def setup(self, network: Network) -> None:
         target, source = network.target_head.out_features, network.source_head.out_features
         self.relation = self.relation.new_zeros(target, source)
 
-    def start(self, network: Network) -> None:
+    def on_fit_start(self, network: Network, features: Features) -> None:
         head, tau = network.source_head, 1.0
         if self.calibrate:
-            tau = temperature((head(x), labels) for x, labels in network.features_of("source", "val"))
-        logits = ((head(x) / tau, labels) for x, labels in network.features_of("target"))
+            tau = temperature((head(x), labels) for x, labels in features.of("source", "val"))
+        logits = ((head(x) / tau, labels) for x, labels in features.of("target"))
         self.relation = source_given_target(logits, len(self.relation))
 
-    def forward(self, network: Network, seen: Seen) -> Tensor:
-        logits = network.source_head(seen.features).float()  # (B, S)
-        return self.weight * cross_entropy(logits, self.relation[seen.labels])
+    def forward(self, network: Network, batch: TargetBatch) -> Tensor:
+        logits = network.source_head(batch.features).float()  # (B, S)
+        return self.weight * cross_entropy(logits, self.relation[batch.labels])
 
     def extra_repr(self) -> str:
         return f"weight={self.weight:g}" + (", calibrated" if self.calibrate else "")

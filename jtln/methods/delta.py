@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from jtln.data.features import Features
 from jtln.errors import UserError
 from jtln.methods.attention import attention, channel_importance, convolution, last_convolutions
-from jtln.methods.base import Frozen, Network, Penalty, Seen, check_weights
+from jtln.methods.base import FrozenCopy, Network, Penalty, TargetBatch, check_weights
 
 
 class DELTA(Penalty):
@@ -49,18 +50,16 @@ class DELTA(Penalty):
         super().__init__()
         check_weights(alpha=alpha, beta=beta)
         if not isinstance(attention_images, int) or attention_images < 0:
-            raise UserError(
-                f"expected method.penalty.attention_images to be a whole number >= 0, but got {attention_images!r}"
-            )
+            raise UserError(f"expected attention_images to be a whole number >= 0, but got {attention_images!r}")
         if not isinstance(layers, str | Sequence | None):
-            raise UserError(f"expected method.penalty.layers to be names of layers or null, but got {layers!r}")
+            raise UserError(f"expected layers to be names of layers or null, but got {layers!r}")
         self.alpha, self.beta = alpha, beta
         self.layers = [layers] if isinstance(layers, str) else layers
         self.attention_images = attention_images
         self._maps: dict[str, Tensor] = {}
 
-    def prepare(self, network: Network) -> None:
-        self.pretrained = Frozen(network.trunk)
+    def setup(self, network: Network) -> None:
+        self.pretrained = FrozenCopy(network.trunk)
         self.names = tuple(self.layers or last_convolutions(network.trunk))
         for index, name in enumerate(self.names):
             layer = convolution(network.trunk, name)
@@ -68,21 +67,21 @@ class DELTA(Penalty):
             convolution(self.pretrained.trunk, name).register_forward_hook(partial(self._keep, f"pretrained.{name}"))
             self.register_buffer(f"attention_{index}", torch.zeros(layer.out_channels))
 
-    def start(self, network: Network) -> None:
+    def on_fit_start(self, network: Network, features: Features) -> None:
         self.pretrained.take(network.trunk)
         if not self.attention_images:
             for each in self._attention():
                 each.fill_(1 / len(each))
             return
-        importance = channel_importance(network, self.names, self.attention_images)
+        importance = channel_importance(network, features, self.names, self.attention_images)
         for each, values in zip(self._attention(), importance, strict=True):
             each.copy_(attention(values))
 
-    def forward(self, network: Network, seen: Seen) -> Tensor:
-        self.pretrained(seen.images)
-        distance = seen.features.new_zeros((), dtype=torch.float32)
+    def forward(self, network: Network, batch: TargetBatch) -> Tensor:
+        self.pretrained(batch.images)
+        distance = batch.features.new_zeros((), dtype=torch.float32)
         for name, weights in zip(self.names, self._attention(), strict=True):
-            ours = self._maps.pop(name)[-len(seen.labels) :]  # of a pass that may begin with source images
+            ours = self._maps.pop(name)[-len(batch.labels) :]  # of a pass that may begin with source images
             moved = (ours.float() - self._maps.pop(f"pretrained.{name}").float()).square()  # (B, C, H, W)
             per_channel = moved.flatten(2).mean(2)  # (B, C)
             distance = distance + (len(weights) * weights * per_channel).sum(1).mean()

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from jtln.methods.base import Frozen, Network, Penalty, Seen, check_weights
+from jtln.data.features import Features
+from jtln.methods.base import FrozenCopy, Network, Penalty, TargetBatch, check_weights
 
 
 class L2SP(Penalty):
@@ -34,13 +35,13 @@ class L2SP(Penalty):
         check_weights(alpha=alpha, beta=beta)
         self.alpha, self.beta, self.biases = alpha, beta, biases
 
-    def prepare(self, network: Network) -> None:
-        self.pretrained = Frozen(network.trunk)
+    def setup(self, network: Network) -> None:
+        self.pretrained = FrozenCopy(network.trunk)
 
-    def start(self, network: Network) -> None:
+    def on_fit_start(self, network: Network, features: Features) -> None:
         self.pretrained.take(network.trunk)
 
-    def forward(self, network: Network, seen: Seen) -> Tensor:
+    def forward(self, network: Network, batch: TargetBatch) -> Tensor:
         pairs = zip(self._held(network.trunk), self._held(self.pretrained.trunk), strict=True)
         moved = torch.stack([(w - w0).square().sum() for w, w0 in pairs]).sum()
         head = torch.stack([v.square().sum() for v in self._held(network.target_head)]).sum()

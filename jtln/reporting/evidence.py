@@ -40,7 +40,9 @@ class TableRow:
 
     name: str
     method: str
-    cost: str | None  # "wordnet (wup)", "permuted wordnet (wup)"
+    head: str
+    cost: str | None  # "wordnet (wup)", "permuted wordnet (wup)"; None where neither method nor head reads one
+    transports: bool  # whether the objective has a transport term
     cells: Mapping[str, Cell]  # labels in words -> cell
     command: str
     seconds: float  # mean over the runs: see _seconds
@@ -49,22 +51,25 @@ class TableRow:
     def control(self) -> str | None:
         """Which of CONTROLS it is, where it is one."""
         first = (self.cost or "").partition(" ")[0]
-        return first if self.method.startswith("jtln") and first in CONTROLS else None
+        return first if first in CONTROLS else None
 
     @property
     def is_candidate(self) -> bool:
-        """Whether it is the method of this project, in another than its plain form, with knowledge in its cost."""
-        recommended = self.method.startswith("jtln") and self.method != "jtln_plain"
-        return recommended and self.cost is not None and self.control is None
+        """Whether its objective has a transport term, under an informative cost."""
+        return self.transports and self.cost is not None and self.control is None
+
+    def is_like(self, row: TableRow) -> bool:
+        """Whether method and head are the same as in ``row``."""
+        return (self.method, self.head) == (row.method, row.head)
 
     def is_permuted(self, row: TableRow) -> bool:
-        """Whether it is the control for ``row``: the same method and cost, its columns shuffled."""
-        return self.method == row.method and row.cost is not None and self.cost == f"permuted {row.cost}"
+        """Whether it is the control for ``row``: the same method, head and cost, its columns shuffled."""
+        return self.is_like(row) and row.cost is not None and self.cost == f"permuted {row.cost}"
 
     def controls(self, row: TableRow) -> bool:
         """Whether it differs from ``row`` in what the cost knows and in nothing else."""
         if self.control == "uniform":
-            return self.method == row.method
+            return self.is_like(row)
         return self.is_permuted(row)
 
 
@@ -211,8 +216,8 @@ def _age(run: Run) -> float:
 def _notes(runs: Sequence[Run]) -> list[str]:
     """What a reader has to know before believing the numbers."""
     notes = []
-    if any(run.result.get("made_images") for run in runs):
-        notes.append("Made images were used (debug=smoke): nothing can be concluded.")
+    if any(run.result.get("synthetic_images") for run in runs):
+        notes.append("Synthetic images were used (debug=smoke): nothing can be concluded.")
     if named := sorted({run.result["dataset"] for run in runs if run.result.get("seeds_differ_in_test")}):
         notes.append(
             f"In {', '.join(named)} one seed tests what another validates on: what validation chose over all seeds has "
@@ -246,10 +251,10 @@ def _dataset(dataset: str, runs: list[Run], against: Sequence[str], metric: str)
         wanted: list[Pair] = []
         if (best := _chosen(each, here)) is not None:
             chosen[each] = best.name
-            wanted = [(best, other) for other in here if not other.is_candidate]
+            wanted = [(best, other) for other in here if not (other.is_candidate and other.is_like(best))]
             wanted += [(row, other) for other in controls for row in here if other.is_permuted(row)]
         pairs = [(row, other) for other in baselines for row in here if row is not other]
-        pairs += [(row, other) for other in controls for row in here if row.is_candidate and row.method == other.method]
+        pairs += [(row, other) for other in controls for row in here if row.is_candidate and row.is_like(other)]
         claimed = _once(wanted)
         claims += _compare(each, claimed)
         comparisons += _compare(each, _once(pairs, without=claimed))
@@ -269,7 +274,10 @@ def _table_row(name: str, runs: list[Run], metric: str) -> TableRow:
         for labels, members in by_labels.items()
     }
     first = runs[0].result
-    return TableRow(name, first["method"], first.get("cost"), cells, _command(runs), _seconds(runs))
+    transport = first.get("transport") or {}
+    transports = transport.get("lambda_ot", 0) > 0 or transport.get("lambda_label", 0) > 0
+    kind = (first["method"], first.get("head", "linear"), first.get("cost"), transports)
+    return TableRow(name, *kind, cells, _command(runs), _seconds(runs))
 
 
 def _seconds(runs: Sequence[Run]) -> float:

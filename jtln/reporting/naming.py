@@ -53,7 +53,8 @@ def named(runs: list[Run]) -> list[Run]:
     for run in runs:
         if run.row is None:
             cost = (run.result.get("cost") or "").partition(" (")[0]
-            name = run.result["method"] + (f" ({cost})" if cost else "")
+            head = run.result.get("head", "linear")
+            name = run.result["method"] + (f" + {head}" if head != "linear" else "") + (f" ({cost})" if cost else "")
             free[run.result["dataset"], name].append(run)
     names: dict[int, str] = {}
     for (_, name), members in free.items():

@@ -76,7 +76,8 @@ def write_report(folder: Path) -> Path:
         _accuracies(result),
         _transfer(_mapping(result.get("target_only"))),
         _transport(_mapping(result.get("transport"))),
-        _head(_mapping(result.get("head_end"))),
+        _calibration(_mapping(result.get("calibration"))),
+        _head(str(result.get("head")), _mapping(result.get("head_fit"))),
         pictures(sorted((folder / "plots").glob("*.png"))),
         _configuration(folder),
         _versions(result),
@@ -137,7 +138,7 @@ def transport_sentences(strongest: Mapping[str, Sequence[Sequence[Any] | tuple[s
 
 
 def _header(result: Mapping[str, Any], title: str) -> str:
-    facts = [(name, _text(result[name])) for name in ("cost", "shots", "seed") if result.get(name) is not None]
+    facts = [(name, _text(result[name])) for name in ("head", "cost", "shots", "seed") if result.get(name) is not None]
     test = _mapping(_mapping(result.get("target")).get("test"))
     headline = ""
     if (accuracy := _number(test.get("accuracy"))) is not None:
@@ -221,19 +222,20 @@ def _transport(transport: Mapping[str, Any]) -> str:
     return f"<section><h2>What the transport moved</h2>\n{listed}\n{_facts(numbers)}</section>"
 
 
-def _head(found: Mapping[str, Any]) -> str:
-    """How the target head ended, which validation chose."""
+def _calibration(found: Mapping[str, Any]) -> str:
+    """How far the labelled images and the cost agree."""
     if not found:
         return ""
-    names = {
-        "transported": "labelled images that a class's transported mean counts for",
-        "common": "labelled images that the middle of the classes counts for",
-        "own": "how far that lies from the source's middle, 0, to the labelled images' own, 1",
-        "trained": "share of the trained head",
-        "surprise": "mean of -log p(label) over the validation images, in nats",
-    }
-    numbers = [(words, _text(found[name])) for name, words in names.items() if name in found]
-    return f"<section><h2>The target head's end, a discriminant</h2>\n{_facts(numbers)}</section>"
+    numbers = [(name, _text(value)) for name, value in found.items()]
+    return f"<section><h2>Calibration of the cost</h2>\n{_facts(numbers)}</section>"
+
+
+def _head(name: str, fit: Mapping[str, Any]) -> str:
+    """What was chosen of a head that was formed after training."""
+    if not fit:
+        return ""
+    numbers = [(key.replace("_", " "), _text(value)) for key, value in fit.items()]
+    return f"<section><h2>The target head: {escape(name)}</h2>\n{_facts(numbers)}</section>"
 
 
 def pictures(paths: Iterable[Path]) -> str:

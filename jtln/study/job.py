@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 # What changes where and how a run is made and kept, but not what comes of it.
-_NO_SETTING = ("study", "logger", "cache", "resume", "num_workers", "negative_transfer", "trainer.progress_bar")
+_NO_SETTING = ("study", "logger", "cache", "resume", "num_workers", "compare_target_only", "trainer.progress_bar")
 _NO_DATA = ("download", "decoded", "cache")  # the same of a dataset, at any depth
 _LABELS = ("dataset.shots", "dataset.rate")
 _FILES = ("file", "links", "weights")  # keys whose value may name a file
-_FORMAT = 2  # raised when the same settings come to mean another run
+_FORMAT = 3  # raised when the same settings come to mean another run
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def row_hash(config: Mapping[str, Any]) -> str:
 def trunk_hash(config: Mapping[str, Any]) -> str:
     """Equal for runs that start from the same pre-trained trunk; where it differs for some that do, that costs time."""
     parts = {key: config.get(key) for key in ("trunk", "pretrain", "dataset", "trainer", "augment", "debug")}
-    return _hash(parts, (*_NO_SETTING, *_LABELS), run_seed=config.get("seed"))
+    return _hash(parts, (*_NO_SETTING, *_LABELS, "trunk.freeze"), run_seed=config.get("seed"))
 
 
 def spelled(key: str, value: Any) -> str:

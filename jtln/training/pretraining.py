@@ -7,27 +7,30 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from filelock import FileLock, Timeout
+from torch import Tensor, nn
 
 import jtln
 from jtln.data.pairs import Pair
 from jtln.data.transforms import Augment
+from jtln.distributed import first_decides
 from jtln.errors import UserError
-from jtln.module import JTLN
-from jtln.schedules import Schedule
+from jtln.methods import Method
+from jtln.module import JTLN, Optimization
 from jtln.storage import kept_if_possible, replacing
 from jtln.training.trainer import Budget, TrainerSettings, fit, make_trainer, pair_data
-from jtln.trunks.base import Trunk
+from jtln.trunks import Trunk
 
-_DECISION = "JTLN_PRETRAINED"  # what the first process found in the cache, for those that it starts
-_FORMAT = 1  # of the cached file; raised when what a key stands for changes
+_FORMAT = 2  # of the cached file; raised when what a key stands for changes
+METHOD = Method("pretraining", lambda_target=0.0, lambda_source=1.0)
 
 
 @dataclass(frozen=True)
@@ -36,19 +39,18 @@ class Pretraining:
 
     Attributes:
         budget: epochs, steps and source batch size.
-        passes: whether an epoch is not the budget's, but one pass over the source training set, of 75 to 1000 steps.
         seed: of initialisation, order and augmentation; not the run's, so that all runs share one trunk.
-        optimizer, lr_schedule: as :class:`JTLN` takes them; the trunk learns at the heads' rate.
+        optimization: of the trunk and the source head.
+        passes: whether an epoch is not the budget's, but one pass over the source training set, of 75 to 1000 steps.
     """
 
     budget: Budget
     seed: int
-    optimizer: Callable[[Iterable[dict[str, Any]]], torch.optim.Optimizer]
-    lr_schedule: Schedule
+    optimization: Optimization
     passes: bool = False
 
     def fitted(self, images: int) -> Pretraining:
-        """The same for a source training set of so many images: no batch holds an image twice."""
+        """Return the same for a source training set of so many images: no batch holds an image twice."""
         batch = min(self.budget.source_batch_size, images)
         steps = min(max(-(-images // batch), 75), 1000) if self.passes else self.budget.steps_per_epoch
         return replace(self, budget=replace(self.budget, source_batch_size=batch, steps_per_epoch=steps), passes=False)
@@ -63,14 +65,15 @@ class Pretrained:
     cached: bool  # whether it was there already
     accuracy: float  # on the source validation part, in [0, 1]
 
-    def load_into(self, module: JTLN) -> None:
-        """Start ``module``'s trunk and source head from these weights."""
-        wanted = set(module.state_dict())
-        module.load_state_dict({key: value for key, value in self.state.items() if key in wanted}, strict=False)
+    def load_into(self, trunk: Trunk, source_head: nn.Linear) -> None:
+        """Start trunk and source head from these weights."""
+        for module, prefix in ((trunk, "trunk."), (source_head, "source_head.")):
+            state = {k.removeprefix(prefix): value for k, value in self.state.items() if k.startswith(prefix)}
+            module.load_state_dict(state)
 
 
 def cache_key(pair: Pair, trunk: Trunk, settings: Pretraining, augment: Augment | None, depends: dict[str, Any]) -> str:
-    """The hash of everything that the pre-trained weights depend on.
+    """Return the hash of everything that the pre-trained weights depend on.
 
     Args:
         depends: what only the caller knows: the configuration of trunk, weights, optimizer and precision.
@@ -84,7 +87,7 @@ def cache_key(pair: Pair, trunk: Trunk, settings: Pretraining, augment: Augment 
         "trunk": trunk.name,
         "budget": asdict(settings.budget),
         "seed": settings.seed,
-        "lr_schedule": repr(settings.lr_schedule),
+        "lr_schedule": repr(settings.optimization.schedule),
         "augment": None if augment is None else repr(augment),
         "depends": depends,
     }
@@ -102,43 +105,49 @@ def pretrain(
     depends: dict[str, Any],
     num_workers: int | None = None,
 ) -> Pretrained:
-    """The pre-trained trunk: from the cache, or trained now and put there.
+    """Return the pre-trained trunk: from the cache, or trained now and put there.
+
+    One run trains it; others that want the same trunk at the same time wait for it.
 
     Args:
         cache: a folder that all runs share; None keeps nothing.
+
+    Raises:
+        UserError: the processes of this run do not see the same cache.
     """
     pl.seed_everything(settings.seed, verbose=False)
     trunk = make_trunk()
+    trunk.frozen = False
     key = cache_key(pair, trunk, settings, augment, depends)
     path = None if cache is None else cache / "pretrained" / f"{trunk.name}-{key}.pt"
-    kept = _read(path, key) if path is not None and path.is_file() else None
-    if kept is not None and _agreed(key, cached=True):
-        return kept
-    if not _agreed(key, cached=False):
-        raise UserError(
-            "the first process found the pre-trained trunk in its cache, but this one did not: give all machines the "
-            "same folder with cache=DIR"
-        )
+    with _only_one(path):
+        kept = None if path is None else _read(path, key)
+        if first_decides(f"pretrained-{key}", kept is not None):
+            if kept is None:
+                raise UserError(
+                    "expected the pre-trained trunk in the cache, where the first process found it, but this one did "
+                    "not: give all machines the same folder with cache=DIR"
+                )
+            return kept
+        trained = _train(pair, trunk, settings, trainer_settings, augment, num_workers)
+        if path is not None and os.environ.get("LOCAL_RANK", "0") == "0":
+            with kept_if_possible("the pre-trained trunk", "every run trains it again"), replacing(path) as file:
+                torch.save({"state": trained.state, "accuracy": trained.accuracy}, file)
+        return replace(trained, key=key)
 
-    module = JTLN(
-        trunk,
-        pair.source.classes,
-        pair.target.classes,
-        lambda_target=0.0,
-        lambda_source=1.0,
-        optimizer=settings.optimizer,
-        trunk_lr_factor=1.0,
-        lr_schedule=settings.lr_schedule,
-    )
-    data = pair_data(
-        pair,
-        trunk,
-        settings.budget,
-        seed=settings.seed,
-        augment=augment,
-        use_target=False,
-        num_workers=num_workers,
-    )
+
+def _train(
+    pair: Pair,
+    trunk: Trunk,
+    settings: Pretraining,
+    trainer_settings: TrainerSettings,
+    augment: Augment | None,
+    num_workers: int | None,
+) -> Pretrained:
+    classes = len(pair.source.classes), len(pair.target.classes)
+    module = JTLN(trunk, *classes, METHOD, optimization=settings.optimization)
+    data = pair_data(pair, trunk, settings.budget, seed=settings.seed, augment=augment, num_workers=num_workers)
+    data.use_target = False
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(
             trainer_settings,
@@ -155,33 +164,39 @@ def pretrain(
         for name, value in module.state_dict().items()
         if name.startswith(("trunk.", "source_head."))
     }
-    if path is not None and trainer.is_global_zero:
-        with kept_if_possible("the pre-trained trunk", "every run trains it again"), replacing(path) as file:
-            torch.save({"state": state, "accuracy": accuracy}, file)
-    return Pretrained(state, key, False, accuracy)
+    return Pretrained(state, "", False, accuracy)
 
 
-def reset() -> None:
-    """What an earlier run in this process found in the cache must not reach the processes that this run starts."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        os.environ.pop(_DECISION, None)
+@contextmanager
+def _only_one(path: Path | None) -> Iterator[None]:
+    """Hold the lock of a cached trunk; another run's first process waits here until it is free.
 
-
-def _agreed(key: str, cached: bool) -> bool:
-    """Whether the first process, too, takes (or does not take) the cached trunk.
-
-    It looks before it starts the others, which look seconds later: by then another run may have put the file there,
-    and a process that goes on without pre-training would leave the others waiting for ever.
+    Where the file system has no locks or may not be written, the run goes on without one.
     """
-    found = f"{key}:{int(cached)}"
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        os.environ[_DECISION] = found
-        return True
-    return os.environ.pop(_DECISION, found) == found  # once: in a later job of a multirun all look at the same time
+    if path is None or os.environ.get("LOCAL_RANK", "0") != "0":
+        yield
+        return
+    lock = FileLock(path.with_suffix(".lock"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            print(f"waiting    another run trains the same trunk: {path}", flush=True)
+            lock.acquire()
+    except (OSError, NotImplementedError):
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _read(path: Path, key: str) -> Pretrained | None:
-    """What the cache holds; None where the file is broken, by a full disk, say."""
+    """What the cache holds; None where there is no file, or a broken one."""
+    if not path.is_file():
+        return None
     try:
         kept = torch.load(path, map_location="cpu", weights_only=True)
         return Pretrained(kept["state"], key, True, kept["accuracy"])

@@ -4,137 +4,220 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import Callback
+from torch import Tensor, nn
 
+from jtln import distributed
 from jtln.data.duplicates import repeats
+from jtln.data.features import Features
+from jtln.data.loaders import PairData
 from jtln.data.pairs import Pair, PairSpec
 from jtln.data.synthetic import synthetic_pair
 from jtln.data.transforms import Augment
+from jtln.heads import Head, HeadFit
 from jtln.inference.classifier import KEY, Description
 from jtln.module import JTLN
+from jtln.storage import replacing
+from jtln.training.class_costs import FollowFeatures, read_cost
 from jtln.training.experiment import Experiment
-from jtln.training.log import announce_data, announce_training, say
-from jtln.training.negative_transfer import NegativeTransfer, watch
-from jtln.training.pretraining import Pretrained, pretrain, reset
+from jtln.training.log import log, log_data, log_training
+from jtln.training.pretraining import Pretrained, pretrain
 from jtln.training.run_folder import describe, log_summary, mean_plan, write_results, write_settings, write_split
-from jtln.training.trainer import Budget, csv_logger, fit_and_test, make_trainer, pair_data, steps_done
-from jtln.transport.loss import TransportLoss
+from jtln.training.target_only import Curve, ValidationCurve, compare_target_only
+from jtln.training.trainer import Budget, csv_logger, evaluate, fit, fit_best, make_trainer, pair_data, steps_done
+from jtln.transport import class_plan
 
 
 def run(experiment: Experiment) -> dict[str, Any]:
-    """Train, choose by validation, test once, and write the run folder; returns what ``result.json`` holds.
+    """Train, choose by validation, form the head, test once, and write the run folder.
 
     In several processes every process calls this, and the first alone writes and prints.
+
+    Returns:
+        The content of ``result.json``.
     """
     started = time.perf_counter()
-    reset()
-    spec, folder = experiment.spec, experiment.folder
+    distributed.reset()
     write_settings(experiment)
-    if experiment.method.uses_cost and experiment.cost.updates == "never":
-        # A class that the cost does not know is said now, not after images were decoded and a trunk pre-trained.
-        experiment.cost.matrix(spec.source_classes, spec.target_classes)
-    pair = spec.load() if experiment.made_images is None else synthetic_pair(spec, per_class=experiment.made_images)
+    _check_cost(experiment)
+    pair = _load(experiment)
     experiment = replace(experiment, budget=_fitting(experiment.budget, pair))
-    augment = _augment(spec) if experiment.augment else None
-    repeated = repeats(pair)
-    write_split(folder, pair, repeated)
-    announce_data(experiment, pair, repeated)
+    pretrained = _pretrain(experiment, pair)
+    callbacks: list[Callback] = []
+    compared = None
+    if experiment.compare_target_only and not _is_target_only(experiment):
+        compared = compare_target_only(experiment, len(pair.target.val), lambda alone: _curve(alone, pair))
+        callbacks.append(compared)
+    follow = None
+    if experiment.uses_cost and experiment.cost.updates in ("epoch", "ema"):
+        follow = FollowFeatures(experiment.cost, pair)
+        callbacks.append(follow)
 
-    pretrained = None
-    if experiment.pretraining is not None:
-        pretrained = pretrain(
-            pair,
-            experiment.make_trunk,
-            experiment.pretraining.fitted(len(pair.source.train)),
-            experiment.trainer,
-            augment=augment,
-            cache=experiment.cache,
-            depends=experiment.pretraining_depends,
-            num_workers=experiment.num_workers,
-        )
-    compared = watch(experiment, pair, augment, build_module)
     pl.seed_everything(experiment.seed, verbose=False)
-    module = build_module(experiment, pair, pretrained)
-    module.hparams[KEY] = asdict(Description.of(spec, experiment.trunk, experiment.test_views))
-    data = pair_data(
-        pair,
-        module.trunk,
-        experiment.budget,
-        seed=experiment.seed,
-        augment=augment,
-        use_source=module.uses_source,
-        use_target=module.uses_target,
-        num_workers=experiment.num_workers,
-        test_views=experiment.test_views,
-    )
-    passes = data.passes(experiment.budget.steps)
-    announce_training(experiment, pair, module, pretrained, passes)
+    trunk = experiment.make_trunk()
+    source_head = nn.Linear(trunk.dim, len(pair.source.classes))
+    if pretrained is not None:
+        pretrained.load_into(trunk, source_head)
+    data = _data(experiment, pair, trunk)
 
-    last = folder / "checkpoints" / "last.ckpt"
+    last = experiment.folder / "checkpoints" / "last.ckpt"
     checkpoint = last if experiment.resume and last.is_file() else None
     done = steps_done(checkpoint)
     if experiment.resume:
-        say("resumed", f"after {done} steps" if checkpoint else "from the start: there is no checkpoint yet")
-    loggers = [csv_logger(folder, keep_steps=done), *experiment.loggers]
-    callbacks = [] if compared is None else [compared]
-    trainer = make_trainer(experiment.trainer, experiment.budget, folder, loggers, callbacks)
-    outcome = fit_and_test(trainer, module, data, checkpoint)
+        log("resumed", f"after {done} steps" if checkpoint else "from the start: there is no checkpoint yet")
+    loggers = [csv_logger(experiment.folder, keep_steps=done), *experiment.loggers]
+    trainer = make_trainer(experiment.trainer, experiment.budget, experiment.folder, loggers, callbacks)
 
-    result = describe(experiment, module, trainer, outcome, pretrained)
-    if isinstance(compared, NegativeTransfer):
-        result["target_only"] = compared.result(result["target"]["val"]["accuracy"])
+    device = trainer.strategy.root_device
+    cost = read_cost(experiment, pair, Features(trunk.to(device), data, device), source_head.to(device))
+    if follow is not None and cost is not None:
+        follow.matrix = cost.used
+    module = JTLN(
+        trunk,
+        len(pair.source.classes),
+        len(pair.target.classes),
+        experiment.method,
+        None if cost is None else cost.loss(experiment),
+        experiment.optimization,
+        source_head,
+    )
+    module.hparams[KEY] = asdict(Description.of(experiment.spec, experiment.trunk, experiment.test_views))
+    data.use_source, data.use_target = module.reads("source"), module.reads("target")
+    log_training(experiment, pair, module, cost, pretrained, data.passes(experiment.budget.steps))
+
+    fitted = fit_best(trainer, module, data, checkpoint)
+    matrix = follow.matrix if follow is not None else None if cost is None else cost.used
+    head_fit = form_head(experiment.head, module, Features(module.trunk, data, device), matrix, experiment)
+    if trainer.is_global_zero and experiment.head.replaces:
+        _keep_head(fitted.best, experiment.head, module.target_head)
+    metrics = evaluate(trainer, module, data)
+
+    result = describe(experiment, trunk.name, trainer, metrics, fitted, cost, pretrained, head_fit)
+    if compared is not None:
+        result["target_only"] = asdict(compared.result())
     if trainer.is_global_zero:
-        plan = mean_plan(module, pair, data.transform_eval) if module.lambda_ot > 0 else None
-        write_results(experiment, module, result, plan, time.perf_counter() - started)
+        plan = mean_plan(module, pair, data.transform_eval) if experiment.method.lambda_ot > 0 else None
+        shown = matrix if follow is not None or cost is None else cost.given
+        write_results(experiment, pair, module, result, shown, plan, time.perf_counter() - started)
         for logger in experiment.loggers:
-            log_summary(logger, result, folder)
+            log_summary(logger, result, experiment.folder)
     return result
 
 
-def build_module(experiment: Experiment, pair: Pair, pretrained: Pretrained | None = None) -> JTLN:
-    """The network with its objective, started from the pre-trained weights where there are any."""
-    method, source, target = experiment.method, pair.source.classes, pair.target.classes
-    transport = cost = None
-    if method.uses_cost:
-        cost = experiment.cost
-        reads_features = cost.updates != "never"
-        matrix = torch.ones(len(source), len(target)) if reads_features else cost.matrix(source, target)
-        transport = TransportLoss(
-            matrix,
-            method.epsilon,
-            gradient=method.gradient,
-            max_iterations=method.max_iterations,
-            tolerance=method.tolerance,
-        )
-    module = JTLN(
-        experiment.make_trunk(),
-        source,
-        target,
-        transport,
-        cost,
-        method.penalty,
-        head_end=method.head_end,
-        calibrate=experiment.calibrate,
-        freeze_trunk=method.freeze_trunk,
-        lambda_source=method.lambda_source,
-        lambda_ot=method.lambda_ot,
-        lambda_label=method.lambda_label,
-        lambda_ot_unit=method.lambda_ot_unit,
-        ot_schedule=method.ot_schedule,
-        on=method.on,
-        optimizer=experiment.optimizer,
-        trunk_lr_factor=experiment.trunk_lr_factor,
-        lr_schedule=experiment.lr_schedule,
+def form_head(
+    head: Head, module: JTLN, features: Features, cost: Tensor | None, experiment: Experiment
+) -> HeadFit | None:
+    """Form the target classifier after training, and put it in place of the trained head; None where that one stays.
+
+    Args:
+        features: under the module's trunk.
+        cost: (S, T) that relates the classes; None where nothing does.
+    """
+    if not head.replaces:
+        return None
+    module.to(features.device)
+    plan = None
+    if head.uses_cost and cost is not None:
+        plan = class_plan(cost.to(features.device), experiment.transport.epsilon)
+    trained = module.target_head
+    assert isinstance(trained, nn.Linear)
+    found = head.fit(trained, features, plan, (module.source_head.out_features, trained.out_features))
+    module.target_head = found.classifier.to(features.device)
+    return found
+
+
+def _keep_head(path: Path, head: Head, classifier: nn.Module) -> None:
+    """Add the classifier to the chosen checkpoint, whose own weights stay as they were trained."""
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    kind = f"{type(head).__module__}.{type(head).__qualname__}"
+    state = {name: value.detach().cpu() for name, value in classifier.state_dict().items()}
+    checkpoint["head"] = {"kind": kind, "settings": head.settings(), "state": state}
+    with replacing(path) as file:
+        torch.save(checkpoint, file)
+
+
+def _check_cost(experiment: Experiment) -> None:
+    """Raise for a class that the cost does not know before images are read and a trunk is pre-trained."""
+    if experiment.uses_cost and experiment.cost.updates == "never":
+        experiment.cost.matrix(experiment.spec.source_classes, experiment.spec.target_classes)
+
+
+def _load(experiment: Experiment) -> Pair:
+    spec, count = experiment.spec, experiment.synthetic_images
+    pair = spec.load() if count is None else synthetic_pair(spec, per_class=count)
+    duplicates = repeats(pair)
+    write_split(experiment.folder, pair, duplicates)
+    log_data(experiment, pair, duplicates)
+    return pair
+
+
+def _pretrain(experiment: Experiment, pair: Pair) -> Pretrained | None:
+    if experiment.pretraining is None:
+        return None
+    return pretrain(
+        pair,
+        experiment.make_trunk,
+        experiment.pretraining.fitted(len(pair.source.train)),
+        experiment.trainer,
+        augment=_augment(experiment),
+        cache=experiment.cache,
+        depends=experiment.pretraining_depends,
+        num_workers=experiment.num_workers,
     )
-    if pretrained is not None:
-        pretrained.load_into(module)
-    return module
 
 
-def _augment(spec: PairSpec) -> Augment:
+def _is_target_only(experiment: Experiment) -> bool:
+    """Whether nothing of the source is in the run: neither its images nor a term that needs them."""
+    method = experiment.method
+    reads_source = method.lambda_source > 0 or experiment.uses_cost or experiment.pretraining is not None
+    return not (reads_source or method.penalty is not None or experiment.trunk.get("freeze"))
+
+
+def _curve(experiment: Experiment, pair: Pair) -> Curve:
+    """Train for the curve of the target's validation accuracy, and keep nothing else."""
+    pl.seed_everything(experiment.seed, verbose=False)
+    trunk = experiment.make_trunk()
+    classes = len(pair.source.classes), len(pair.target.classes)
+    module = JTLN(trunk, *classes, experiment.method, optimization=experiment.optimization)
+    data = _data(experiment, pair, trunk)
+    data.use_source = False
+    recorder = ValidationCurve()
+    with TemporaryDirectory() as folder:
+        trainer = make_trainer(
+            experiment.trainer,
+            experiment.budget,
+            Path(folder),
+            callbacks=[recorder],
+            description="target alone",
+            keep_checkpoints=False,
+            hidden=("source val",),
+        )
+        fit(trainer, module, data)
+    return recorder.curve
+
+
+def _data(experiment: Experiment, pair: Pair, trunk: Any) -> PairData:
+    return pair_data(
+        pair,
+        trunk,
+        experiment.budget,
+        seed=experiment.seed,
+        augment=_augment(experiment),
+        num_workers=experiment.num_workers,
+        test_views=experiment.test_views,
+    )
+
+
+def _augment(experiment: Experiment) -> Augment | None:
+    spec: PairSpec = experiment.spec
+    if not experiment.augment:
+        return None
     same_size = spec.crop is None and spec.stored_size == spec.image_size
     return Augment(spec.flip, spec.shift, spec.crop, None if same_size else spec.image_size)
 

@@ -16,24 +16,26 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from jtln.costs import is_constant
-from jtln.costs.calibration import Calibration
 from jtln.costs.file import save_cost
 from jtln.data.duplicates import Repeat
 from jtln.data.pairs import Pair
-from jtln.heads.discriminant import HeadEnd
+from jtln.heads import HeadFit
+from jtln.methods.method import IMAGES
 from jtln.module import JTLN
 from jtln.reporting import plots
 from jtln.reporting.run_page import strongest_transports, transport_sentences, write_report
+from jtln.training.class_costs import RunCost
 from jtln.training.experiment import Experiment
-from jtln.training.log import cost_sentences, head_sentences, show_result
+from jtln.training.log import calibration_message, head_message, show_result
 from jtln.training.pretraining import Pretrained
 from jtln.training.provenance import git_commit, hardware, versions
-from jtln.training.trainer import Outcome
+from jtln.training.trainer import Fitted
 from jtln.transport.plans import plan_summary
 
 
 @rank_zero_only
 def write_settings(experiment: Experiment) -> None:
+    """Write config.yaml and overrides.yaml."""
     experiment.folder.mkdir(parents=True, exist_ok=True)
     (experiment.folder / "config.yaml").write_text(experiment.config, encoding="utf-8")
     lines = "".join(f"- {json.dumps(override)}\n" for override in experiment.overrides)
@@ -74,7 +76,7 @@ def mean_plan(module: JTLN, pair: Pair, transform: Callable[[Tensor], Tensor], b
     plan, entropy, count = torch.zeros_like(module.transport.cost), 0.0, 0
     for side in ("source", "target"):
         images = getattr(pair, side).val
-        if module.on not in (side, "both"):
+        if side not in IMAGES[module.method.ot_images]:
             continue
         for start in range(0, len(images), batch):
             pixels, _ = images.__getitems__(list(range(start, min(start + batch, len(images)))))
@@ -88,13 +90,22 @@ def mean_plan(module: JTLN, pair: Pair, transform: Callable[[Tensor], Tensor], b
 
 
 def describe(
-    experiment: Experiment, module: JTLN, trainer: pl.Trainer, outcome: Outcome, pretrained: Pretrained | None
+    experiment: Experiment,
+    trunk_name: str,
+    trainer: pl.Trainer,
+    metrics: dict[str, Any],
+    fitted: Fitted,
+    cost: RunCost | None,
+    pretrained: Pretrained | None,
+    head_fit: HeadFit | None,
 ) -> dict[str, Any]:
+    """Return what ``result.json`` holds, but for what the plots are made of."""
     method = experiment.method
     return {
         "method": method.name,
+        "head": experiment.head.name,
         "dataset": experiment.dataset,
-        "cost": experiment.cost_name if module.transport is not None else None,
+        "cost": experiment.cost_name if experiment.uses_cost else None,
         "shots": experiment.spec.shots,
         "rate": experiment.spec.rate,
         "seed": experiment.seed,
@@ -104,13 +115,22 @@ def describe(
         "git_commit": git_commit(),
         "versions": versions(),
         "hardware": hardware(trainer),
-        "target": outcome.metrics["target"],
-        "source": outcome.metrics["source"],
-        "transport": None,
-        "head_end": head_end(module),
+        "target": metrics["target"],
+        "source": metrics["source"],
+        "transport": {
+            "epsilon": experiment.transport.epsilon,
+            "lambda_ot": method.lambda_ot,
+            "lambda_ot_unit": method.lambda_ot_unit,
+            "lambda_label": method.lambda_label,
+            "ot_images": method.ot_images,
+        }
+        if experiment.uses_cost
+        else None,
+        "calibration": None if cost is None or cost.calibration is None else _finite(cost.calibration._asdict()),
+        "head_fit": None if head_fit is None else {name: round(value, 6) for name, value in head_fit.chosen.items()},
         "target_only": None,
         "trunk": {
-            "name": module.trunk.name,
+            "name": trunk_name,
             "pretrained": None
             if pretrained is None
             else {
@@ -120,69 +140,59 @@ def describe(
             },
         },
         "steps": experiment.budget.steps,
-        "best_epoch": outcome.best_epoch,
-        "made_images": experiment.made_images is not None,
+        "best_epoch": fitted.best_epoch,
+        "synthetic_images": experiment.synthetic_images is not None,
         "seeds_differ_in_test": experiment.spec.seeds_differ_in_test or experiment.seed_draws_classes,
-        "seconds": outcome.seconds,
-        "images_per_second": outcome.images_per_second,
+        "seconds": fitted.seconds,
+        "images_per_second": fitted.images_per_second,
     }
 
 
-def head_end(module: JTLN) -> dict[str, float] | None:
-    """What the validation images chose of the target head's end; None where it stayed as it was trained."""
-    if bool(module.head_found[0] < 0):
-        return None
-    return {name: round(value, 6) for name, value in HeadEnd(*module.head_found.tolist())._asdict().items()}
-
-
-def calibration(module: JTLN) -> dict[str, float | None] | None:
-    """What the labelled images bore out of the cost; None where they were not asked. JSON knows no infinity: null."""
-    if bool(module.calibration[0] <= 0):
-        return None
-    found = Calibration(*module.calibration.tolist())
-    chance = math.log(len(module.target))
-    epsilon = found.epsilon if math.isfinite(found.epsilon) else None
-    return {"epsilon": epsilon, "surprise": found.surprise, "chance": chance}
+def _finite(values: dict[str, float]) -> dict[str, float | None]:
+    """JSON has no infinity: null."""
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 def write_results(
-    experiment: Experiment, module: JTLN, result: dict[str, Any], plan: dict[str, Any] | None, seconds: float
+    experiment: Experiment,
+    pair: Pair,
+    module: JTLN,
+    result: dict[str, Any],
+    cost: Tensor | None,
+    plan: dict[str, Any] | None,
+    seconds: float,
 ) -> None:
-    folder, source, target = experiment.folder, module.source, module.target
+    """Write plots, tables, ``result.json`` and the page, and print the result.
+
+    Args:
+        cost: (S, T) for ``cost.csv``; None where the run has none.
+        plan: of :func:`mean_plan`; None where no transport loss was trained.
+        seconds: of the whole run.
+    """
+    folder, source, target = experiment.folder, pair.source.classes, pair.target.classes
     pictures = folder / "plots"
     pictures.mkdir(exist_ok=True)
-    sentences: list[str] = []
-    if module.transport is not None:
-        # As it was given, if it does not change: what calibration made of it is in the checkpoints.
-        fixed = module.given_cost if experiment.cost.updates == "never" else None
-        cost = (module.transport.cost if fixed is None else fixed).cpu()
+    messages: list[str] = []
+    if cost is not None:
+        cost = cost.cpu()
         save_cost(folder / "cost.csv", cost, source, target)
-        result["transport"] = {
-            "epsilon": module.transport.epsilon,
-            "lambda_ot": experiment.method.lambda_ot,
-            "lambda_ot_unit": experiment.method.lambda_ot_unit,
-            "lambda_label": module.lambda_label,
-            "on": module.on,
-            "calibration": calibration(module),
-        }
-        if not is_constant(cost):
-            sentences = cost_sentences(result["transport"]["calibration"])
+        messages = calibration_message(result["calibration"])
         title = f"cost {experiment.cost_name}"
         plots.cost_heatmap(cost, source.names, target.names, title).savefig(pictures / "cost.png")
-        if plan is not None:
-            # Under a constant cost the plan is what the two heads predict, each for itself: nothing is matched.
-            constant = is_constant(module.transport.cost)
-            strongest = {} if constant else strongest_transports(plan["plan"], source.names, target.names)
-            result["transport"] |= {"plan_entropy": plan["plan_entropy"], "strongest": strongest}
-            sentences = [*sentences, *transport_sentences(strongest, limit=6)]
-            plots.plan_heatmap(plan["plan"], source.names, target.names).savefig(pictures / "plan.png")
-    sentences = [*sentences, *head_sentences(result["head_end"])]
+    if plan is not None and module.transport is not None:
+        # Under a constant cost the plan is what the two heads predict, each for itself: nothing is matched.
+        constant = is_constant(module.transport.cost)
+        strongest = {} if constant else strongest_transports(plan["plan"], source.names, target.names)
+        result["transport"] |= {"plan_entropy": plan["plan_entropy"], "strongest": strongest}
+        messages = [*messages, *transport_sentences(strongest, limit=6)]
+        plots.plan_heatmap(plan["plan"], source.names, target.names).savefig(pictures / "plan.png")
+    messages = [*messages, *head_message(experiment.head.name, result["head_fit"])]
     result["seconds_in_all"] = seconds
     plots.training_curves(folder / "metrics.csv").savefig(pictures / "training.png")
     plots.confusion(module.test_confusion.cpu(), target.names).savefig(pictures / "confusion.png")
     (folder / "result.json").write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     write_report(folder)
-    show_result(result, sentences, folder)
+    show_result(result, messages, folder)
 
 
 def log_summary(logger: Logger, result: dict[str, Any], folder: Path) -> None:

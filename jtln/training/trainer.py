@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
@@ -24,8 +23,7 @@ from jtln.data.pairs import Pair
 from jtln.data.transforms import Augment, CentreCrop, ToFloat, Views
 from jtln.errors import UserError
 from jtln.module import HEADS, JTLN
-from jtln.storage import replacing
-from jtln.training.progress import Progress
+from jtln.training.callbacks import Progress, SeedEpochs, TransportDiagnostics
 from jtln.trunks.base import Trunk
 
 
@@ -64,8 +62,6 @@ def pair_data(
     *,
     seed: int,
     augment: Augment | None,
-    use_source: bool = True,
-    use_target: bool = True,
     eval_batch_size: int = 256,
     num_workers: int | None = None,
     test_views: str = "none",
@@ -87,8 +83,6 @@ def pair_data(
         transform_train=torch.nn.Sequential(middle if augment is None else augment, to_float),
         transform_eval=torch.nn.Sequential(middle, to_float),
         views=None if test_views == "none" else Views(test_views, pair.image_size),
-        use_source=use_source,
-        use_target=use_target,
     )
 
 
@@ -104,7 +98,11 @@ def make_trainer(
 ) -> pl.Trainer:
     """A Trainer that keeps the checkpoint with the best target validation accuracy, and the last one."""
     _quiet_lightning()
-    extra: list[Callback] = [_SeedEpochs(), *([Progress(description, hidden)] if settings.progress_bar else [])]
+    extra: list[Callback] = [
+        SeedEpochs(),
+        TransportDiagnostics(),
+        *([Progress(description, hidden)] if settings.progress_bar else []),
+    ]
     if keep_checkpoints:
         extra.extend(best_and_last(folder))
     options: dict[str, Any] = {
@@ -125,7 +123,9 @@ def make_trainer(
             **options,
         )
     except (MisconfigurationException, ImportError, TypeError, ValueError) as error:
-        raise UserError(f"the trainer cannot be had as configured (trainer.*): {error}") from error
+        raise UserError(
+            f"expected values that pytorch_lightning.Trainer takes in trainer.*, but got: {error}"
+        ) from error
 
 
 def best_and_last(folder: Path) -> list[ModelCheckpoint]:
@@ -158,19 +158,19 @@ class _Movable(ModelCheckpoint):
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What came of a training: metrics of the chosen checkpoint, and how long it took."""
+class Fitted:
+    """What a training took, and where validation chose its weights."""
 
-    metrics: dict[str, dict[str, dict[str, float]]]  # head -> split -> metric
     seconds: float  # of fitting
     images_per_second: float  # training images, both tasks, over fitting including its validations
+    best: Path  # the checkpoint that validation chose
     best_epoch: int
 
 
 def fit(trainer: pl.Trainer, module: JTLN, data: PairData, checkpoint: Path | None = None) -> None:
     """Fit; Ctrl-C stays what it is."""
     with _interruptible(trainer):
-        trainer.fit(module, data, ckpt_path=None if checkpoint is None else str(checkpoint), weights_only=False)
+        trainer.fit(module, data, ckpt_path=None if checkpoint is None else str(checkpoint), weights_only=True)
 
 
 @contextmanager
@@ -184,8 +184,8 @@ def _interruptible(trainer: pl.Trainer) -> Iterator[None]:
         raise
 
 
-def fit_and_test(trainer: pl.Trainer, module: JTLN, data: PairData, checkpoint: Path | None = None) -> Outcome:
-    """Fit, take the checkpoint that validation chose, and read the test part, once.
+def fit_best(trainer: pl.Trainer, module: JTLN, data: PairData, checkpoint: Path | None = None) -> Fitted:
+    """Fit, and leave the module with the weights that validation chose.
 
     Args:
         checkpoint: a ``last.ckpt`` to continue from.
@@ -193,31 +193,24 @@ def fit_and_test(trainer: pl.Trainer, module: JTLN, data: PairData, checkpoint: 
     started, first_step = time.perf_counter(), steps_done(checkpoint)
     fit(trainer, module, data, checkpoint)
     seconds = time.perf_counter() - started
-    sizes = [
-        data.source_batch_size if module.uses_source else 0,
-        data.target_batch_size if module.uses_target else 0,
-    ]
-    images = (trainer.global_step - first_step) * sum(sizes)
-
+    sizes = {"source": data.source_batch_size, "target": data.target_batch_size}
+    images = (trainer.global_step - first_step) * sum(size for side, size in sizes.items() if module.reads(side))
     path = Path(trainer.checkpoint_callback.best_model_path)  # type: ignore[union-attr]
-    best = torch.load(path, map_location="cpu", weights_only=False)
-    module.on_load_checkpoint(best)
+    best = torch.load(path, map_location="cpu", weights_only=True)
     module.load_state_dict(best["state_dict"])
+    return Fitted(seconds, images / max(seconds, 1e-9), path, int(best["epoch"]))
+
+
+def evaluate(trainer: pl.Trainer, module: JTLN, data: PairData) -> dict[str, dict[str, dict[str, float]]]:
+    """Measure the module on validation and test images: head -> split -> metric."""
     values: dict[str, Any] = {}
     # Only the test is logged: the curves hold the chosen checkpoint's validation already, at its own step, as trained.
-    for evaluate, loggers in ((trainer.validate, []), (trainer.test, trainer.loggers)):
+    for measure, loggers in ((trainer.validate, []), (trainer.test, trainer.loggers)):
         trainer.loggers = loggers
         with _interruptible(trainer):
-            for part in evaluate(module, datamodule=data, verbose=False):
+            for part in measure(module, datamodule=data, verbose=False):
                 values.update(part)
-    if module.head_end is not None and trainer.is_global_zero:  # the checkpoint is of what has been evaluated
-        best["state_dict"] = {name: value.cpu() for name, value in module.state_dict().items()}
-        with replacing(path) as file:
-            torch.save(best, file)
-    counts = {
-        head: {split: len(getattr(getattr(data.pair, head), split)) for split in ("val", "test")} for head in HEADS
-    }
-    metrics = {
+    return {
         head: {
             split: {
                 **{
@@ -225,13 +218,12 @@ def fit_and_test(trainer: pl.Trainer, module: JTLN, data: PairData, checkpoint: 
                     for key, value in values.items()
                     if key.startswith(f"{split}/{head}/") and not key.endswith("/selection")
                 },
-                "n": counts[head][split],
+                "n": len(getattr(getattr(data.pair, head), split)),
             }
             for split in ("val", "test")
         }
         for head in HEADS
     }
-    return Outcome(metrics, seconds, images / max(seconds, 1e-9), int(best["epoch"]))
 
 
 def steps_done(checkpoint: Path | None) -> int:
@@ -239,7 +231,7 @@ def steps_done(checkpoint: Path | None) -> int:
     if checkpoint is None:
         return 0
     try:
-        return int(torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=False)["global_step"])
+        return int(torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)["global_step"])
     except Exception as error:  # what torch.load raises depends on where the file was cut off
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
@@ -260,15 +252,6 @@ def csv_logger(folder: Path, keep_steps: int = 0) -> CSVLogger:
         step = int(row.pop("step"))
         logger.experiment.log_metrics({key: value for key, value in row.items() if value}, step)  # type: ignore[misc]
     return logger
-
-
-class _SeedEpochs(Callback):
-    """Dropout and augmentation draw from a stream of each epoch's own, so that a resumed run draws as one that was
-    not cut off; each process has other streams."""
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        entropy = [trainer.datamodule.seed, trainer.current_epoch, trainer.global_rank]  # type: ignore[attr-defined]
-        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
 
 
 def _quiet_lightning() -> None:

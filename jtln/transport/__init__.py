@@ -1,6 +1,6 @@
 """Entropic optimal transport under one shared cost matrix: the solver, its plans, and the loss."""
 
-from jtln.transport.loss import TransportLoss, label_transport, soft_labels
+from jtln.transport.loss import TransportLoss, TransportSettings, label_transport, soft_labels
 from jtln.transport.plans import PlanSummary, class_plan, plan_summary, transport_plan
 from jtln.transport.sinkhorn import SinkhornResult, check_cost, check_epsilon, check_limits, sinkhorn
 
@@ -8,6 +8,7 @@ __all__ = [
     "PlanSummary",
     "SinkhornResult",
     "TransportLoss",
+    "TransportSettings",
     "check_cost",
     "check_epsilon",
     "check_limits",

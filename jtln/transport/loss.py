@@ -2,15 +2,43 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 
 from jtln.errors import UserError, unknown
 from jtln.transport.plans import plan_summary
-from jtln.transport.sinkhorn import SinkhornResult, check_cost, check_epsilon, sinkhorn
+from jtln.transport.sinkhorn import SinkhornResult, check_cost, check_epsilon, check_limits, sinkhorn
 
 GRADIENTS = ("both", "source", "target")
+
+
+@dataclass(frozen=True)
+class TransportSettings:
+    """How a cost is used, by the transport loss and by the heads.
+
+    Attributes:
+        epsilon: > 0, in the cost's units: how soft the plans under the cost are.
+        calibrate: whether the labelled images calibrate the cost first (:mod:`jtln.costs.calibration`).
+        max_iterations: >= 1, of Sinkhorn.
+        tolerance: >= 0, of Sinkhorn's marginal error.
+
+    Raises:
+        UserError: a value is out of range.
+    """
+
+    epsilon: float = 0.1
+    calibrate: bool = True
+    max_iterations: int = 200
+    tolerance: float = 1e-4
+
+    def __post_init__(self) -> None:
+        check_epsilon(self.epsilon)
+        check_limits(self.max_iterations, self.tolerance)
+        if not isinstance(self.calibrate, bool):
+            raise UserError(f"expected calibrate to be true or false, but got {self.calibrate!r}")
 
 
 class TransportLoss(nn.Module):

@@ -20,9 +20,11 @@ class Trunk(nn.Module):
         dim: D, the number of features.
         mean, std: how it wants its images (in [0, 1]) normalised, a value a channel.
         pretrained: whether it has weights that others trained; False where they are random.
+        frozen: whether training leaves it as it is.
     """
 
     pretrained: bool = False
+    frozen: bool = False
 
     def __init__(self, body: nn.Module, name: str, dim: int, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()

@@ -1,0 +1,95 @@
+"""The command line's arguments, before Hydra sees them and as it keeps them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from jtln.errors import UserError
+
+CHOSEN_BY_CONFIGURATIONS = ("cost", "head", "method", "pretrain")  # groups that a study's configurations choose
+
+
+def config_dir() -> Path:
+    """Return the folder of the configuration groups: inside an installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+def groups() -> Iterable[str]:
+    """Return every configuration group, "dataset/source" among them."""
+    folders = {path.parent.relative_to(config_dir()).as_posix() for path in config_dir().glob("*/**/*.yaml")}
+    return sorted(folder for folder in folders if not folder.startswith("hydra"))
+
+
+def files(group: str) -> Iterable[str]:
+    """Return the names of a group's files."""
+    return sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
+
+
+def key_of(override: str) -> str:
+    """Return the key or group that an override sets: "+method.penalty=null" -> "method.penalty"."""
+    return override.partition("=")[0].lstrip("+~")
+
+
+def is_of_a_choice(override: str) -> bool:
+    """Tell whether it sets a key inside a group that the configurations of a study choose (cost.metric=path)."""
+    return key_of(override).startswith(tuple(f"{group}." for group in CHOSEN_BY_CONFIGURATIONS))
+
+
+def is_study(arguments: Sequence[str]) -> bool:
+    """Tell whether ``arguments`` name a study."""
+    return any(re.match(r"\+?study=(?!(none|null)$)", argument) for argument in arguments)
+
+
+def listed(value: Any) -> list[Any]:
+    """Return a list as it is, and a single value as a list of one."""
+    return list(value) if isinstance(value, list) or OmegaConf.is_list(value) else [value]
+
+
+def config_dir_given(hydra: Any) -> list[str]:
+    """Return the user's own --config-dir, for further runs; nothing where there is none."""
+    sources = [source for source in hydra.runtime.config_sources if source.provider == "command-line"]
+    return [part for source in sources for part in ("--config-dir", os.path.abspath(source.path))]
+
+
+def overrides_given(hydra: Any) -> list[str]:
+    """Return what was typed, as it was typed: ${seed} in it is not the seed of the moment."""
+    typed: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)
+    return [str(each) for each in typed]
+
+
+def at_least(key: str, value: Any, least: int) -> int:
+    """Return ``value``, or raise a UserError unless it is a whole number of ``least`` or more."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise UserError(f"expected a whole number >= {least} for {key}, but got {value!r}")
+    return value
+
+
+def at_home(argument: str) -> str:
+    """Return an argument that names a folder for results with the home folder in place of a leading ~.
+
+    Quotes, which Hydra wants around such a value, keep the shell from doing so.
+    """
+    found = re.fullmatch(r"((?:study\.folder|hydra\.(?:run|sweep)\.dir)=)([\"']?)~(/.*?|)\2", argument, re.DOTALL)
+    return argument if found is None else f'{found[1]}"{Path.home()}{found[3]}"'
+
+
+def options_first(arguments: list[str]) -> list[str]:
+    """Return the same arguments with the options in front that Hydra does not take between values."""
+    options, others, left = [], [], iter(arguments)
+    for argument in left:
+        if argument in ("--config-dir", "-cd"):
+            options += [argument, *islice(left, 1)]
+        elif argument in ("-m", "--multirun") or argument.startswith("--config-dir="):
+            options.append(argument)
+        else:
+            others.append(argument)
+    return [*options, *others]

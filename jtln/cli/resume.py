@@ -1,0 +1,81 @@
+"""``resume=RUN``: go on with a run that was cut off."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from jtln.errors import UserError
+from jtln.study.job import is_setting
+
+# What may change when a run is resumed, which has no part in what it learns but for how long.
+_NO_SETTING = ("epochs", "trainer", "logger", "num_workers", "cache", "compare_target_only", "hydra")
+
+
+def resumed(arguments: list[str]) -> list[str]:
+    """The arguments of the run that ``resume=FOLDER`` names, its folder, and what else was given now.
+
+    Raises:
+        UserError: there is no such run, it is finished, or it is under way and what was given is one of its settings.
+    """
+    folders = [argument.partition("=")[2] for argument in arguments if argument.startswith("resume=")]
+    if not folders or folders[-1] in ("", "null"):
+        return arguments
+    folder = Path(folders[-1].strip("\"'")).expanduser().resolve()
+    overrides = folder / "overrides.yaml"
+    if not overrides.is_file():
+        raise UserError(f"expected resume= to be the folder of a run, but there is no {overrides}")
+    named = {"resume": f'resume="{folder}"', "hydra.run.dir": f'hydra.run.dir="{folder}"'}
+    now = [argument for argument in arguments if argument.partition("=")[0] not in named]
+    keys = {argument.partition("=")[0] for argument in now if "=" in argument and not argument.startswith("-")}
+    if (folder / "result.json").is_file() and not keys:
+        raise UserError(f"the run in {folder} is finished: to train it for longer, give epochs= as well")
+    try:
+        written: Any = OmegaConf.to_container(OmegaConf.load(overrides), resolve=False)
+    except (OmegaConfBaseException, YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"expected the run's arguments in {overrides}, but it cannot be read: {reason}") from error
+    earlier = [str(override) for override in written]
+    same = {argument.partition("=")[0] for argument in now if argument in earlier}  # given again, by DDP for one
+    settings = sorted(key for key in keys - same if not key.lstrip("+~").startswith(_NO_SETTING))
+    if settings and (folder / "checkpoints" / "last.ckpt").is_file():
+        raise UserError(
+            f"expected no other settings for a run that is under way, but got {', '.join(settings)} with "
+            f"resume={folder}: leave them out (epochs, trainer, logger and num_workers may change), or start a new run"
+        )
+    return [*(each for each in earlier if each.partition("=")[0] not in keys), *now, *named.values()]
+
+
+def check_unchanged(config: str, folder: Path) -> None:
+    """Raise a UserError where the run under way was begun with other settings: those of another version's defaults.
+
+    Args:
+        config: now, YAML.
+        folder: of the run, where what it was begun with lies as well.
+    """
+    begun = folder / "config.yaml"
+    if not begun.is_file() or not (folder / "checkpoints" / "last.ckpt").is_file():
+        return
+    then, now = (_flat(OmegaConf.to_container(each)) for each in (OmegaConf.load(begun), OmegaConf.create(config)))
+    nothing = "nothing"
+    changed = [
+        f"{key} (then {then.get(key, nothing)}, now {now.get(key, nothing)})"
+        for key in dict.fromkeys([*then, *now])
+        if is_setting(key) and not key.startswith(_NO_SETTING) and then.get(key, nothing) != now.get(key, nothing)
+    ]
+    if changed:
+        raise UserError(
+            f"expected the settings that the run in {folder} was begun with, but got others of {', '.join(changed[:8])}"
+            f"{', and more' if len(changed) > 8 else ''}: go on with the version that began it, or start a new run"
+        )
+
+
+def _flat(values: Any, above: str = "") -> dict[str, Any]:
+    """Every value under its key with dots."""
+    if not isinstance(values, dict) or not values:
+        return {above: values}
+    return {k: v for key, value in values.items() for k, v in _flat(value, f"{above}.{key}".lstrip(".")).items()}

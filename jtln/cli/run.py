@@ -1,0 +1,48 @@
+"""One run, or with -m one for each combination of values."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from omegaconf import DictConfig
+
+from jtln.cli.hydra_app import run_hydra
+from jtln.cli.resume import check_unchanged
+from jtln.cli.run_folder import own_folder
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Train as ``arguments`` say; returns the exit code."""
+    if lone := [argument for argument in arguments if re.match(r"[+~]*study\.", argument)]:
+        print(
+            f"error: {lone[0]} is for a study, but none is named: add -m study=few_shot, for instance", file=sys.stderr
+        )
+        return 2
+    return run_hydra(list(arguments), _train)
+
+
+def _train(config: DictConfig) -> Any:
+    with own_folder():
+        return _train_in_it(config)
+
+
+def _train_in_it(config: DictConfig) -> Any:
+    # Here, so that --help and a mistake in the call need not wait for PyTorch.
+    from jtln.cli.build import build
+    from jtln.training.run import run
+
+    experiment, failed = build(config), True
+    if experiment.resume:
+        check_unchanged(experiment.config, experiment.folder)
+    try:
+        result = run(experiment)
+        failed = False
+    finally:
+        if experiment.loggers:
+            import wandb
+
+            wandb.finish(exit_code=int(failed))  # otherwise the next job of a multirun would be logged into this one
+    return result

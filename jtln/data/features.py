@@ -1,0 +1,53 @@
+"""What a trunk in evaluation mode makes of a pair's images: read by calibration, costs, penalties and heads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+Batch = tuple[Tensor, Tensor]  # images (B, 3, H, W) or features (B, D), labels (B,)
+
+
+class ImageSource(Protocol):
+    """What gives the images: :class:`jtln.data.loaders.PairData`, or a data module of your own."""
+
+    def images_of(
+        self, side: str, part: str = "train", at_most: int | None = None, device: torch.device | str = "cpu"
+    ) -> Iterator[Batch]:
+        """This process's share of a task's images, each once: (B, 3, H, W) normalised for the trunk, labels (B,).
+
+        Args:
+            side: "source" or "target".
+            part: "train" or "val".
+            at_most: about how many images, evenly spread over the part; None: all.
+            device: where they go.
+        """
+
+
+class Features:
+    """A pair's images, and their features under a trunk.
+
+    Args:
+        trunk: (B, 3, H, W) -> (B, D); it is called in evaluation mode and without gradients.
+        images: of the pair.
+        device: where the trunk is.
+    """
+
+    def __init__(self, trunk: nn.Module, images: ImageSource, device: torch.device | str) -> None:
+        self.trunk, self.images, self.device = trunk, images, device
+
+    def images_of(self, side: str, part: str = "train", at_most: int | None = None) -> Iterator[Batch]:
+        """The images (B, 3, H, W) on the device, and their labels (B,); arguments as in :class:`ImageSource`."""
+        yield from self.images.images_of(side, part, at_most, self.device)
+
+    def of(self, side: str, part: str = "train", at_most: int | None = None) -> Iterator[Batch]:
+        """The features (B, D) and labels (B,); arguments as in :class:`ImageSource`."""
+        for images, labels in self.images_of(side, part, at_most):
+            training = self.trunk.training
+            with torch.no_grad():
+                features = self.trunk.eval()(images)
+            self.trunk.train(training)
+            yield features, labels

@@ -1,0 +1,128 @@
+"""From a run's checkpoint to a classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from jtln.data.files import Reader
+from jtln.data.transforms import Views
+from jtln.errors import UserError, unknown
+from jtln.heads import Cosine, Discriminant, Head, Linear
+from jtln.inference.classifier import KEY, Classifier, Description
+from jtln.trunks import Trunk, alexnet, from_torchvision
+from jtln.trunks.weights import is_fetched
+
+TASKS = ("target", "source")
+TRUNKS: dict[str, Callable[..., Trunk]] = {
+    "jtln.trunks.alexnet": alexnet,
+    "jtln.trunks.from_torchvision": from_torchvision,
+}
+HEADS: dict[str, Callable[..., Head]] = {
+    f"{kind.__module__}.{kind.__qualname__}": kind for kind in (Linear, Cosine, Discriminant)
+}
+
+
+def load(run: str | Path, head: str = "target", views: str | None = None, trust: bool = False) -> Classifier:
+    """Return the network that a run's validation chose, on the CPU.
+
+    Args:
+        run: its folder, or a ``best.ckpt`` from one.
+        head: "target" or "source".
+        views: "none", "flip" or "ten_crop"; None takes those of its test.
+        trust: whether code of other packages than this may run that the checkpoint names: a trunk or head of your own.
+
+    Raises:
+        UserError: there is no such checkpoint, it is not one of ours, it names code that is not trusted, or its trunk
+            cannot be made again.
+    """
+    if head not in TASKS:
+        raise unknown("head", head, TASKS)
+    path = checkpoint_of(run)
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        state, said = checkpoint["state_dict"], Description(**checkpoint["hyper_parameters"][KEY])
+    except OSError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"expected a checkpoint of a run, with what its network is, in {path}, but it cannot be read as one "
+            f"({type(error).__name__}): give a run of this version of jtln"
+        ) from error
+    if not said.trunk:
+        raise UserError(
+            f"expected the trunk's configuration in {path}, but its trunk was made in Python: load it there"
+        )
+    kind, settings = str(said.trunk.get("_target_", "")), {k: v for k, v in said.trunk.items() if k != "_target_"}
+    make_trunk = _trusted(kind, TRUNKS, "trunk", path, trust, settings)
+    fitted = checkpoint.get("head") if head == "target" else None
+    make_head = None if fitted is None else _trusted(fitted["kind"], HEADS, "head", path, trust, fitted["settings"])
+    classes = getattr(said, head)
+    try:
+        settings.pop("freeze", None)
+        if kind in TRUNKS:  # the weights are in the checkpoint, and need not be fetched
+            settings["weights"] = "none"
+        trunk = make_trunk(image_size=said.image_size, **settings)
+        if hasattr(getattr(trunk, "body", None), "transform_input"):  # goes by the weights that training began with
+            trunk.body.transform_input = is_fetched(str(said.trunk.get("weights")))
+        trunk.load_state_dict({k.removeprefix("trunk."): v for k, v in state.items() if k.startswith("trunk.")})
+        classifier: nn.Module = nn.Linear(trunk.dim, len(classes))
+        prefix = f"{head}_head."
+        weights = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        if make_head is not None and fitted is not None:
+            classifier, weights = make_head(**fitted["settings"]).classifier(trunk.dim, len(classes)), fitted["state"]
+        classifier.load_state_dict(weights)
+    except Exception as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise UserError(
+            f"expected to make the network of {path} again, trunk {kind}, but got: {reason}. A file of your own has to "
+            "be in this folder or installed, as it was in training"
+        ) from error
+    reader = Reader(said.stored_size, said.fit, said.channels)
+    return Classifier(trunk, classifier, classes, reader, Views(views or said.views, said.image_size))
+
+
+def _trusted(
+    kind: str, known: dict[str, Callable[..., Any]], what: str, path: Path, trust: bool, settings: dict[str, Any]
+) -> Callable[..., Any]:
+    """What ``kind`` names; a checkpoint may come from anywhere, and nothing that it names runs unless it is known."""
+    if kind in known and not _names_code(settings):
+        return known[kind]
+    if not trust:
+        raise UserError(
+            f"expected a {what} of this package in {path}, but it names {kind}, which loading would run: give --trust "
+            "(trust=True in Python) if the file is from somebody whom you trust"
+        )
+    module, _, name = kind.rpartition(".")
+    try:
+        found: Callable[..., Any] = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"expected the {what} {kind} of {path} in this folder or installed, as it was in training, but got: {error}"
+        ) from error
+    return found
+
+
+def _names_code(value: Any) -> bool:
+    """Whether a value of a configuration names something to call, at any depth."""
+    if isinstance(value, dict):
+        return "_target_" in value or any(map(_names_code, value.values()))
+    return isinstance(value, list | tuple) and any(map(_names_code, value))
+
+
+def checkpoint_of(run: str | Path) -> Path:
+    """Return the checkpoint that ``run`` stands for: itself, or a run folder's best."""
+    path = Path(run).expanduser()
+    if path.is_file():
+        return path
+    best = path / "checkpoints" / "best.ckpt"
+    if best.is_file():
+        return best
+    if not path.exists():
+        raise UserError(f"expected a run's folder or checkpoint, but there is no {path}")
+    raise UserError(f"expected a run's folder, but there is no {best}: give the folder that train.py named at its end")

@@ -1,0 +1,100 @@
+"""What happens around the training step: progress, random streams, and the diagnostics of the transport loss."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+from torch import Tensor
+from tqdm import tqdm
+
+from jtln.module import JTLN
+
+_WATCHED = {"train/loss": "loss", "val/target/accuracy": "target val", "val/source/accuracy": "source val"}
+
+
+class SeedEpochs(Callback):
+    """Dropout and augmentation draw from a stream of each epoch's own, so that a resumed run draws as one that was
+    not cut off; each process has other streams."""
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        seed = getattr(getattr(trainer, "datamodule", None), "seed", 0)
+        entropy = [seed, trainer.current_epoch, trainer.global_rank]
+        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
+
+
+class TransportDiagnostics(Callback):
+    """Logs, at the trainer's pace, whether the transport loss's solver converged and how strongly the loss pulls.
+
+    ``train/ot_gradient_ratio`` is the norm of the weighted transport loss's gradient in the features over that of the
+    cross-entropies.
+    """
+
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
+        pace = max(1, int(getattr(trainer, "log_every_n_steps", 1)))
+        if not isinstance(pl_module, JTLN) or "ot" not in pl_module.latest or (trainer.global_step + 1) % pace:
+            return
+        assert pl_module.transport is not None
+        values = {f"train/{name}": value for name, value in pl_module.transport.readings().items()}
+        features = [value for name, value in pl_module.latest.items() if name.startswith("features/")]
+        if features[0].requires_grad:  # not where the trunk is frozen
+            pulls = {kind: _pull(pl_module, names, features) for kind, names in _KINDS.items()}
+            values["train/ot_gradient_ratio"] = pulls["ot"] / pulls["cross_entropies"].clamp_min(1e-12)
+        pl_module.log_dict(values, sync_dist=True, batch_size=1)
+
+
+_KINDS = {"ot": ("ot",), "cross_entropies": ("target_loss", "source_loss")}
+
+
+def _pull(module: JTLN, names: tuple[str, ...], features: list[Tensor]) -> Tensor:
+    """Norm of the gradient of these weighted terms in the features."""
+    terms = [term for term in module.terms if term.name in names]
+    parts = [term.weight * term.schedule(module.progress) * module.latest[term.name] for term in terms]
+    if not parts:
+        return features[0].new_zeros(())
+    gradients = torch.autograd.grad(torch.stack(parts).sum(), features, retain_graph=True, allow_unused=True)
+    return torch.linalg.vector_norm(torch.cat([each.flatten() for each in gradients if each is not None]))
+
+
+class Progress(Callback):
+    """One bar for a whole training (Lightning's begin anew at each epoch); in a file or a pipe, which would keep every
+    refresh, a line for each validation instead.
+
+    Args:
+        description: what stands before the bar.
+        hidden: figures that mean nothing in this training.
+    """
+
+    def __init__(self, description: str, hidden: tuple[str, ...] = ()) -> None:
+        self.description = description
+        self.watched = {key: name for key, name in _WATCHED.items() if name not in hidden}
+        self.bar: Any = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero and sys.stderr.isatty():
+            steps = int(trainer.estimated_stepping_batches)
+            self.bar = tqdm(total=steps, initial=trainer.global_step, desc=self.description, dynamic_ncols=True)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if self.bar is not None:
+            self.bar.update(trainer.global_step - self.bar.n)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        seen = trainer.callback_metrics
+        figures = {name: f"{float(seen[key]):.3f}" for key, name in self.watched.items() if key in seen}
+        if self.bar is not None:
+            self.bar.set_postfix(figures)
+        elif trainer.is_global_zero:
+            text = ", ".join(f"{name} {value}" for name, value in figures.items())
+            print(f"{self.description}: step {trainer.global_step}, {text}", flush=True)
+
+    def on_train_end(self, *_: Any) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def on_exception(self, *_: Any) -> None:
+        self.on_train_end()
