@@ -76,7 +76,7 @@ def layer(module: str) -> int:
 
 
 def imports(path: Path) -> set[str]:
-    """Every module that ``path`` imports anywhere; ``from jtln.reporting import plots`` counts as jtln.reporting.plots."""
+    """Every module that ``path`` imports anywhere, submodules included."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
