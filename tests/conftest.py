@@ -29,7 +29,7 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the user's cache, key or run folders."""
     monkeypatch.setenv("JTLN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("WANDB_MODE", "offline")
-    for variable in ("WANDB_API_KEY", "LOCAL_RANK", "JTLN_SWEEP_FOLDER", "JTLN_PRETRAINED"):
+    for variable in ("WANDB_API_KEY", "LOCAL_RANK", "JTLN_SWEEP_FOLDER", "JTLN_DECISION"):
         monkeypatch.delenv(variable, raising=False)
 
 
@@ -81,9 +81,8 @@ def fit(tmp_path: Path) -> Callable[..., tuple[pl.Trainer, PairData]]:
             budget,
             seed=0,
             augment=None,
-            use_source=module.uses_source,
-            use_target=module.uses_target,
         )
+        data.use_source, data.use_target = module.reads("source"), module.reads("target")
         settings = TrainerSettings({**CPU.options, "log_every_n_steps": 1, **options}, progress_bar=False)
         trainer = make_trainer(settings, budget, tmp_path / "fit", callbacks=callbacks or (), keep_checkpoints=False)
         trainer.fit(module, data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,15 +15,14 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from jtln.costs import CentroidCost, UniformCost
 from jtln.errors import UserError
-from jtln.module import JTLN, Batch
-from jtln.names.class_set import ClassSet
+from jtln.methods import Method
+from jtln.module import JTLN, Batch, Optimization
 from jtln.schedules import Constant, Cosine, Linear
 from jtln.transport.loss import TransportLoss
 from jtln.trunks.base import Trunk
 
-SOURCE, TARGET = ClassSet(["ant", "bee", "cat", "dog"]), ClassSet(["elk", "fox", "gnu"])
+CLASSES = 4, 3
 EPSILON = 0.3
 WEIGHTS = {"lambda_target": 1.5, "lambda_source": 0.4, "lambda_ot": 0.7}
 METRICS = ("accuracy", "mean_class_accuracy", "macro_f1", "ece")
@@ -46,12 +46,13 @@ def batch() -> Batch:
 
 @pytest.fixture
 def make_module(make_trunk: Callable[..., Trunk], cost: Tensor) -> Callable[..., JTLN]:
-    """A JTLN with an accurate transport loss; ``gradient`` and ``on`` and JTLN's other settings by name."""
+    """A JTLN with an accurate transport loss; the method's settings by name."""
 
-    def make(gradient: str = "both", trunk: Trunk | None = None, **settings: Any) -> JTLN:
+    def make(trunk: Trunk | None = None, optimization: Optimization | None = None, **settings: Any) -> JTLN:
         torch.manual_seed(0)
-        transport = TransportLoss(cost, EPSILON, gradient=gradient, tolerance=1e-7, max_iterations=5000)
-        module = JTLN(trunk or make_trunk(), SOURCE, TARGET, transport, **{**WEIGHTS, **settings})
+        method = Method(**{**WEIGHTS, **settings})
+        transport = TransportLoss(cost, EPSILON, gradient=method.gradient, tolerance=1e-7, max_iterations=5000)
+        module = JTLN(trunk or make_trunk(), *CLASSES, method, transport, optimization)
         for head in (module.source_head, module.target_head):
             nn.init.normal_(head.weight, std=1.5)
         return module
@@ -102,9 +103,9 @@ def objective(
 def test_loss_is_the_objective(
     on: str, unit: str, make_module: Callable[..., JTLN], batch: Batch, cost: Tensor
 ) -> None:
-    module = make_module(on=on, lambda_ot_unit=unit)
+    module = make_module(ot_images=on, lambda_ot_unit=unit)
     expected = objective(module, batch, on, unit, cost)
-    assert float(module.training_step(batch, 0).detach()) == pytest.approx(expected, rel=1e-5)
+    assert float(module.training_step(batch, 0)["loss"].detach()) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("gradient", ["both", "source", "target"])
@@ -113,8 +114,9 @@ def test_gradient_is_that_of_the_objective(
     gradient: str, part: str, make_module: Callable[..., JTLN], batch: Batch, cost: Tensor
 ) -> None:
     """Central differences of the objective by hand, along one direction of the part's parameters."""
-    module = make_module(gradient=gradient, on="both")
-    module.training_step(batch, 0).backward()
+    module = make_module(gradient=gradient, ot_images="both")
+    module.training_step(batch, 0)["loss"].backward()
+    module.latest = {}  # holds the graph, which cannot be copied
     parameters = dict(module.get_submodule(part).named_parameters())
     generator = torch.Generator().manual_seed(3)
     direction = {name: torch.randn(p.shape, generator=generator) for name, p in parameters.items()}
@@ -131,35 +133,65 @@ def test_gradient_is_that_of_the_objective(
 
 
 def test_without_a_transport_loss_it_is_two_cross_entropies(make_trunk: Callable[..., Trunk], batch: Batch) -> None:
-    module = JTLN(make_trunk(), SOURCE, TARGET, lambda_source=0.4, lambda_ot=9.0)
+    module = JTLN(make_trunk(), *CLASSES, Method(lambda_source=0.4))
     source, target = heads(module, batch["source"][0])[0], heads(module, batch["target"][0])[1]
     expected = -np.log(target[np.arange(5), batch["target"][1]]).mean()
     expected += 0.4 * -np.log(source[np.arange(8), batch["source"][1]]).mean()
-    assert float(module.training_step(batch, 0).detach()) == pytest.approx(expected, rel=1e-5)
+    assert float(module.training_step(batch, 0)["loss"].detach()) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("settings", "transport", "uses", "frozen"),
+    ("settings", "terms", "reads", "frozen"),
     [
-        ({"lambda_source": 0.0}, False, (False, True), {"source_head"}),
-        ({"lambda_source": 1.0}, False, (True, True), set()),
-        ({"lambda_target": 0.0}, False, (True, False), {"target_head"}),
-        ({"lambda_target": 0.0, "on": "source"}, True, (True, False), set()),
-        ({"lambda_target": 0.0, "on": "target"}, True, (True, True), set()),
-        ({"lambda_source": 0.0, "on": "source"}, True, (True, True), set()),
-        ({"lambda_source": 0.0, "on": "target"}, True, (False, True), set()),
-        ({"lambda_ot": 0.0, "lambda_source": 0.0}, True, (False, True), {"source_head"}),
-        ({"lambda_source": 0.0, "on": "target"}, "target", (False, True), {"source_head"}),
+        ({}, ["target_loss"], (False, True), {"source_head"}),
+        ({"lambda_source": 1.0}, ["target_loss", "source_loss"], (True, True), set()),
+        ({"lambda_target": 0.0, "lambda_source": 1.0}, ["source_loss"], (True, False), {"target_head"}),
+        ({"lambda_target": 0.0, "lambda_ot": 1.0}, ["ot"], (True, False), set()),
+        ({"lambda_target": 0.0, "lambda_ot": 1.0, "ot_images": "target"}, ["ot"], (False, True), set()),
+        ({"lambda_ot": 1.0, "ot_images": "both"}, ["target_loss", "ot"], (True, True), set()),
+        ({"lambda_ot": 1.0, "ot_images": "target"}, ["target_loss", "ot"], (False, True), set()),
+        ({"lambda_ot": 1.0, "gradient": "target"}, ["target_loss", "ot"], (True, True), {"source_head"}),
+        ({"lambda_target": 0.0, "lambda_ot": 1.0, "gradient": "source"}, ["ot"], (True, False), {"target_head"}),
+        ({"lambda_label": 1.0}, ["target_loss", "ot_to_labels"], (False, True), set()),
     ],
 )
-def test_a_head_is_frozen_where_nothing_teaches_it(
-    settings: dict[str, Any], transport: Any, uses: tuple[bool, bool], frozen: set[str], make_trunk: Any, cost: Tensor
+def test_a_term_of_weight_zero_is_not_built(
+    settings: dict[str, Any],
+    terms: list[str],
+    reads: tuple[bool, bool],
+    frozen: set[str],
+    make_trunk: Any,
+    cost: Tensor,
 ) -> None:
-    loss = TransportLoss(cost, EPSILON, gradient="both" if transport is True else transport) if transport else None
-    module = JTLN(make_trunk(), SOURCE, TARGET, loss, **settings)
-    assert (module.uses_source, module.uses_target) == uses
+    """Its images are not read, and a head that no term teaches is frozen."""
+    method = Method(**settings)
+    module = JTLN(make_trunk(), *CLASSES, method, TransportLoss(cost, EPSILON, gradient=method.gradient))
+    assert [term.name for term in module.terms] == terms
+    assert (module.reads("source"), module.reads("target")) == reads
     trained = {name: p.requires_grad for name, p in module.named_parameters()}
     assert {name.partition(".")[0] for name, on in trained.items() if not on} == frozen
+    assert (module.transport is None) == (not method.uses_transport)
+
+
+def test_a_frozen_trunk_stays_as_it_is(make_trunk: Callable[..., Trunk], fit: Fit) -> None:
+    trunk = make_trunk(dropout=0.5)
+    trunk.frozen = True
+    before = copy.deepcopy(trunk.state_dict())
+    module = JTLN(trunk, *CLASSES, Method(), optimization=Optimization(partial(torch.optim.SGD, lr=0.5)))
+    head = module.target_head.weight.detach().clone()
+    fit(module, steps=3)
+    assert not module.train().trunk.training
+    assert all(torch.equal(value, before[name]) for name, value in module.trunk.state_dict().items())
+    assert not torch.equal(module.target_head.weight, head)
+
+
+def test_validation_changes_nothing(make_module: Callable[..., JTLN], fit: Fit) -> None:
+    module = make_module()
+    trainer, data = fit(module, steps=2)
+    before = copy.deepcopy(module.state_dict())
+    trainer.validate(module, datamodule=data, verbose=False)
+    assert before.keys() == module.state_dict().keys()
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
 
 class Watch(pl.Callback):
@@ -182,9 +214,7 @@ def test_schedules_and_progress(make_module: Callable[..., JTLN], fit: Fit) -> N
     module = make_module(
         lambda_ot_unit="1",
         ot_schedule=Linear(final=0.5),
-        lr_schedule=Cosine(warmup=0.25),
-        trunk_lr_factor=0.1,
-        optimizer=lambda groups: torch.optim.SGD(groups, lr=0.2),
+        optimization=Optimization(partial(torch.optim.SGD, lr=0.2), 0.1, Cosine(warmup=0.25)),
     )
     assert module.progress == 0.0  # outside a trainer
     watch = Watch()
@@ -199,7 +229,7 @@ def test_schedules_and_progress(make_module: Callable[..., JTLN], fit: Fit) -> N
 
 
 def test_the_optimizer_gets_every_parameter_that_learns_once(make_trunk: Callable[..., Trunk], fit: Fit) -> None:
-    module = JTLN(make_trunk(), SOURCE, TARGET, lambda_source=0.0)
+    module = JTLN(make_trunk(), *CLASSES, Method())
     trainer, _ = fit(module, steps=1)
     given = [p for group in trainer.optimizers[0].param_groups for p in group["params"]]
     wanted = [p for p in module.parameters() if p.requires_grad]
@@ -234,93 +264,11 @@ def test_evaluation_counts_by_hand(make_module: Callable[..., JTLN], fit: Fit) -
     assert module.test_confusion.tolist() == counts.tolist()
 
 
-# The cost matrix follows the features.
-
-
-def centroid_distances(features: dict[str, Tensor], labels: dict[str, Tensor]) -> np.ndarray:
-    """Euclidean distances of the class means, over their largest."""
-    means = {
-        side: np.stack([x[labels[side].numpy() == c].mean(0) for c in range(size)])
-        for side, size in (("source", 4), ("target", 3))
-        for x in [features[side].double().detach().numpy()]
-    }
-    distance = np.linalg.norm(means["source"][:, None] - means["target"][None], axis=2)
-    return distance / distance.max()
-
-
-def training_set_cost(module: JTLN, data: Any, state: dict[str, Tensor]) -> np.ndarray:
-    """The centroid cost by hand: of the training images, by the trunk whose weights are in ``state``."""
-    module = copy.deepcopy(module)
-    module.load_state_dict(state)
-    features, labels = {}, {}
-    for side in ("source", "target"):
-        train = getattr(data.pair, side).train
-        images, labels[side] = train.__getitems__(list(range(len(train))))
-        features[side] = module.eval().trunk(data.transform_eval(images))
-    return centroid_distances(features, labels)
-
-
-@pytest.mark.parametrize("update", ["once", "epoch"])
-def test_cost_is_read_off_the_training_set(
-    update: str, make_module: Callable[..., JTLN], make_trunk: Callable[..., Trunk], fit: Fit
-) -> None:
-    """With dropout in the trunk, which the features must not go through."""
-    module = make_module(
-        trunk=make_trunk(dropout=0.5),
-        cost=CentroidCost(update=update),
-        trunk_lr_factor=1.0,
-        optimizer=lambda groups: torch.optim.SGD(groups, lr=0.5),
-    )
-    watch = Watch()
-    _, data = fit(module, epochs=2, steps=2, callbacks=[watch])
-    by_hand = [training_set_cost(module, data, step["before"]) for step in watch.steps]
-    assert np.abs(by_hand[0] - by_hand[2]).max() > 0.01  # the features have moved
-    used = [step["cost"].numpy() for step in watch.steps]
-    read = {"once": [0, 0, 0, 0], "epoch": [0, 0, 2, 2]}[update]
-    for cost, index in zip(used, read, strict=True):
-        np.testing.assert_allclose(cost, by_hand[index], atol=2e-6)
-    assert module.trunk.training
-
-
-def test_cost_follows_the_training_batches(make_module: Callable[..., JTLN], fit: Fit) -> None:
-    """``ema`` by hand: every class is in every batch here, so a centroid is a plain moving average of batch means."""
-    momentum = 0.6
-    module = make_module(
-        cost=CentroidCost(update="ema", momentum=momentum, scale="none"),
-        trunk_lr_factor=1.0,
-        optimizer=lambda groups: torch.optim.SGD(groups, lr=0.5),
-    )
-    watch = Watch()
-    fit(module, steps=3, callbacks=[watch], source=16, target=12)
-    sums, weight = {"source": np.zeros((4, 6)), "target": np.zeros((3, 6))}, 0.0
-    for step in watch.steps:
-        before = copy.deepcopy(module)
-        before.load_state_dict(step["before"])
-        weight = momentum * weight + (1 - momentum)
-        for side, size in (("source", 4), ("target", 3)):
-            images, labels = step["batch"][side]
-            features = before.trunk(images).detach().numpy()
-            means = np.stack([features[labels.numpy() == c].mean(0) for c in range(size)])
-            sums[side] = momentum * sums[side] + (1 - momentum) * means
-        expected = np.linalg.norm(sums["source"][:, None] / weight - sums["target"][None] / weight, axis=2)
-        np.testing.assert_allclose(step["cost"].numpy(), expected, atol=2e-6)
-
-
-def test_a_cost_that_was_read_once_survives_a_checkpoint(make_module: Callable[..., JTLN], fit: Fit) -> None:
-    module = make_module(cost=CentroidCost(update="once"))
-    fit(module, steps=1)
-    again = make_module(cost=CentroidCost(update="once"))
-    assert not torch.equal(again.transport.cost, module.transport.cost)
-    again.load_state_dict(module.state_dict())
-    assert torch.equal(again.transport.cost, module.transport.cost)
-    assert bool(again.cost_is_set)
-
-
 # What is logged.
 
 
 def test_what_is_logged_of_the_transport_term(make_module: Callable[..., JTLN], fit: Fit) -> None:
-    module = make_module(on="source", ot_schedule=Constant())
+    module = make_module(ot_images="source", ot_schedule=Constant())
     watch = Watch()
     fit(module, steps=2, callbacks=[watch])
     step = watch.steps[1]
@@ -372,7 +320,7 @@ def test_bfloat16_autocast_stays_finite_and_near(make_module: Callable[..., JTLN
     """With predictions as sure as they get, where probabilities underflow."""
     losses = {}
     for precision in ("32-true", "bf16-mixed"):
-        module = make_module(cost=CentroidCost(update="ema"), on="both")
+        module = make_module(ot_images="both")
         nn.init.normal_(module.source_head.weight, std=60.0)
         watch = Watch()
         fit(module, steps=3, callbacks=[watch], precision=precision)
@@ -383,16 +331,11 @@ def test_bfloat16_autocast_stays_finite_and_near(make_module: Callable[..., JTLN
     assert losses["bf16-mixed"][0] != losses["32-true"][0]  # autocast was on
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"on": "sorce"}, "Did you mean 'source'"),
-        ({"lambda_ot_unit": "epsilon"}, "expected one of 1/epsilon, 1"),
-        ({"lambda_ot": -1.0}, "lambda_ot >= 0"),
-        ({"lambda_source": math.nan}, "lambda_source >= 0"),
-        ({"trunk_lr_factor": -0.1}, "trunk_lr_factor >= 0"),
-    ],
-)
-def test_mistakes(settings: dict[str, Any], message: str, make_trunk: Callable[..., Trunk]) -> None:
-    with pytest.raises(UserError, match=message):
-        JTLN(make_trunk(), SOURCE, TARGET, TransportLoss(UniformCost().matrix(SOURCE, TARGET)), **settings)
+def test_a_transport_term_needs_a_transport_loss(make_trunk: Callable[..., Trunk]) -> None:
+    with pytest.raises(UserError, match=r"transport.*None"):
+        JTLN(make_trunk(), *CLASSES, Method(lambda_label=0.1))
+
+
+def test_the_trunk_learns_at_no_negative_rate() -> None:
+    with pytest.raises(UserError, match=r"trunk_lr_factor >= 0.*-0\.1"):
+        Optimization(torch.optim.SGD, trunk_lr_factor=-0.1)

@@ -14,9 +14,9 @@ from jtln.costs import Cost, SourceHead
 from jtln.costs.calibration import Calibration, calibrate
 from jtln.data.features import Features
 from jtln.data.pairs import Pair
+from jtln.methods import Method
 from jtln.module import JTLN
-from jtln.training.experiment import Experiment
-from jtln.transport import TransportLoss
+from jtln.transport import TransportLoss, TransportSettings
 
 
 @dataclass(frozen=True)
@@ -33,30 +33,32 @@ class RunCost:
     used: Tensor
     calibration: Calibration | None = None
 
-    def loss(self, experiment: Experiment) -> TransportLoss | None:
+    def loss(self, method: Method, settings: TransportSettings) -> TransportLoss | None:
         """Return the transport loss under this cost; None where the method has no transport term."""
-        if not experiment.method.uses_transport:
+        if not method.uses_transport:
             return None
-        settings = experiment.transport
         return TransportLoss(
             self.used,
             settings.epsilon,
-            gradient=experiment.method.gradient,
+            gradient=method.gradient,
             max_iterations=settings.max_iterations,
             tolerance=settings.tolerance,
         )
 
 
-def read_cost(experiment: Experiment, pair: Pair, features: Features, source_head: nn.Linear) -> RunCost | None:
-    """Read and calibrate the cost before the loss is built; None where neither method nor head uses one.
+def read_cost(
+    cost: Cost, pair: Pair, features: Features, source_head: nn.Linear, settings: TransportSettings, calibrates: bool
+) -> RunCost:
+    """Read the cost and calibrate it, before the loss is built.
 
     Args:
+        pair: whose classes it relates.
         features: under the trunk as training starts from it.
         source_head: likewise.
+        settings: how it is used.
+        calibrates: whether the labelled images calibrate it.
     """
-    if not experiment.uses_cost:
-        return None
-    cost, source, target = experiment.cost, pair.source.classes, pair.target.classes
+    source, target = pair.source.classes, pair.target.classes
     if cost.updates == "ema":  # no features yet: the first step has a constant cost
         cost.prepare((len(source), len(target)), source_head.in_features)
         constant = torch.ones(len(source), len(target))
@@ -64,10 +66,10 @@ def read_cost(experiment: Experiment, pair: Pair, features: Features, source_hea
     if cost.updates != "never":
         _fit(cost.to(features.device), pair, features, source_head)
     given = cost.matrix(source, target)
-    if not experiment.calibrates:
+    if not calibrates:
         return RunCost(given, given)
     logits = ((_logits(source_head, rows), labels) for rows, labels in features.of("target"))
-    used, calibration = calibrate(given.to(features.device), experiment.transport.epsilon, logits)
+    used, calibration = calibrate(given.to(features.device), settings.epsilon, logits)
     return RunCost(given, used.cpu(), calibration)
 
 

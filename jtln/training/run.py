@@ -75,7 +75,11 @@ def run(experiment: Experiment) -> dict[str, Any]:
     trainer = make_trainer(experiment.trainer, experiment.budget, experiment.folder, loggers, callbacks)
 
     device = trainer.strategy.root_device
-    cost = read_cost(experiment, pair, Features(trunk.to(device), data, device), source_head.to(device))
+    features = Features(trunk.to(device), data, device)
+    cost = None
+    if experiment.uses_cost:
+        settings = experiment.transport
+        cost = read_cost(experiment.cost, pair, features, source_head.to(device), settings, experiment.calibrates)
     if follow is not None and cost is not None:
         follow.matrix = cost.used
     module = JTLN(
@@ -83,7 +87,7 @@ def run(experiment: Experiment) -> dict[str, Any]:
         len(pair.source.classes),
         len(pair.target.classes),
         experiment.method,
-        None if cost is None else cost.loss(experiment),
+        None if cost is None else cost.loss(experiment.method, experiment.transport),
         experiment.optimization,
         source_head,
     )
@@ -93,7 +97,7 @@ def run(experiment: Experiment) -> dict[str, Any]:
 
     fitted = fit_best(trainer, module, data, checkpoint)
     matrix = follow.matrix if follow is not None else None if cost is None else cost.used
-    head_fit = form_head(experiment.head, module, Features(module.trunk, data, device), matrix, experiment)
+    head_fit = form_head(experiment.head, module, features, matrix, experiment.transport.epsilon)
     if trainer.is_global_zero and experiment.head.replaces:
         _keep_head(fitted.best, experiment.head, module.target_head)
     metrics = evaluate(trainer, module, data)
@@ -110,21 +114,20 @@ def run(experiment: Experiment) -> dict[str, Any]:
     return result
 
 
-def form_head(
-    head: Head, module: JTLN, features: Features, cost: Tensor | None, experiment: Experiment
-) -> HeadFit | None:
+def form_head(head: Head, module: JTLN, features: Features, cost: Tensor | None, epsilon: float) -> HeadFit | None:
     """Form the target classifier after training, and put it in place of the trained head; None where that one stays.
 
     Args:
         features: under the module's trunk.
         cost: (S, T) that relates the classes; None where nothing does.
+        epsilon: of the plan between the classes under it.
     """
     if not head.replaces:
         return None
     module.to(features.device)
     plan = None
     if head.uses_cost and cost is not None:
-        plan = class_plan(cost.to(features.device), experiment.transport.epsilon)
+        plan = class_plan(cost.to(features.device), epsilon)
     trained = module.target_head
     assert isinstance(trained, nn.Linear)
     found = head.fit(trained, features, plan, (module.source_head.out_features, trained.out_features))

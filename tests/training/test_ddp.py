@@ -18,13 +18,16 @@ from torch import nn
 from two_processes import run_in_two
 
 from jtln.costs import CentroidCost
+from jtln.data.features import Features
 from jtln.data.images import ArrayImages
 from jtln.data.pairs import Pair, Task
-from jtln.module import JTLN
+from jtln.methods import Method
+from jtln.module import JTLN, Optimization
 from jtln.names.class_set import ClassSet
 from jtln.schedules import Cosine, Linear
+from jtln.training.class_costs import FollowFeatures, read_cost
 from jtln.training.trainer import Budget, TrainerSettings, make_trainer, pair_data
-from jtln.transport.loss import TransportLoss
+from jtln.transport import TransportSettings
 from jtln.trunks.base import Trunk
 
 UPDATES = ("once", "epoch", "ema")
@@ -62,24 +65,17 @@ def train(update: str, folder: Path, devices: int) -> dict[str, Any]:
     """Two epochs of three steps without anything random; what came of it in this process."""
     torch.manual_seed(0)
     body = nn.Sequential(nn.Flatten(), nn.Linear(192, 6), nn.Tanh())
-    transport = TransportLoss(torch.ones(4, 3), 0.2, tolerance=1e-7, max_iterations=2000)
-    pair = uneven_pair()
-    module = JTLN(
-        Trunk(body, "tiny", 6, (0.5,) * 3, (0.5,) * 3),
-        pair.source.classes,
-        pair.target.classes,
-        transport,
-        CentroidCost(update=update),
-        on="both",
-        ot_schedule=Linear(),
-        lr_schedule=Cosine(),
-        optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9),
-    )
-    budget, watch = Budget(2, 3, 8, 6), Watch()
-    data = pair_data(pair, module.trunk, budget, seed=0, augment=None, eval_batch_size=3)
+    trunk, source_head = Trunk(body, "tiny", 6, (0.5,) * 3, (0.5,) * 3), nn.Linear(6, 4)
+    pair, cost, settings = uneven_pair(), CentroidCost(update=update), TransportSettings(0.2, False, 2000, 1e-7)
+    budget, watch, follow = Budget(2, 3, 8, 6), Watch(), FollowFeatures(cost, pair)
+    data = pair_data(pair, trunk, budget, seed=0, augment=None, eval_batch_size=3)
+    read = read_cost(cost, pair, Features(trunk, data, "cpu"), source_head, settings, calibrates=False)
+    method = Method(lambda_source=1.0, lambda_ot=1.0, ot_images="both", ot_schedule=Linear())
+    optimization = Optimization(partial(torch.optim.SGD, lr=0.1, momentum=0.9), 0.1, Cosine())
+    module = JTLN(trunk, 4, 3, method, read.loss(method, settings), optimization, source_head)
     options = {"accelerator": "cpu", "devices": devices, "log_every_n_steps": 1}
-    settings = TrainerSettings(options | ({"strategy": "ddp"} if devices > 1 else {}), progress_bar=False)
-    trainer = make_trainer(settings, budget, folder, callbacks=[watch], keep_checkpoints=False)
+    devices_of = TrainerSettings(options | ({"strategy": "ddp"} if devices > 1 else {}), progress_bar=False)
+    trainer = make_trainer(devices_of, budget, folder, callbacks=[watch, follow], keep_checkpoints=False)
     trainer.fit(module, data)
     logged = {key: float(value) for key, value in trainer.callback_metrics.items()}
     trainer.test(module, datamodule=data, verbose=False)
@@ -88,7 +84,7 @@ def train(update: str, folder: Path, devices: int) -> dict[str, Any]:
         "losses": watch.losses,
         "gradients": watch.gradients,
         "weights": {name: value.numpy() for name, value in module.state_dict().items()},
-        "cost": transport.cost.numpy(),
+        "cost": module.transport.cost.numpy(),
         "metrics": {key: value for key, value in logged.items() if key.startswith(METRICS)},
         "confusion": module.test_confusion.numpy(),
         "world_size": trainer.world_size,
@@ -98,7 +94,7 @@ def train(update: str, folder: Path, devices: int) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def in_two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What ``train`` returned in each of two processes, by update."""
-    return run_in_two(__file__, tmp_path_factory.mktemp("ddp"), timeout=90)
+    return run_in_two(__file__, tmp_path_factory.mktemp("ddp"), timeout=600)
 
 
 @pytest.mark.parametrize("update", UPDATES)
@@ -135,7 +131,7 @@ def run_train(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=600,
         check=False,
     )
 
@@ -151,6 +147,7 @@ RUN_FILES = {
 }
 
 
+@pytest.mark.slow
 def test_two_processes_write_one_folder(tmp_path: Path) -> None:
     """A multirun of two jobs, and one of them resumed as a run of its own."""
     done = run_train(tmp_path, "-m", "cost=uniform,centroid")
@@ -174,10 +171,11 @@ def test_two_processes_write_one_folder(tmp_path: Path) -> None:
     assert json.loads((folder / "1/result.json").read_text())["target"] == results[1]["target"]
 
 
+@pytest.mark.slow
 def test_a_study_in_two_processes(tmp_path: Path) -> None:
     """Every run has a group of processes of its own; and a head that no loss reaches is not waited for."""
-    call = ["study=quick", "study.shots=1", "study.seeds=2", "study.only=[jtln_uniform]", "study.folder=studies"]
-    keys = ["method.on=target", "method.lambda_source=0", "method.lambda_label=0", "pretrain.epochs=1"]
+    call = ["study=quick", "study.shots=1", "study.seeds=2", "study.only=[annealed_uniform]", "study.folder=studies"]
+    keys = ["method.ot_images=target", "method.lambda_source=0", "method.lambda_label=0", "pretrain.epochs=1"]
     done = run_train(tmp_path, "-m", *call, *keys)
     assert done.returncode == 0, done.stdout + done.stderr
     results = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("studies/runs/*/result.json"))]

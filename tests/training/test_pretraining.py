@@ -5,13 +5,17 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tiny import CPU
 from torch import Tensor
 
 from jtln.data.category_pair import CategoryPair
@@ -20,16 +24,17 @@ from jtln.data.collections.pictograms import Pictograms
 from jtln.data.images import ArrayImages
 from jtln.data.pairs import Pair, PairSpec
 from jtln.data.transforms import Augment
-from jtln.module import JTLN
+from jtln.errors import UserError
+from jtln.module import Optimization
 from jtln.schedules import Constant, Cosine
 from jtln.training import pretraining as module_under_test
 from jtln.training.pretraining import Pretrained, Pretraining, cache_key, pretrain
-from jtln.training.trainer import Budget, TrainerSettings
+from jtln.training.trainer import Budget
 from jtln.trunks.alexnet import alexnet
 from jtln.trunks.base import Trunk
 
-SETTINGS = Pretraining(Budget(2, 3, 8, 1), 0, partial(torch.optim.AdamW, lr=1e-2), Cosine())
-CPU = TrainerSettings({"accelerator": "cpu", "devices": 1}, progress_bar=False)
+ADAMW = Optimization(partial(torch.optim.AdamW, lr=1e-2), 1.0, Cosine())
+SETTINGS = Pretraining(Budget(2, 3, 8, 1), 0, ADAMW)
 
 
 @pytest.fixture
@@ -47,7 +52,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 def files(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file()]
+    return [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
 
 
 def test_the_second_call_comes_from_the_cache(run: Callable[..., Pretrained], monkeypatch: Any) -> None:
@@ -79,11 +84,11 @@ def test_it_learns_and_hands_over_trunk_and_source_head(
     torch.manual_seed(SETTINGS.seed)
     start = {f"trunk.{name}": value for name, value in make_trunk().state_dict().items()}
     assert not any(torch.equal(pretrained.state[name], value) for name, value in start.items())
-    module = JTLN(make_trunk(), tiny.source_classes, tiny.target_classes)
-    target_head = module.target_head.weight.clone()
-    pretrained.load_into(module)
-    assert all(torch.equal(module.state_dict()[name], value) for name, value in pretrained.state.items())
-    assert torch.equal(module.target_head.weight, target_head)
+    trunk, head = make_trunk(), torch.nn.Linear(6, 4)
+    pretrained.load_into(trunk, head)
+    state = {f"trunk.{name}": value for name, value in trunk.state_dict().items()}
+    state |= {f"source_head.{name}": value for name, value in head.state_dict().items()}
+    assert same(state, pretrained.state)
 
 
 @pytest.mark.parametrize("left", [0, 1, 100, 0.5, 0.999, "not a checkpoint", {"state": {}}])
@@ -128,7 +133,7 @@ def test_the_file_appears_under_its_name_only_when_it_is_whole(
         moved.append(torch.load(temporary, weights_only=True).keys())
         os.rename(temporary, path)
 
-    monkeypatch.setattr(module_under_test.os, "replace", replace)
+    monkeypatch.setattr("jtln.storage.os.replace", replace)
     run()
     assert moved == [{"state", "accuracy"}]
 
@@ -167,8 +172,8 @@ def test_key_follows_everything_that_the_weights_depend_on(tiny: PairSpec, make_
         "seed": key(seed=1),
         "epochs": key(budget=Budget(3, 3, 8, 1)),
         "batch size": key(budget=Budget(2, 3, 4, 1)),
-        "schedule": key(lr_schedule=Constant()),
-        "warmup": key(lr_schedule=Cosine(warmup=0.1)),
+        "schedule": key(optimization=dataclasses.replace(ADAMW, schedule=Constant())),
+        "warmup": key(optimization=dataclasses.replace(ADAMW, schedule=Cosine(warmup=0.1))),
         "no augmentation": key(augment=None),
         "no flip": key(augment=Augment(flip=False)),
         "shift": key(augment=Augment(shift=3)),
@@ -197,36 +202,39 @@ def test_accuracy_is_of_the_source_validation_part(run: Callable[..., Pretrained
     assert math.isclose(run().accuracy * len(tiny.load().source.val) % 1, 0, abs_tol=1e-5)
 
 
-def test_all_processes_do_as_the_first_one_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where another run puts the file into the cache between the first process's look and the second's."""
-    from jtln.training.pretraining import _agreed
+def test_two_runs_at_once_train_the_trunk_once(run: Callable[..., Pretrained], monkeypatch: Any) -> None:
+    """The second waits for the lock that the first holds while it trains, and takes what it made."""
+    trained, train = [], module_under_test._train
 
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    assert _agreed("abc", cached=False)  # the first process trains
+    def slow(*arguments: Any) -> Pretrained:
+        trained.append(threading.current_thread().name)
+        time.sleep(0.5)
+        return train(*arguments)
+
+    monkeypatch.setattr(module_under_test, "_train", slow)
+    monkeypatch.setattr("signal.signal", lambda *_: None)  # which only the main thread may set
+    with ThreadPoolExecutor(2) as threads:
+        results = list(threads.map(lambda _: run(), range(2)))
+    assert len(trained) == 1
+    assert sorted(each.cached for each in results) == [False, True]
+    assert same(results[0].state, results[1].state)
+
+
+def test_a_process_without_the_trunk_that_the_first_one_found(
+    run: Callable[..., Pretrained], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = run(cache=None).key
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert not _agreed("abc", cached=True)  # so the second does not take the file that is there by now
-    assert _agreed("abc", cached=True)  # in a multirun's next job both look at the same time
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    assert _agreed("abc", cached=True)
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert not _agreed("abc", cached=False)
+    monkeypatch.setenv("JTLN_DECISION", f"pretrained-{key}:1")
+    with pytest.raises(UserError, match="cache=DIR"):
+        run()
 
 
 @pytest.mark.parametrize(
     ("images", "steps", "batch"), [(40, 75, 40), (4800, 75, 64), (4801, 76, 64), (10**6, 1000, 64)]
 )
 def test_an_epoch_is_a_pass_over_the_source_within_limits(images: int, steps: int, batch: int) -> None:
-    settings = Pretraining(Budget(5, 1, 64, 1), 0, partial(torch.optim.AdamW, lr=1e-3), Constant(), passes=True)
+    settings = Pretraining(Budget(5, 1, 64, 1), 0, ADAMW, passes=True)
     budget = settings.fitted(images).budget
     assert (budget.epochs, budget.steps_per_epoch, budget.source_batch_size) == (5, steps, batch)
     assert dataclasses.replace(settings, passes=False).fitted(images).budget.steps_per_epoch == 1
-
-
-def test_what_an_earlier_run_found_reaches_no_later_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(module_under_test._DECISION, "key:1")
-    module_under_test.reset()
-    assert module_under_test._DECISION not in os.environ
-    monkeypatch.setenv(module_under_test._DECISION, "key:1")
-    monkeypatch.setenv("LOCAL_RANK", "1")  # the first process has told this one
-    module_under_test.reset()
-    assert os.environ[module_under_test._DECISION] == "key:1"

@@ -22,8 +22,8 @@ def test_a_checkout_that_is_not_installed_has_a_version(monkeypatch: pytest.Monk
 
 
 def test_the_commit_and_whether_the_code_has_changed_since(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code = tmp_path / "jtln" / "provenance.py"
-    code.parent.mkdir()
+    code = tmp_path / "jtln" / "training" / "provenance.py"
+    code.parent.mkdir(parents=True)
     code.write_text("1\n", encoding="utf-8")
     monkeypatch.setattr("jtln.training.provenance.__file__", str(code))
     assert git_commit() is None

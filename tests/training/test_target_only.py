@@ -1,4 +1,4 @@
-"""The gap to a run that had the target alone: what is kept, compared, logged and said."""
+"""The gap to a run that had the target alone: trained, compared, logged and printed."""
 
 from __future__ import annotations
 
@@ -21,24 +21,15 @@ from pytorch_lightning.loggers import CSVLogger
 
 from jtln.costs import UniformCost
 from jtln.data.pairs import PairSpec
-from jtln.errors import UserError
-from jtln.methods import BSS
-from jtln.schedules import Constant
-from jtln.training.experiment import Experiment, Method
-from jtln.training.negative_transfer import (
-    METRIC,
-    PATIENCE,
-    NegativeTransfer,
-    baseline_key,
-    is_below,
-    is_target_only,
-    keep,
-    read,
-    standard_error,
-)
+from jtln.heads import Linear
+from jtln.methods import BSS, Method
+from jtln.module import Optimization
+from jtln.training.experiment import Experiment
 from jtln.training.pretraining import Pretraining
-from jtln.training.run import run
+from jtln.training.run import _is_target_only, run
+from jtln.training.target_only import METRIC, PATIENCE, CompareTargetOnly, is_below, read_curve, standard_error
 from jtln.training.trainer import Budget, TrainerSettings
+from jtln.transport import TransportSettings
 from jtln.trunks.base import Trunk
 
 CPU = TrainerSettings({"accelerator": "cpu", "devices": 1, "log_every_n_steps": 1}, progress_bar=False)
@@ -52,18 +43,19 @@ pytestmark = pytest.mark.usefixtures("no_drawing")
 def experiment(tiny: PairSpec, make_trunk: Callable[..., Trunk], tmp_path: Path) -> Experiment:
     return Experiment(
         method=Method("joint", lambda_source=1.0),
-        dataset="tiny",
-        cost_name="uniform",
-        spec=tiny,
+        head=Linear(),
         cost=UniformCost(),
+        transport=TransportSettings(),
+        spec=tiny,
         make_trunk=partial(make_trunk, 0.2),
         budget=Budget(4, 4, 8, 6),
-        optimizer=partial(torch.optim.SGD, lr=0.3),
-        lr_schedule=Constant(),
-        trunk_lr_factor=1.0,
+        optimization=Optimization(partial(torch.optim.SGD, lr=0.3), 1.0),
         trainer=CPU,
         folder=tmp_path / "run",
+        dataset="tiny",
+        cost_name="uniform",
         cache=tmp_path / "cache",
+        compare_target_only=True,
         command="python train.py method=joint",
     )
 
@@ -74,46 +66,41 @@ def column(folder: Path, name: str) -> dict[int, float]:
         return {int(row["step"]) + 1: float(row[name]) for row in csv.DictReader(file) if row.get(name)}
 
 
-def cached(experiment: Experiment) -> list[Path]:
-    assert experiment.cache is not None
-    return sorted((experiment.cache / "baselines").glob("*"))
-
-
 def test_the_gap_is_the_difference_of_the_two_curves(
     experiment: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """The target-only run that comes first is that of method=target_only, whose trunk learns as fast as its head."""
     alone = replace(experiment, method=ALONE, folder=tmp_path / "alone")
     assert run(alone)["target_only"] is None  # it is not compared with itself
-    (file,) = cached(experiment)
     theirs = column(alone.folder, "val/target/accuracy")
-    assert read(file) == pytest.approx(theirs)
     assert list(theirs) == STEPS
+    capsys.readouterr()
 
-    result = run(experiment)
-    ours, gaps = (column(experiment.folder, name) for name in ("val/target/accuracy", METRIC))
+    slow = replace(experiment, optimization=replace(experiment.optimization, trunk_lr_factor=0.1))
+    result = run(slow)
+    assert read_curve(slow.folder / "target_only.json") == pytest.approx(theirs)
+    ours, gaps = (column(slow.folder, name) for name in ("val/target/accuracy", METRIC))
     assert gaps == pytest.approx({step: ours[step] - theirs[step] for step in STEPS})
     assert METRIC not in (alone.folder / "metrics.csv").read_text()
-    told = json.loads((experiment.folder / "result.json").read_text())["target_only"]
-    assert told == json.loads(json.dumps(result["target_only"]))
-    assert told["val_accuracy"] == pytest.approx(max(theirs.values()))
-    assert told["gap"] == pytest.approx(max(ours.values()) - max(theirs.values()))
-    assert told["key"] == file.stem
-    gap = f"{100 * told['gap']:+.1f} points"
+    kept = json.loads((slow.folder / "result.json").read_text())["target_only"]
+    assert kept == json.loads(json.dumps(result["target_only"]))
+    assert kept["val_accuracy"] == pytest.approx(max(theirs.values()))
+    assert kept["gap"] == pytest.approx(max(ours.values()) - max(theirs.values()))
+    gap = f"{100 * kept['gap']:+.1f} points"
     assert f"transfer   {gap} over the target alone" in capsys.readouterr().out
-    assert f"Validation accuracy is {gap}" in (experiment.folder / "report.html").read_text(encoding="utf-8")
+    assert f"Validation accuracy is {gap}" in (slow.folder / "report.html").read_text(encoding="utf-8")
 
 
 def planted(experiment: Experiment, accuracy: float) -> None:
-    """The cache says that the target alone reached ``accuracy`` at every validation."""
-    assert experiment.cache is not None
-    key = baseline_key(experiment, experiment.spec.load(), None, experiment.make_trunk())
-    keep(experiment.cache / "baselines" / f"{key}.json", dict.fromkeys(STEPS, accuracy), {})
+    """The run's folder says that the target alone reached ``accuracy`` at every validation."""
+    experiment.folder.mkdir()
+    (experiment.folder / "target_only.json").write_text(json.dumps({"curve": dict.fromkeys(STEPS, accuracy)}))
 
 
 @pytest.fixture
 def unlearning(experiment: Experiment) -> Experiment:
     """A run that never moves from where it began, at chance or near it."""
-    return replace(experiment, augment=False, optimizer=partial(torch.optim.SGD, lr=0.0))
+    return replace(experiment, augment=False, optimization=Optimization(partial(torch.optim.SGD, lr=0.0), 1.0))
 
 
 def test_a_warning_says_when_the_source_does_harm(unlearning: Experiment, capsys: pytest.CaptureFixture[str]) -> None:
@@ -149,13 +136,13 @@ class Trained:
         self.state = SimpleNamespace(fn="fit")
         self.callback_metrics: dict[str, Any] = {}
 
-    def validate(self, watched: NegativeTransfer, step: int, accuracy: float) -> None:
+    def validate(self, watched: CompareTargetOnly, step: int, accuracy: float) -> None:
         self.global_step, self.callback_metrics = step, {"val/target/accuracy": torch.tensor(accuracy)}
         watched.on_validation_end(self, None)  # type: ignore[arg-type]
 
 
 def test_the_early_warning_waits_for_a_run_of_bad_validations(capsys: pytest.CaptureFixture[str]) -> None:
-    trainer, watched = Trained(), NegativeTransfer(dict.fromkeys(range(1, 9), 0.8), "key", 100, "nothing")
+    trainer, watched = Trained(), CompareTargetOnly(dict.fromkeys(range(1, 9), 0.8), 100, "nothing")
     worse, within = 0.6, 0.7  # 0.8 - two standard errors of 0.061 or 0.063 lies between them
     assert is_below(worse, 0.8, 100)
     assert not is_below(within, 0.8, 100)
@@ -175,8 +162,8 @@ def test_the_early_warning_waits_for_a_run_of_bad_validations(capsys: pytest.Cap
 def test_a_resumed_run_goes_on_counting_and_does_not_warn_twice(capsys: pytest.CaptureFixture[str]) -> None:
     trainer = Trained()
 
-    def watcher() -> NegativeTransfer:
-        return NegativeTransfer(dict.fromkeys(range(1, 9), 0.8), "key", 100, "nothing")
+    def watcher() -> CompareTargetOnly:
+        return CompareTargetOnly(dict.fromkeys(range(1, 9), 0.8), 100, "nothing")
 
     first, second, third = watcher(), watcher(), watcher()
     trainer.validate(first, 1, 0.1)
@@ -191,7 +178,7 @@ def test_a_resumed_run_goes_on_counting_and_does_not_warn_twice(capsys: pytest.C
 
 
 def test_other_processes_and_evaluations_say_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    trainer, watched = Trained(), NegativeTransfer({1: 1.0}, "key", 100, "nothing")
+    trainer, watched = Trained(), CompareTargetOnly({1: 1.0}, 100, "nothing")
     trainer.is_global_zero = False
     trainer.validate(watched, 1, 0.0)
     watched.on_train_end(trainer, None)  # type: ignore[arg-type]
@@ -208,112 +195,47 @@ def test_standard_error_of_a_difference() -> None:
 # Which runs are comparable.
 
 
-def test_the_key_changes_with_all_that_has_to_be_the_same(experiment: Experiment) -> None:
-    pair, trunk = experiment.spec.load(), experiment.make_trunk()
-
-    def key(**changes: Any) -> str:
-        return baseline_key(replace(experiment, **changes), pair, None, trunk)
-
-    same = [key(), key(method=ALONE), key(trunk_lr_factor=0.1), key(budget=Budget(4, 4, 2, 6)), key(folder=Path("x"))]
-    assert len(set(same)) == 1
-    fewer = replace(pair, target=replace(pair.target, train=pair.target.train.subset(range(1, len(pair.target.train)))))
-    others = [
-        key(seed=1),
-        key(budget=Budget(4, 4, 8, 3)),
-        key(budget=Budget(5, 4, 8, 6)),
-        key(optimizer=partial(torch.optim.SGD, lr=0.1)),
-        key(pretraining_depends={"trunk": {"width": 1}}),
-        key(test_views="flip"),
-        baseline_key(experiment, fewer, None, trunk),
-        baseline_key(experiment, replace(pair, target=replace(pair.target, val=pair.target.test)), None, trunk),
-    ]
-    assert len({same[0], *others}) == 1 + len(others)
-
-
 def test_what_has_nothing_of_the_source(experiment: Experiment) -> None:
-    pretraining = Pretraining(Budget(1, 3, 8, 1), 0, partial(torch.optim.AdamW, lr=1e-2), Constant())
-    assert is_target_only(replace(experiment, method=ALONE))
-    assert not is_target_only(experiment)
+    adamw = Optimization(partial(torch.optim.AdamW, lr=1e-2), 1.0)
+    pretraining = Pretraining(Budget(1, 3, 8, 1), 0, adamw)
+    assert _is_target_only(replace(experiment, method=ALONE))
+    assert not _is_target_only(experiment)
     both = replace(ALONE, lambda_source=1.0)
-    others = (both, replace(both, lambda_ot=1.0), replace(ALONE, penalty=BSS()), replace(ALONE, freeze_trunk=True))
-    for method in others:
-        assert not is_target_only(replace(experiment, method=method))
-    assert not is_target_only(replace(experiment, method=ALONE, pretraining=pretraining))  # fine-tuning
-
-
-def test_another_split_is_not_compared(
-    experiment: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run(replace(experiment, method=ALONE, folder=tmp_path / "alone"))
-    result = run(replace(experiment, seed=1))
-    assert result["target_only"] is None
-    assert "transfer   not compared with the target alone" in capsys.readouterr().out
-
-
-def test_the_better_of_two_runs_stays(tmp_path: Path) -> None:
-    path = tmp_path / "baselines" / "key.json"
-    for curve, kept in (({1: 0.5}, 0.5), ({1: 0.4}, 0.5), ({1: 0.6}, 0.6)):
-        keep(path, curve, {"command": "python train.py"})
-        assert read(path) == {1: kept}
-    assert list(path.parent.iterdir()) == [path]
+    for method in (both, replace(both, lambda_ot=1.0), replace(ALONE, penalty=BSS())):
+        assert not _is_target_only(replace(experiment, method=method))
+    assert not _is_target_only(replace(experiment, method=ALONE, trunk={"freeze": True}))
+    assert not _is_target_only(replace(experiment, method=ALONE, pretraining=pretraining))  # fine-tuning
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"curve": 3}', '{"curve": {}}', '{"curve": {"a": 1}}'])
 def test_a_broken_file_counts_as_none(content: str, tmp_path: Path) -> None:
-    path = tmp_path / "key.json"
+    path = tmp_path / "target_only.json"
     path.write_text(content)
-    assert read(path) is None
-    keep(path, {1: 0.5}, {})
-    assert read(path) == {1: 0.5}
+    assert read_curve(path) is None
 
 
-# What the user chooses.
-
-
-def test_train_makes_the_same_run_as_target_only(experiment: Experiment, tmp_path: Path) -> None:
-    result = run(replace(experiment, negative_transfer="train", trunk_lr_factor=0.1))
-    (file,) = cached(experiment)
-    made = json.loads(file.read_text())
-    assert made["trunk_lr_factor"] == 1.0  # a random trunk has to learn as fast as the head
-    alone = replace(experiment, method=ALONE, folder=tmp_path / "alone", cache=None)
-    run(alone)
-    assert read(file) == pytest.approx(column(alone.folder, "val/target/accuracy"))
-    assert set(column(experiment.folder, METRIC)) == set(STEPS)
-    assert result["target_only"]["val_accuracy"] == max(made["curve"].values())
-
-
-def test_train_leaves_the_run_itself_as_it_was_and_is_done_once(
-    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plain = run(replace(experiment, negative_transfer="off", folder=tmp_path / "plain"))
+def test_the_comparison_leaves_the_run_itself_as_it_was(experiment: Experiment, tmp_path: Path) -> None:
+    plain = run(replace(experiment, compare_target_only=False, folder=tmp_path / "plain"))
     assert plain["target_only"] is None
-    assert not cached(experiment)
-    first = run(replace(experiment, negative_transfer="train"))
-    assert (first["target"], first["source"]) == (plain["target"], plain["source"])
-    monkeypatch.setattr("jtln.training.negative_transfer._trained", lambda *_: pytest.fail("trained again"))
-    again = run(replace(experiment, negative_transfer="train", folder=tmp_path / "again"))
-    assert again["target_only"] == first["target_only"]
+    assert not (tmp_path / "plain" / "target_only.json").exists()
+    compared = run(experiment)
+    assert (compared["target"], compared["source"]) == (plain["target"], plain["source"])
 
 
 def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not_been(
     experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both that which is compared, and the target-only run that is compared with."""
-    cached = {}
-    for name in ("whole", "halves"):
-        alone = replace(experiment, method=ALONE, cache=tmp_path / name, folder=tmp_path / name / "alone")
-        joint = replace(experiment, cache=tmp_path / name, folder=tmp_path / name / "joint")
-        for each in (alone, joint):
-            if name == "halves":
-                with monkeypatch.context() as patch:
-                    patch.setattr("jtln.training.trainer.CSVLogger", CutOff)
-                    patch.setattr("signal.signal", lambda *_: None)  # Lightning would ignore Ctrl-C from now on
-                    with pytest.raises(KeyboardInterrupt):
-                        run(each)
-                assert not (tmp_path / name / "baselines").exists() or each is joint  # half a curve is not kept
-            cached[name] = run(replace(each, resume=name == "halves"))["target_only"]
-    assert cached["halves"] == cached["whole"] is not None
-    gaps = [column(tmp_path / name / "joint", METRIC) for name in ("whole", "halves")]
+    """The target alone is not trained again."""
+    whole = replace(experiment, folder=tmp_path / "whole")
+    expected = run(whole)["target_only"]
+    with monkeypatch.context() as patch:
+        patch.setattr("jtln.training.trainer.CSVLogger", CutOff)
+        patch.setattr("signal.signal", lambda *_: None)  # Lightning would ignore Ctrl-C from now on
+        with pytest.raises(KeyboardInterrupt):
+            run(experiment)
+    monkeypatch.setattr("jtln.training.run._curve", lambda *_: pytest.fail("trained again"))
+    assert run(replace(experiment, resume=True))["target_only"] == expected
+    gaps = [column(each.folder, METRIC) for each in (whole, experiment)]
     assert gaps[0] == gaps[1]
     assert list(gaps[0]) == STEPS
 
@@ -327,18 +249,28 @@ class CutOff(CSVLogger):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_target_alone_together(tmp_path: Path) -> None:
     """Before the second process runs (pretrain=none), and while it does."""
     script = Path(__file__).resolve().parents[2] / "train.py"
     two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.progress_bar=false"]
-    quick = ["debug=smoke", "trunk.width=0.05", "cost=uniform", "hydra.sweep.dir=sweep"]
+    quick = ["method=joint", "debug=smoke", "trunk.width=0.05", "cost=uniform", "hydra.sweep.dir=sweep"]
     done = subprocess.run(
-        [sys.executable, str(script), "-m", *two, *quick, "negative_transfer=train", "pretrain=none,source"],
+        [
+            sys.executable,
+            str(script),
+            "-m",
+            *two,
+            *quick,
+            "method=joint",
+            "compare_target_only=true",
+            "pretrain=none,source",
+        ],
         cwd=tmp_path,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=240,  # two processes start twice, on a machine that others use
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -347,13 +279,3 @@ def test_two_processes_train_the_target_alone_together(tmp_path: Path) -> None:
     assert told[0]["val_accuracy"] == told[1]["val_accuracy"]  # it is the same run
     for job in range(2):
         assert list(column(tmp_path / f"sweep/{job}", METRIC)) == [1, 2]
-
-
-def test_off_keeps_nothing(experiment: Experiment) -> None:
-    run(replace(experiment, method=ALONE, negative_transfer="off"))
-    assert not cached(experiment)
-
-
-def test_a_word_that_is_none_of_these(experiment: Experiment) -> None:
-    with pytest.raises(UserError, match=r"negative_transfer 'cache': expected one of cached, train, off.*'cached'"):
-        replace(experiment, negative_transfer="cache")
