@@ -258,6 +258,10 @@ class JTLN(pl.LightningModule):
         # Probabilities: of logits that all happen to lie in [0, 1] the calibration error would not know what they are.
         predictions = getattr(self(views.flatten(0, 1)), head).float().softmax(1)
         predictions = predictions.unflatten(0, views.shape[:2]).mean(1)
+        if not bool(predictions.isfinite().all()):
+            raise UserError(
+                f"expected finite logits of the {head} head on {split} images, but got others: lower the rate"
+            )
         self._metrics(split, head).update(predictions, labels)
         if (split, head) == ("test", "target"):
             self.confusion.update(predictions, labels)

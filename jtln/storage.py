@@ -1,14 +1,17 @@
-"""Files that other processes read while they are written anew."""
+"""Files that other processes read, or that a kill may cut off, while they are written anew."""
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+_SUFFIX = ".tmp"
 
 
 def _umask() -> int:
@@ -18,25 +21,65 @@ def _umask() -> int:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to that takes the place of ``path`` at the end: a reader sees the whole of it or none.
+    """Open a file that takes the place of ``path`` at the end: a reader sees the whole of it or none.
 
-    Where writing fails, what was there before stays, and nothing else is left behind.
+    It is written beside ``path``, synced to the disk and renamed. Where writing fails, what was there before stays, and
+    nothing else is left behind.
+
+    Raises:
+        OSError: with ``path`` as its filename.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_SUFFIX)
         with os.fdopen(handle, "wb") as file:
             yield file
+            file.flush()
+            os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+    except BaseException as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None:
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
         raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with replacing(path) as file:
+        file.write(text.encode("utf-8"))
+
+
+def save_torch(content: Any, path: Path) -> None:
+    """Write what ``torch.load`` reads, whole or not at all.
+
+    ``torch.save`` to a file raises a RuntimeError where the disk is full; bytes that Python writes raise an OSError.
+    """
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    with replacing(path) as file:
+        file.write(buffer.getbuffer())
+
+
+def clear_leftovers(folder: Path, name: str = "*") -> None:
+    """Delete what a killed process left of :func:`replacing` in ``folder``; for whoever alone may write there.
+
+    Args:
+        name: of the file that was to be replaced; "*": of any.
+    """
+    for path in folder.glob(f".{name}.*{_SUFFIX}"):
+        with suppress(OSError):
+            path.unlink()
 
 
 @contextmanager
 def kept_if_possible(what: str, loss: str) -> Iterator[None]:
-    """Writing to the cache, which a run can do without: where it fails, a warning says so, and the run goes on.
+    """Write to the cache, which a run can do without: where it fails, a warning says so, and the run goes on.
 
     Args:
         what: is kept there.

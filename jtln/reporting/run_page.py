@@ -20,6 +20,7 @@ from jtln.errors import UserError
 from jtln.reporting.plots import column_shares
 from jtln.reporting.statistics import wilson_interval
 from jtln.reporting.tables import clock
+from jtln.storage import write_text
 
 SMALLEST_SHARE = 0.05  # of a target class's mass: what is less is not named, unless it is the largest
 MOST_SENTENCES = 12
@@ -58,17 +59,18 @@ summary { cursor: pointer; margin: .5rem 0; }
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder: Path, result: Mapping[str, Any] | None = None) -> Path:
     """Write ``report.html`` into a run folder and return its path.
 
     Args:
+        result: what ``result.json`` holds, or is to hold; None reads it.
         folder: holds result.json; overrides.yaml, config.yaml and plots/*.png are shown where they exist.
 
     Raises:
         UserError: there is no ``result.json``, or it is not a JSON object. Keys that it lacks are left out of the page.
     """
     folder = Path(folder)
-    result = _read_result(folder / "result.json")
+    result = _read_result(folder / "result.json") if result is None else result
     title = _title(result)
     parts = [
         _header(result, title),
@@ -83,7 +85,7 @@ def write_report(folder: Path) -> Path:
         _versions(result),
     ]
     path = folder / "report.html"
-    path.write_text(page(title, parts), encoding="utf-8")
+    write_text(path, page(title, parts))
     return path
 
 

@@ -9,9 +9,11 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 from tqdm import tqdm
 
+from jtln.errors import UserError
 from jtln.module import JTLN
 
 _WATCHED = {"train/loss": "loss", "val/target/accuracy": "target val", "val/source/accuracy": "source val"}
@@ -27,6 +29,48 @@ class SeedEpochs(Callback):
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
 
 
+class CheckFinite(Callback):
+    """Ends a training that diverges, before anything of it is kept.
+
+    The terms are looked at in each step on a CPU, and at the trainer's pace on other devices, which need not wait for
+    them; the weights before each validation, and so before each checkpoint.
+
+    Raises:
+        UserError: a term or a weight is not finite.
+    """
+
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
+        scaled = str(trainer.precision) == "16-mixed"  # steps that overflow are skipped
+        if not isinstance(pl_module, JTLN) or scaled or not (loss.device.type == "cpu" or _is_logged(trainer)):
+            return
+        values = {name: value for name, value in pl_module.latest.items() if not name.startswith("features/")}
+        if wrong := [f"{name} {float(value)}" for name, value in values.items() if not bool(value.isfinite().all())]:
+            raise _diverged(", ".join(wrong), trainer)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.FITTING and (name := not_finite(pl_module.state_dict())) is not None:
+            raise _diverged(f"the weights {name}", trainer)
+
+
+def not_finite(state: dict[str, Any]) -> str | None:
+    """Return the name of a tensor with NaN or infinity; None where all are finite."""
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor) and value.is_floating_point()}
+    return next((name for name, value in tensors.items() if not bool(value.isfinite().all())), None)
+
+
+def _diverged(what: str, trainer: pl.Trainer) -> UserError:
+    rates = {group.get("name", ""): group["lr"] for group in trainer.optimizers[0].param_groups}
+    named = ", ".join(f"{name} {rate:.3g}" for name, rate in rates.items())
+    return UserError(
+        f"expected finite losses and weights, but got {what} at step {trainer.global_step}: lower the learning rate "
+        f"(optimizer.lr or pretrain.optimizer.lr; now {named}), or set trainer.gradient_clip_val"
+    )
+
+
+def _is_logged(trainer: pl.Trainer) -> bool:
+    return (trainer.global_step + 1) % max(1, int(getattr(trainer, "log_every_n_steps", 1))) == 0
+
+
 class TransportDiagnostics(Callback):
     """Logs, at the trainer's pace, whether the transport loss's solver converged and how strongly the loss pulls.
 
@@ -35,8 +79,7 @@ class TransportDiagnostics(Callback):
     """
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
-        pace = max(1, int(getattr(trainer, "log_every_n_steps", 1)))
-        if not isinstance(pl_module, JTLN) or "ot" not in pl_module.latest or (trainer.global_step + 1) % pace:
+        if not isinstance(pl_module, JTLN) or "ot" not in pl_module.latest or not _is_logged(trainer):
             return
         assert pl_module.transport is not None
         values = {f"train/{name}": value for name, value in pl_module.transport.readings().items()}

@@ -25,7 +25,8 @@ from jtln.distributed import first_decides
 from jtln.errors import UserError
 from jtln.methods import Method
 from jtln.module import JTLN, Optimization
-from jtln.storage import kept_if_possible, replacing
+from jtln.storage import clear_leftovers, kept_if_possible, save_torch
+from jtln.training.callbacks import not_finite
 from jtln.training.trainer import Budget, TrainerSettings, fit, make_trainer, pair_data
 from jtln.trunks import Trunk
 
@@ -131,8 +132,9 @@ def pretrain(
             return kept
         trained = _train(pair, trunk, settings, trainer_settings, augment, num_workers)
         if path is not None and os.environ.get("LOCAL_RANK", "0") == "0":
-            with kept_if_possible("the pre-trained trunk", "every run trains it again"), replacing(path) as file:
-                torch.save({"state": trained.state, "accuracy": trained.accuracy}, file)
+            with kept_if_possible("the pre-trained trunk", "every run trains it again"):
+                clear_leftovers(path.parent, path.name)
+                save_torch({"state": trained.state, "accuracy": trained.accuracy}, path)
         return replace(trained, key=key)
 
 
@@ -199,6 +201,8 @@ def _read(path: Path, key: str) -> Pretrained | None:
         return None
     try:
         kept = torch.load(path, map_location="cpu", weights_only=True)
+        if (name := not_finite(kept["state"])) is not None:
+            raise ValueError(f"{name} is not finite")
         return Pretrained(kept["state"], key, True, kept["accuracy"])
     except Exception as error:  # what torch.load raises depends on where the file was cut off
         reason = (str(error).splitlines() or [type(error).__name__])[0]

@@ -20,15 +20,24 @@ from jtln.data.loaders import PairData
 from jtln.data.pairs import Pair, PairSpec
 from jtln.data.synthetic import synthetic_pair
 from jtln.data.transforms import Augment
+from jtln.errors import UserError
 from jtln.heads import Head, HeadFit
 from jtln.inference.classifier import KEY, Description
 from jtln.module import JTLN
-from jtln.storage import replacing
+from jtln.storage import save_torch
 from jtln.training.class_costs import FollowFeatures, read_cost
 from jtln.training.experiment import Experiment
 from jtln.training.log import log, log_data, log_training
 from jtln.training.pretraining import Pretrained, pretrain
-from jtln.training.run_folder import describe, log_summary, mean_plan, write_results, write_settings, write_split
+from jtln.training.run_folder import (
+    check_split,
+    describe,
+    log_summary,
+    mean_plan,
+    write_results,
+    write_settings,
+    write_split,
+)
 from jtln.training.target_only import Curve, ValidationCurve, compare_target_only
 from jtln.training.trainer import Budget, csv_logger, evaluate, fit, fit_best, make_trainer, pair_data, steps_done
 from jtln.transport import class_plan
@@ -44,9 +53,16 @@ def run(experiment: Experiment) -> dict[str, Any]:
     """
     started = time.perf_counter()
     distributed.reset()
-    write_settings(experiment)
     _check_cost(experiment)
-    pair = _load(experiment)
+    last = experiment.folder / "checkpoints" / "last.ckpt"
+    checkpoint = last if experiment.resume and last.is_file() else None
+    done = steps_done(checkpoint)
+    if done > experiment.budget.steps:
+        raise UserError(
+            f"expected epochs x steps_per_epoch of at least the {done} steps that the run in {experiment.folder} has "
+            f"done, but got {experiment.budget.epochs} x {experiment.budget.steps_per_epoch}: give more epochs"
+        )
+    pair = _load(experiment, resumes=checkpoint is not None)
     experiment = replace(experiment, budget=_fitting(experiment.budget, pair))
     pretrained = _pretrain(experiment, pair)
     callbacks: list[Callback] = []
@@ -66,9 +82,6 @@ def run(experiment: Experiment) -> dict[str, Any]:
         pretrained.load_into(trunk, source_head)
     data = _data(experiment, pair, trunk)
 
-    last = experiment.folder / "checkpoints" / "last.ckpt"
-    checkpoint = last if experiment.resume and last.is_file() else None
-    done = steps_done(checkpoint)
     if experiment.resume:
         log("resumed", f"after {done} steps" if checkpoint else "from the start: there is no checkpoint yet")
     loggers = [csv_logger(experiment.folder, keep_steps=done), *experiment.loggers]
@@ -141,8 +154,7 @@ def _keep_head(path: Path, head: Head, classifier: nn.Module) -> None:
     kind = f"{type(head).__module__}.{type(head).__qualname__}"
     state = {name: value.detach().cpu() for name, value in classifier.state_dict().items()}
     checkpoint["head"] = {"kind": kind, "settings": head.settings(), "state": state}
-    with replacing(path) as file:
-        torch.save(checkpoint, file)
+    save_torch(checkpoint, path)
 
 
 def _check_cost(experiment: Experiment) -> None:
@@ -151,9 +163,13 @@ def _check_cost(experiment: Experiment) -> None:
         experiment.cost.matrix(experiment.spec.source_classes, experiment.spec.target_classes)
 
 
-def _load(experiment: Experiment) -> Pair:
+def _load(experiment: Experiment, resumes: bool) -> Pair:
+    """Load the pair, check that a resumed run still has its images, and write the run's first files."""
     spec, count = experiment.spec, experiment.synthetic_images
     pair = spec.load() if count is None else synthetic_pair(spec, per_class=count)
+    if resumes:
+        check_split(experiment.folder, pair)
+    write_settings(experiment)
     duplicates = repeats(pair)
     write_split(experiment.folder, pair, duplicates)
     log_data(experiment, pair, duplicates)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -19,11 +20,13 @@ from jtln.costs import is_constant
 from jtln.costs.file import save_cost
 from jtln.data.duplicates import Repeat
 from jtln.data.pairs import Pair
+from jtln.errors import UserError
 from jtln.heads import HeadFit
 from jtln.methods.method import IMAGES
 from jtln.module import JTLN
 from jtln.reporting import plots
 from jtln.reporting.run_page import strongest_transports, transport_sentences, write_report
+from jtln.storage import clear_leftovers, write_text
 from jtln.training.class_costs import RunCost
 from jtln.training.experiment import Experiment
 from jtln.training.log import calibration_message, head_message, show_result
@@ -35,36 +38,86 @@ from jtln.transport.plans import plan_summary
 
 @rank_zero_only
 def write_settings(experiment: Experiment) -> None:
-    """Write config.yaml and overrides.yaml."""
-    experiment.folder.mkdir(parents=True, exist_ok=True)
-    (experiment.folder / "config.yaml").write_text(experiment.config, encoding="utf-8")
+    """Write config.yaml and overrides.yaml, and clear what a killed run left of files that it was replacing."""
+    folder = experiment.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in (folder, folder / "checkpoints"):
+        clear_leftovers(each)
+    write_text(folder / "config.yaml", experiment.config)
     lines = "".join(f"- {json.dumps(override)}\n" for override in experiment.overrides)
-    (experiment.folder / "overrides.yaml").write_text(lines or "[]\n", encoding="utf-8")
+    write_text(folder / "overrides.yaml", lines or "[]\n")
+
+
+def check_split(folder: Path, pair: Pair) -> None:
+    """Raise a UserError where the pair is not the one that the run in ``folder`` was begun with.
+
+    Images count by name, class and part, and by their fingerprint: what was trained on must not be tested.
+    """
+    try:
+        with open(folder / "split.csv", newline="", encoding="utf-8") as file:
+            begun = {tuple(row) for row in list(csv.reader(file))[1:]}
+        fingerprints = json.loads((folder / "data.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"expected the split that the run in {folder} was begun with, but got: {error}") from error
+    now = {tuple(map(_writable, row)) for row in _split(pair)}
+    if begun != now:
+        new, gone = sorted(now - begun), sorted(begun - now)
+        example = f"now in {new[0][0]}: {new[0][2]}" if new else f"no longer in {gone[0][0]}: {gone[0][2]}"
+        raise UserError(
+            f"expected the target images that the run in {folder} was begun with, but {len(new)} are new in their part "
+            f"and {len(gone)} are gone from theirs ({example}): put the data back, or start a new run"
+        )
+    other = [part for part, digest in _fingerprints(pair).items() if fingerprints.get(part) != digest]
+    if other:
+        raise UserError(
+            f"expected the images that the run in {folder} was begun with, but got others under the same names in: "
+            f"{', '.join(other)}. Put the data back, or start a new run"
+        )
 
 
 @rank_zero_only
 def write_split(folder: Path, pair: Pair, repeated: Sequence[Repeat] = ()) -> None:
-    """split.csv: the target's labelled and validation images; where there are any, skipped.csv: the broken ones, and
-    repeated.csv: those that are in the pair twice."""
-    target = pair.target
-    rows = [
-        (part, target.classes.names[label], image)
-        for part, images in (("train", target.train), ("val", target.val))
-        for image, label in zip(images.names, images.labels.tolist(), strict=True)
-    ]
-    _write_table(folder / "split.csv", ("part", "class", "image"), rows)
+    """Write split.csv, the target's images of each part, and data.json, the fingerprints of all parts.
+
+    Where there are any, also skipped.csv, the broken images, and repeated.csv, those that are in the pair twice.
+    """
+    _write_table(folder / "split.csv", ("part", "class", "image"), _split(pair))
+    write_text(folder / "data.json", json.dumps(_fingerprints(pair), indent=1) + "\n")
     if pair.skipped:
         _write_table(folder / "skipped.csv", ("image", "reason"), pair.skipped)
     if repeated:
         _write_table(folder / "repeated.csv", Repeat._fields, repeated)
 
 
+def _split(pair: Pair) -> list[tuple[str, str, str]]:
+    target = pair.target
+    return [
+        (part, target.classes.names[label], image)
+        for part, images in (("train", target.train), ("val", target.val), ("test", target.test))
+        for image, label in zip(images.names, images.labels.tolist(), strict=True)
+    ]
+
+
+def _fingerprints(pair: Pair) -> dict[str, str]:
+    tasks = {"source": pair.source, "target": pair.target}
+    return {
+        f"{side}.{part}": getattr(task, part).fingerprint()
+        for side, task in tasks.items()
+        for part in ("train", "val", "test")
+    }
+
+
+def _writable(text: str) -> str:
+    """A file's name may be in another encoding than the system's: what cannot be written is written as \\udcXX."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def _write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    # A file's name may be in another encoding than the system's: what cannot be written is written as \udcXX.
-    with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows(rows)
+    lines = io.StringIO(newline="")
+    writer = csv.writer(lines)
+    writer.writerow(columns)
+    writer.writerows(rows)
+    write_text(path, _writable(lines.getvalue()))
 
 
 @torch.no_grad()
@@ -190,8 +243,9 @@ def write_results(
     result["seconds_in_all"] = seconds
     plots.training_curves(folder / "metrics.csv").savefig(pictures / "training.png")
     plots.confusion(module.test_confusion.cpu(), target.names).savefig(pictures / "confusion.png")
-    (folder / "result.json").write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    write_report(folder)
+    write_report(folder, result)
+    # Last: a run with a result is finished.
+    write_text(folder / "result.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     show_result(result, messages, folder)
 
 

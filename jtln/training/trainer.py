@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import logging
+import math
+import os
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -16,6 +18,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, Logger
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from jtln.data.loaders import PairData
@@ -23,8 +26,34 @@ from jtln.data.pairs import Pair
 from jtln.data.transforms import Augment, CentreCrop, ToFloat, Views
 from jtln.errors import UserError
 from jtln.module import HEADS, JTLN
-from jtln.training.callbacks import Progress, SeedEpochs, TransportDiagnostics
+from jtln.storage import save_torch
+from jtln.training.callbacks import CheckFinite, Progress, SeedEpochs, TransportDiagnostics
 from jtln.trunks.base import Trunk
+
+_BUDGET = "set epochs and steps_per_epoch, and pretrain.epochs and pretrain.steps_per_epoch"
+REFUSED = {  # options of pl.Trainer that a run sets itself, for its phases differ in them
+    "fast_dev_run": "debug=smoke runs a step or two of everything on synthetic images",
+    "max_epochs": _BUDGET,
+    "min_epochs": _BUDGET,
+    "max_steps": _BUDGET,
+    "min_steps": _BUDGET,
+    "limit_train_batches": _BUDGET,
+    "limit_val_batches": "dataset.validation and dataset.source_validation say how many images validate",
+    "limit_test_batches": "dataset.test says how many images are tested",
+    "limit_predict_batches": "jtln predict RUN IMAGES predicts",
+    "val_check_interval": "an epoch is steps_per_epoch steps, and is validated at its end",
+    "check_val_every_n_epoch": "an epoch is steps_per_epoch steps, and is validated at its end",
+    "overfit_batches": "dataset.shots=1 with augment=false trains on as few images",
+    "num_sanity_val_steps": "debug=smoke tries every step of a run",
+    "logger": "choose one with logger=csv or logger=wandb",
+    "callbacks": "callbacks are a run's own",
+    "default_root_dir": "hydra.run.dir=DIR names the folder of the run",
+    "enable_checkpointing": "a run keeps its best and its last checkpoint",
+    "enable_progress_bar": "set trainer.progress_bar",
+    "enable_model_summary": "a run prints its trunk, objective and head",
+    "use_distributed_sampler": "the loaders share out batches among the processes themselves",
+    "reload_dataloaders_every_n_epochs": "the loaders go on from epoch to epoch",
+}
 
 
 @dataclass(frozen=True)
@@ -49,10 +78,31 @@ class Budget:
 
 @dataclass(frozen=True)
 class TrainerSettings:
-    """What is handed to every ``pl.Trainer``: accelerator, devices, strategy, precision and the like."""
+    """What is handed to every ``pl.Trainer``: accelerator, devices, strategy, precision and the like.
+
+    Attributes:
+        options: of ``pl.Trainer``, but for those in REFUSED.
+        progress_bar: whether a bar is shown.
+
+    Raises:
+        UserError: an option is one that a run sets itself, or a value cannot work.
+    """
 
     options: dict[str, Any] = field(default_factory=dict)
     progress_bar: bool = True
+
+    def __post_init__(self) -> None:
+        for key, instead in REFUSED.items():
+            if key in self.options:
+                raise UserError(f"expected no {key}, but got {self.options[key]!r}: {instead}")
+        if (precision := str(self.options.get("precision"))) in ("64-true", "bf16-true", "16-true", "64", "16"):
+            raise UserError(f"expected precision 32-true, bf16-mixed or 16-mixed, but got {precision}")
+        clip = self.options.get("gradient_clip_val")
+        if clip is not None and not (isinstance(clip, int | float) and 0 < clip < math.inf):
+            raise UserError(f"expected gradient_clip_val to be a number > 0, or null, but got {clip!r}")
+        batches = self.options.get("accumulate_grad_batches", 1)
+        if not isinstance(batches, int) or isinstance(batches, bool) or batches < 1:
+            raise UserError(f"expected accumulate_grad_batches to be a whole number >= 1, but got {batches!r}")
 
 
 def pair_data(
@@ -100,6 +150,7 @@ def make_trainer(
     _quiet_lightning()
     extra: list[Callback] = [
         SeedEpochs(),
+        CheckFinite(),
         TransportDiagnostics(),
         *([Progress(description, hidden)] if settings.progress_bar else []),
     ]
@@ -120,12 +171,28 @@ def make_trainer(
             enable_model_summary=False,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,  # the loaders share out global batches among the processes themselves
+            plugins=[WholeCheckpoints(), *listed(options.pop("plugins", None))],
             **options,
         )
     except (MisconfigurationException, ImportError, TypeError, ValueError) as error:
         raise UserError(
             f"expected values that pytorch_lightning.Trainer takes in trainer.*, but got: {error}"
         ) from error
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Writes a checkpoint beside the one that it replaces, and renames it.
+
+    Lightning writes it to the temporary folder and copies it from there, which a full disk cuts off.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        save_torch(checkpoint, Path(path))
+
+
+def listed(value: Any) -> list[Any]:
+    """Return a list as it is, nothing for None, and a single value as a list of one."""
+    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
 
 
 def best_and_last(folder: Path) -> list[ModelCheckpoint]:
@@ -241,16 +308,28 @@ def steps_done(checkpoint: Path | None) -> int:
 
 
 def csv_logger(folder: Path, keep_steps: int = 0) -> CSVLogger:
-    """Writes ``metrics.csv`` into the folder itself, after the first ``keep_steps`` steps of one that is there."""
+    """Write ``metrics.csv`` into the folder itself, after the first ``keep_steps`` steps of one that is there.
+
+    The logger deletes the file when it begins: the earlier one lies beside it until its rows are in the new one.
+    """
     _quiet_lightning()
-    path, earlier = folder / "metrics.csv", []
-    if keep_steps and path.is_file():
-        with open(path, newline="", encoding="utf-8") as file:
-            earlier = [row for row in csv.DictReader(file) if int(row["step"]) < keep_steps]
+    path, earlier = folder / "metrics.csv", folder / "metrics.csv.earlier"
+    rows: list[dict[str, str]] = []
+    if not keep_steps:
+        earlier.unlink(missing_ok=True)
+    elif earlier.is_file() or path.is_file():
+        if not earlier.is_file():  # else an earlier resumption was cut off here
+            os.replace(path, earlier)
+        with open(earlier, newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.DictReader(file) if (row.get("step") or "").isdigit()]
     logger = CSVLogger(folder.parent, name=folder.name, version="", flush_logs_every_n_steps=10)
-    for row in earlier:  # the logger has deleted the file
-        step = int(row.pop("step"))
-        logger.experiment.log_metrics({key: value for key, value in row.items() if value}, step)  # type: ignore[misc]
+    for row in rows:
+        if (step := int(row.pop("step"))) < keep_steps:
+            values = {key: value for key, value in row.items() if value}
+            logger.experiment.log_metrics(values, step)  # type: ignore[misc, arg-type]
+    if rows:
+        logger.experiment.save()  # type: ignore[misc]
+        earlier.unlink(missing_ok=True)
     return logger
 
 
