@@ -297,3 +297,9 @@ class JTLN(pl.LightningModule):
 
 def _learning(*modules: nn.Module) -> list[nn.Parameter]:
     return [p for module in modules for p in module.parameters() if p.requires_grad]
+
+
+def not_finite(state: dict[str, Any]) -> str | None:
+    """Return the name of a tensor with NaN or infinity in a state dict; None where all are finite."""
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor) and value.is_floating_point()}
+    return next((name for name, value in tensors.items() if not bool(value.isfinite().all())), None)

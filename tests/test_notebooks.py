@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,8 @@ from ipykernel.kernelspec import write_kernel_spec
 from jupyter_client.kernelspec import KernelSpecManager
 from nbclient import NotebookClient
 from nbformat import NotebookNode
+
+from jtln.cli.train import main
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 LARGEST = 1_500_000  # bytes
@@ -26,7 +29,7 @@ def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
 
 
 def texts(output: NotebookNode) -> Iterator[str]:
-    """What an output holds that is not a picture."""
+    """Yield the parts of an output that are not pictures."""
     for key in ("text", "evalue"):
         if key in output:
             yield output[key]
@@ -48,8 +51,24 @@ def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "python3"
 
 
+def commands(notebook: NotebookNode) -> list[list[str]]:
+    """The arguments of every ``python train.py`` in the text's code blocks; of several values the first."""
+    blocks = re.findall(r"```bash\n(.*?)```", "\n".join(cell.source for cell in notebook.cells), flags=re.DOTALL)
+    lines = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
+    calls = [line[2:] for line in lines if line[:2] == ["python", "train.py"] and "--help" not in line]
+    return [[argument.partition(",")[0] for argument in call if argument != "-m"] for call in calls]
+
+
 def test_there_is_a_notebook() -> None:
     assert NOTEBOOKS
+
+
+def test_every_command_of_the_first_run_composes(capsys: pytest.CaptureFixture[str]) -> None:
+    calls = commands(nbformat.read(next(path for path in NOTEBOOKS if path.stem == "first_run"), as_version=4))
+    assert calls
+    for arguments in calls:
+        assert main([*arguments, "--cfg", "job"]) == 0
+        assert capsys.readouterr().err == ""
 
 
 @pytest.mark.slow
@@ -58,7 +77,7 @@ def test_runs_without_an_error(path: Path, kernel: str, tmp_path: Path) -> None:
     notebook, folder = nbformat.read(path, as_version=4), tmp_path / "elsewhere"
     folder.mkdir()
     resources = {"metadata": {"path": str(folder)}}
-    client = NotebookClient(notebook, timeout=300, kernel_name=kernel, resources=resources)
+    client = NotebookClient(notebook, timeout=600, kernel_name=kernel, resources=resources)
     client.execute()  # raises CellExecutionError at the first cell that fails
     outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
     assert not [output for output in outputs if output.get("name") == "stderr"]  # no warnings for a first-time user

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 import jtln
+from jtln.cli.overrides import config_dir
 from jtln.cli.train import main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,6 +29,19 @@ def commands() -> list[str]:
     lines = [line.partition("#")[0].strip() for block in blocks("sh") for line in block.splitlines()]
     calls = [part.strip() for line in lines for part in line.split("&&")]
     return [call for call in calls if call.startswith("python train.py") and "resume=" not in call]
+
+
+def studies() -> list[str]:
+    """The commands that made the tables; a line that ends in \\ goes on in the next."""
+    text = re.sub(r" \\\n +", " ", README)
+    return re.findall(r"^    (python train\.py -m study=.*)$", text, re.MULTILINE)
+
+
+def overrides() -> list[str]:
+    """The overrides that stand in the prose and its tables, without those with a place for a value of the user's."""
+    prose = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
+    spans = [span for span in re.findall(r"`([^`\n]+)`", prose) if re.match(r"[a-z_][\w./@]*=\S", span)]
+    return list(dict.fromkeys(span for span in spans if not re.search(r"[A-Z]{3}", span)))
 
 
 def test_the_two_commands_of_the_first_screen() -> None:
@@ -45,6 +61,35 @@ def test_every_command_composes(command: str, capsys: pytest.CaptureFixture[str]
         code = int(stop.code or 0)
     assert code == 0
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("command", studies())
+def test_every_command_of_a_table_names_rows_that_there_are(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [argument for argument in shlex.split(command)[2:] if argument != "-m"]
+    assert main([*arguments, "--cfg", "job"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    study = OmegaConf.create(out).study
+    assert set(study.only or ()) <= set(study.rows)
+
+
+def related(one: str, other: str) -> bool:
+    """Tell whether one key is the other or above it, so that one may take the other away."""
+    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
+
+
+def test_every_override_in_the_prose_composes() -> None:
+    batches: list[dict[str, str]] = []  # overrides by their keys, many at a time: to compose takes a second
+    for given in overrides():
+        more = {each.partition("=")[0]: each for each in shlex.split(given)}
+        batch = next((batch for batch in batches if not any(related(a, b) for a in batch for b in more)), None)
+        if batch is None:
+            batches.append(more)
+        else:
+            batch |= more
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        for batch in batches:
+            compose("train", ["study=few_shot", "dataset=folder", *batch.values()])  # raises for an unknown key
 
 
 def test_own_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

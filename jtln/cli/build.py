@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,19 +14,21 @@ from typing import Any
 
 import platformdirs
 import torch
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch.nn import Parameter
 
-from jtln.cli.overrides import at_least, config_dir_given, overrides_given
+from jtln.cli.overrides import at_least, config_dir, config_dir_given, overrides_given
 from jtln.cli.wandb_logger import wandb_logger
 from jtln.data.pairs import PairSpec
 from jtln.data.transforms import VIEWS
 from jtln.errors import UserError, unknown
 from jtln.heads import Head
-from jtln.methods import Method
+from jtln.methods import Method, Penalty
 from jtln.module import Optimization
+from jtln.schedules import Schedule
 from jtln.study.job import row_hash, settings_hash
 from jtln.training.experiment import Experiment, check_fit
 from jtln.training.pretraining import Pretraining
@@ -33,6 +36,9 @@ from jtln.training.trainer import Budget, TrainerSettings
 from jtln.transport import TransportSettings
 from jtln.trunks import Trunk
 from jtln.trunks.weights import is_fetched, weights_digest
+
+MOST_PIXELS = 4096  # a side of an image as the network sees it: more is a slip of the keyboard, too
+MOST_WORKERS = 256  # for each loader: more is a slip of the keyboard
 
 
 def build(config: DictConfig) -> Experiment:
@@ -46,12 +52,17 @@ def build(config: DictConfig) -> Experiment:
     # What follows the seed (dataset.split_seed=${seed}) is the same in all runs of a row.
     of_row: Any = OmegaConf.to_container(OmegaConf.merge(config, {"seed": "*"}), resolve=True)
     smoke = bool(config.debug.smoke)
+    _check_keys(config)
     budget = _budget(config)
+    if config.pretrain.source:
+        _pretraining(config)  # what a real run refuses is refused in one that is shrunk
     if smoke:
+        _whole(config, "debug.per_class", 2)
+        _whole(config, "debug.batch_size", 1)
         config = _shrunk(config)
         budget = _budget(config)
     # Images are kept decoded in the user's cache folder, too, where the configuration names none.
-    spec = instantiate(OmegaConf.merge(config, {"cache": str(_cache(config))}).dataset)
+    spec = _spec(OmegaConf.merge(config, {"cache": str(_cache(config))}))  # type: ignore[arg-type]
     method, head, cost_name = _method(config), _head(config), _cost_name(config, choices)
     experiment = Experiment(
         method=method,
@@ -106,6 +117,16 @@ def check(config: DictConfig, spec: PairSpec) -> None:
         _pretraining(config)
 
 
+def _check_keys(config: DictConfig) -> None:
+    """Raise a UserError for a key at the top that no file has: it was given with + and would do nothing."""
+    known = yaml.safe_load((config_dir() / "train.yaml").read_text(encoding="utf-8"))
+    chosen = [name for each in known.pop("defaults") if isinstance(each, dict) for name in each]
+    keys = {*known, *(name.split("@")[0] for name in chosen)}
+    for key in map(str, config):
+        if key not in keys:
+            raise unknown("key", key, sorted(key for key in keys if " " not in key))
+
+
 @contextmanager
 def _named(key: str) -> Iterator[None]:
     """A library class's error names its own argument: here the configuration's key comes before it."""
@@ -128,12 +149,36 @@ def _made_of(kind: Callable[..., Any], config: DictConfig, key: str) -> Any:
 
 def _method(config: DictConfig) -> Method:
     method: Method = _made_of(Method, config, "method")
+    if method.penalty is not None and not isinstance(method.penalty, Penalty):
+        raise UserError(f"expected a jtln.methods.Penalty for method.penalty, but got {method.penalty!r}")
+    if method.penalty is None and "penalty" in config.method:
+        raise UserError(
+            f"expected the penalty of method={method.name}, but got null, without which it is another method: choose "
+            "method=consecutive"
+        )
     return method
 
 
 def _transport(config: DictConfig) -> TransportSettings:
     settings: TransportSettings = _made_of(TransportSettings, config, "transport")
     return settings
+
+
+def _spec(config: DictConfig) -> PairSpec:
+    spec = instantiate(config.dataset)
+    if not isinstance(spec, PairSpec):
+        raise UserError(f"expected a jtln.data.pairs.PairSpec for dataset, but got {spec!r}: choose a file of dataset")
+    if not isinstance(spec.name, str) or not re.fullmatch(r"\w[\w.+ -]*", spec.name):
+        raise UserError(
+            f"expected a name of letters, digits, spaces, ., + and - for dataset.name, but got {spec.name!r}"
+        )
+    if not spec.image_size <= MOST_PIXELS:
+        raise UserError(f"expected dataset.image_size of at most {MOST_PIXELS}, but got {spec.image_size}")
+    if spec.shift >= spec.image_size / 2:
+        raise UserError(
+            f"expected dataset.shift below half of the {spec.image_size} pixels of an image, but got {spec.shift}"
+        )
+    return spec
 
 
 def _head(config: DictConfig) -> Head:
@@ -176,7 +221,14 @@ def _budget(config: DictConfig) -> Budget:
 
 
 def _optimization(config: DictConfig) -> Optimization:
-    return Optimization(_optimizer(config, "optimizer"), float(config.trunk_lr_factor), instantiate(config.schedule))
+    return Optimization(_optimizer(config, "optimizer"), float(config.trunk_lr_factor), _schedule(config, "schedule"))
+
+
+def _schedule(config: DictConfig, key: str) -> Schedule:
+    schedule = instantiate(OmegaConf.select(config, key))
+    if not isinstance(schedule, Schedule):
+        raise UserError(f"expected a schedule for {key}, but got {schedule!r}: choose a file with {key}=cosine")
+    return schedule
 
 
 def _optimizer(config: DictConfig, key: str) -> Any:
@@ -194,7 +246,10 @@ def _num_workers(config: DictConfig) -> int | None:
         if config.num_workers == "auto":
             return None
         raise UserError(f"expected auto or a whole number >= 0 for num_workers, but got {config.num_workers!r}")
-    return _whole(config, "num_workers", 0)
+    workers = _whole(config, "num_workers", 0)
+    if workers > MOST_WORKERS:
+        raise UserError(f"expected at most {MOST_WORKERS} processes for num_workers, but got {workers}")
+    return workers
 
 
 def _test_views(config: DictConfig, spec: PairSpec) -> str:
@@ -232,7 +287,7 @@ def _pretraining(config: DictConfig) -> Pretraining:
     for key in ("epochs", "batch_size") if passes else ("epochs", "steps_per_epoch", "batch_size"):
         _whole(config, f"pretrain.{key}", 1)
     budget = Budget(settings.epochs, 1 if passes else settings.steps_per_epoch, settings.batch_size, 1)
-    optimization = Optimization(_optimizer(config, "pretrain.optimizer"), 1.0, instantiate(settings.schedule))
+    optimization = Optimization(_optimizer(config, "pretrain.optimizer"), 1.0, _schedule(config, "pretrain.schedule"))
     return Pretraining(budget, _seed(config, "pretrain.seed"), optimization, passes)
 
 
@@ -250,9 +305,12 @@ def _whole(config: DictConfig, key: str, least: int) -> int:
 def _trainer(settings: DictConfig) -> TrainerSettings:
     options = _plain(settings)
     bar = bool(options.pop("progress_bar", True))
+    if options.get("deterministic") not in (True, False, None, "warn"):
+        raise UserError(f"expected true, false or warn for trainer.deterministic, but got {options['deterministic']!r}")
     if options.get("deterministic") is True:
         options["deterministic"] = "warn"  # the backward pass of AlexNet's adaptive pooling has no such form on a GPU
-    return TrainerSettings({str(key): value for key, value in options.items()}, bar)
+    with _named("trainer"):
+        return TrainerSettings({str(key): value for key, value in options.items()}, bar)
 
 
 def _cost_name(config: DictConfig, choices: DictConfig) -> str:
@@ -264,5 +322,7 @@ def _cost_name(config: DictConfig, choices: DictConfig) -> str:
 
 
 def _cache(config: DictConfig) -> Path:
+    if config.cache is not None and not isinstance(config.cache, str):
+        raise UserError(f"expected a folder for cache, but got {config.cache!r}")
     named = config.cache or os.environ.get("JTLN_CACHE")
     return Path(named).expanduser() if named else platformdirs.user_cache_path("jtln")

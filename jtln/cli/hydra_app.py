@@ -18,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from jtln.cli.overrides import at_home, config_dir, config_dir_given, options_first, overrides_given
+from jtln.cli.overrides import at_home, check_overrides, config_dir, config_dir_given, options_first, overrides_given
 from jtln.cli.resume import resumed
 from jtln.cli.run_folder import new_sweep_folder
 from jtln.cli.sweep import SWEEP_FOLDER, SweepTable
@@ -44,6 +44,7 @@ def run_hydra(arguments: list[str], job: Callable[[DictConfig], Any]) -> int:
     sweep: str | None = None
     program, sys.argv = sys.argv, [sys.argv[0], *arguments]
     try:
+        check_overrides(arguments)
         check_choices(arguments)
         sweep = _sweep_folder(arguments)
         sys.argv[1:] = options_first([*resumed(arguments), *([] if sweep is None else [f'hydra.sweep.dir="{sweep}"'])])

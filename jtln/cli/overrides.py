@@ -73,6 +73,29 @@ def at_least(key: str, value: Any, least: int) -> int:
     return value
 
 
+def check_overrides(arguments: Sequence[str]) -> None:
+    """Raise a UserError for an argument that would do nothing, or something else than it says.
+
+    An empty value is mostly an unset variable of the shell, and as a path it is the current folder; a key that is
+    deleted takes the value of the code.
+    """
+    known = set(groups())
+    for argument in arguments:
+        key, sign, value = argument.partition("=")
+        if argument.startswith("-") or not re.match(r"[+~\w]", argument):
+            continue
+        if sign and not value.strip().strip("\"'").strip():
+            raise UserError(
+                f"expected a value for {key}, but got an empty one: a variable of the shell that is not set? Give null "
+                "for none"
+            )
+        if argument.startswith("~") and key_of(argument) not in known:
+            raise UserError(
+                f"expected a value for {key_of(argument)}, but got {argument}, which takes the key away: set it to 0 "
+                "or null to leave out what it stands for"
+            )
+
+
 def at_home(argument: str) -> str:
     """Return an argument that names a folder for results with the home folder in place of a leading ~.
 

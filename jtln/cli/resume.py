@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from yaml import YAMLError
 
 from jtln.errors import UserError
 from jtln.study.job import is_setting
+from jtln.study.ledger import read_result
 
 # What may change when a run is resumed, which has no part in what it learns but for how long.
-_NO_SETTING = ("epochs", "trainer", "logger", "num_workers", "cache", "compare_target_only", "hydra")
+_NO_SETTING = ("epochs", "trainer", "logger", "num_workers", "cache", "compare_target_only", "hydra", "trust")
 
 
 def resumed(arguments: list[str]) -> list[str]:
@@ -22,24 +24,29 @@ def resumed(arguments: list[str]) -> list[str]:
     Raises:
         UserError: there is no such run, it is finished, or it is under way and what was given is one of its settings.
     """
-    folders = [argument.partition("=")[2] for argument in arguments if argument.startswith("resume=")]
-    if not folders or folders[-1] in ("", "null"):
+    folders = [argument.partition("=")[2].strip("\"'") for argument in arguments if argument.startswith("resume=")]
+    if not folders or folders[-1] == "null":
         return arguments
-    folder = Path(folders[-1].strip("\"'")).expanduser().resolve()
+    folder = Path(folders[-1]).expanduser().resolve()
     overrides = folder / "overrides.yaml"
     if not overrides.is_file():
         raise UserError(f"expected resume= to be the folder of a run, but there is no {overrides}")
     named = {"resume": f'resume="{folder}"', "hydra.run.dir": f'hydra.run.dir="{folder}"'}
     now = [argument for argument in arguments if argument.partition("=")[0] not in named]
     keys = {argument.partition("=")[0] for argument in now if "=" in argument and not argument.startswith("-")}
-    if (folder / "result.json").is_file() and not keys:
+    if read_result(folder / "result.json") is not None and not keys - {"trust"}:
         raise UserError(f"the run in {folder} is finished: to train it for longer, give epochs= as well")
     try:
         written: Any = OmegaConf.to_container(OmegaConf.load(overrides), resolve=False)
-    except (OmegaConfBaseException, YAMLError) as error:
+        if not isinstance(written, list):
+            raise ValueError(f"expected a list, but got {type(written).__name__}")
+    except (OmegaConfBaseException, YAMLError, ValueError) as error:  # UnicodeDecodeError is a ValueError
         reason = " ".join(str(error).split())
         raise UserError(f"expected the run's arguments in {overrides}, but it cannot be read: {reason}") from error
     earlier = [str(override) for override in written]
+    if not any(argument.lower() == "trust=true" for argument in now):
+        for each in earlier:
+            _check_harmless(each, overrides)
     same = {argument.partition("=")[0] for argument in now if argument in earlier}  # given again, by DDP for one
     settings = sorted(key for key in keys - same if not key.lstrip("+~").startswith(_NO_SETTING))
     if settings and (folder / "checkpoints" / "last.ckpt").is_file():
@@ -48,6 +55,18 @@ def resumed(arguments: list[str]) -> list[str]:
             f"resume={folder}: leave them out (epochs, trainer, logger and num_workers may change), or start a new run"
         )
     return [*(each for each in earlier if each.partition("=")[0] not in keys), *now, *named.values()]
+
+
+def _check_harmless(override: str, file: Path) -> None:
+    """Raise a UserError for an override of a file that runs code of other packages, or reaches into Hydra."""
+    key = override.partition("=")[0].lstrip("+~")
+    targets = re.findall(r"_target_[\"']?\s*[:=]\s*[\"']?([\w.]*)", override)
+    foreign = [target for target in targets if not target.startswith("jtln.")]
+    if foreign or key.startswith("hydra") or override.startswith("-") or "oc.env" in override:
+        raise UserError(
+            f"expected settings of a run in {file}, but got {override!r}, which would run or read something else: give "
+            "trust=true as well if the folder is from somebody whom you trust"
+        )
 
 
 def check_unchanged(config: str, folder: Path) -> None:

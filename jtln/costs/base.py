@@ -85,15 +85,17 @@ class Cost(nn.Module):
         Raises:
             UserError: the distances are not finite, are negative, or have another shape than (S, T).
         """
-        cost = self.distances(source, target).detach().float()
+        cost = self.distances(source, target).detach().float().contiguous()
         if cost.shape != (len(source), len(target)):
             raise UserError(
                 f"expected distances of shape (S, T) = {(len(source), len(target))} from {type(self).__name__}, "
                 f"but got {tuple(cost.shape)}"
             )
         check_cost(cost)
+        if not bool(cost.max() > 0):
+            raise UserError(f"expected a distance above 0 from {type(self).__name__}, but got zeros alone")
         if self.scale == "range":
             cost = cost - cost.min()
         if self.scale != "none":
-            cost = cost / cost.max().clamp_min(1e-12)  # a cost of zeros stays one
+            cost = cost / cost.max().clamp_min(1e-12)
         return cost

@@ -89,7 +89,7 @@ class Classifier(nn.Module):
         self, paths: Sequence[str | Path], batch_size: int = 64
     ) -> Iterator[tuple[str | Path, Tensor | BadImage]]:
         """Every file with its probabilities (K,) on the CPU, or with what is wrong with it; in the order given."""
-        device = next(self.trunk.parameters()).device
+        device = self.to_float.mean.device
         with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as threads:
             for start in range(0, len(paths), batch_size):
                 chunk = paths[start : start + batch_size]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from jtln.data.transforms import Views
 from jtln.errors import UserError, unknown
 from jtln.heads import Cosine, Discriminant, Head, Linear
 from jtln.inference.classifier import KEY, Classifier, Description
+from jtln.module import not_finite
 from jtln.trunks import Trunk, alexnet, from_torchvision
 from jtln.trunks.weights import is_fetched
 
@@ -23,6 +25,7 @@ TRUNKS: dict[str, Callable[..., Trunk]] = {
     "jtln.trunks.alexnet": alexnet,
     "jtln.trunks.from_torchvision": from_torchvision,
 }
+_HYDRAS = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")  # keys that are no arguments
 HEADS: dict[str, Callable[..., Head]] = {
     f"{kind.__module__}.{kind.__qualname__}": kind for kind in (Linear, Cosine, Discriminant)
 }
@@ -54,6 +57,8 @@ def load(run: str | Path, head: str = "target", views: str | None = None, trust:
             f"expected a checkpoint of a run, with what its network is, in {path}, but it cannot be read as one "
             f"({type(error).__name__}): give a run of this version of jtln"
         ) from error
+    if (name := not_finite(state) or not_finite((checkpoint.get("head") or {}).get("state", {}))) is not None:
+        raise UserError(f"expected finite weights in {path}, but {name} is not: the training diverged")
     if not said.trunk:
         raise UserError(
             f"expected the trunk's configuration in {path}, but its trunk was made in Python: load it there"
@@ -90,29 +95,50 @@ def load(run: str | Path, head: str = "target", views: str | None = None, trust:
 def _trusted(
     kind: str, known: dict[str, Callable[..., Any]], what: str, path: Path, trust: bool, settings: dict[str, Any]
 ) -> Callable[..., Any]:
-    """What ``kind`` names; a checkpoint may come from anywhere, and nothing that it names runs unless it is known."""
-    if kind in known and not _names_code(settings):
+    """Return what makes ``kind``. A checkpoint may come from anywhere: without trust no foreign code runs."""
+    foreign = [*([] if kind in known else [kind]), *_named_code(settings)]
+    if not foreign:
         return known[kind]
     if not trust:
         raise UserError(
-            f"expected a {what} of this package in {path}, but it names {kind}, which loading would run: give --trust "
-            "(trust=True in Python) if the file is from somebody whom you trust"
+            f"expected a {what} of this package in {path}, but it names {', '.join(foreign)}, which loading would run: "
+            "give --trust (trust=True in Python) if the file is from somebody whom you trust"
         )
-    module, _, name = kind.rpartition(".")
     try:
-        found: Callable[..., Any] = getattr(import_module(module), name)
+        found = {name: _imported(name) for name in (kind, *foreign)}
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(
             f"expected the {what} {kind} of {path} in this folder or installed, as it was in training, but got: {error}"
         ) from error
-    return found
+    return lambda **settings: found[kind](**{name: _made(value) for name, value in settings.items()})
 
 
-def _names_code(value: Any) -> bool:
-    """Whether a value of a configuration names something to call, at any depth."""
+def _named_code(value: Any) -> list[str]:
+    """Return what a value of a configuration names to be called, at any depth."""
     if isinstance(value, dict):
-        return "_target_" in value or any(map(_names_code, value.values()))
-    return isinstance(value, list | tuple) and any(map(_names_code, value))
+        inner = [name for each in value.values() for name in _named_code(each)]
+        return [str(value["_target_"]), *inner] if "_target_" in value else inner
+    return [name for each in value for name in _named_code(each)] if isinstance(value, list | tuple) else []
+
+
+def _made(value: Any) -> Any:
+    """Call what a value of a trusted configuration names, as Hydra did in training."""
+    if isinstance(value, list | tuple):
+        return [_made(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    made = {key: _made(each) for key, each in value.items()}
+    if "_target_" not in made:
+        return made
+    settings = {key: each for key, each in made.items() if key not in _HYDRAS}
+    call = partial(_imported(made["_target_"]), *made.get("_args_", ()), **settings)
+    return call if made.get("_partial_") else call()
+
+
+def _imported(name: str) -> Callable[..., Any]:
+    module, _, attribute = name.rpartition(".")
+    found: Callable[..., Any] = getattr(import_module(module), attribute)
+    return found
 
 
 def checkpoint_of(run: str | Path) -> Path:

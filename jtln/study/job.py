@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import Any
 
 # What changes where and how a run is made and kept, but not what comes of it.
-_NO_SETTING = ("study", "logger", "cache", "resume", "num_workers", "compare_target_only", "trainer.progress_bar")
+_NO_SETTING = (
+    "study",
+    "logger",
+    "cache",
+    "resume",
+    "num_workers",
+    "compare_target_only",
+    "trust",
+    "trainer.progress_bar",
+)
 _NO_DATA = ("download", "decoded", "cache")  # the same of a dataset, at any depth
 _LABELS = ("dataset.shots", "dataset.rate")
 _FILES = ("file", "links", "weights")  # keys whose value may name a file
@@ -78,9 +87,11 @@ def trunk_hash(config: Mapping[str, Any]) -> str:
 
 
 def spelled(key: str, value: Any) -> str:
-    """``value`` for ``key`` as the command line wants it: "method.on=source", "dataset.shots=null"."""
+    """Return the override of ``key`` as the command line wants it: "method.gradient=source", "dataset.shots=null"."""
     if isinstance(value, str):
-        return f"{key}={value}" if re.fullmatch(r"[\w./+-]+", value) else f"{key}={json.dumps(value)}"
+        return (
+            f"{key}={value}" if re.fullmatch(r"[\w./+-]+", value) else f"{key}={json.dumps(value, ensure_ascii=False)}"
+        )
     return f"{key}={json.dumps(value)}"
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from jtln.errors import UserError
-from jtln.module import JTLN
+from jtln.module import JTLN, not_finite
 
 _WATCHED = {"train/loss": "loss", "val/target/accuracy": "target val", "val/source/accuracy": "source val"}
 
@@ -44,18 +44,12 @@ class CheckFinite(Callback):
         if not isinstance(pl_module, JTLN) or scaled or not (loss.device.type == "cpu" or _is_logged(trainer)):
             return
         values = {name: value for name, value in pl_module.latest.items() if not name.startswith("features/")}
-        if wrong := [f"{name} {float(value)}" for name, value in values.items() if not bool(value.isfinite().all())]:
+        if wrong := [f"{name} {value.item()}" for name, value in values.items() if not bool(value.isfinite().all())]:
             raise _diverged(", ".join(wrong), trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING and (name := not_finite(pl_module.state_dict())) is not None:
             raise _diverged(f"the weights {name}", trainer)
-
-
-def not_finite(state: dict[str, Any]) -> str | None:
-    """Return the name of a tensor with NaN or infinity; None where all are finite."""
-    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor) and value.is_floating_point()}
-    return next((name for name, value in tensors.items() if not bool(value.isfinite().all())), None)
 
 
 def _diverged(what: str, trainer: pl.Trainer) -> UserError:

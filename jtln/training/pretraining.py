@@ -24,9 +24,8 @@ from jtln.data.transforms import Augment
 from jtln.distributed import first_decides
 from jtln.errors import UserError
 from jtln.methods import Method
-from jtln.module import JTLN, Optimization
+from jtln.module import JTLN, Optimization, not_finite
 from jtln.storage import clear_leftovers, kept_if_possible, save_torch
-from jtln.training.callbacks import not_finite
 from jtln.training.trainer import Budget, TrainerSettings, fit, make_trainer, pair_data
 from jtln.trunks import Trunk
 

@@ -119,7 +119,7 @@ def check_epsilon(epsilon: float) -> None:
 
 def check_limits(max_iterations: int, tolerance: float) -> None:
     """Raise a UserError unless at least one iteration is allowed and the tolerance is 0 or more."""
-    if max_iterations < 1 or not tolerance >= 0:
+    if not isinstance(max_iterations, int) or max_iterations < 1 or not 0 <= tolerance < math.inf:
         raise UserError(
             f"expected max_iterations >= 1 and tolerance >= 0, but got max_iterations={max_iterations}, "
             f"tolerance={tolerance}"

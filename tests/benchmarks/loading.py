@@ -2,7 +2,8 @@
 
     python tests/benchmarks/loading.py [--images 400] [--workers 2]
 
-On made photographs (500 x 375 JPEGs with the spectrum of natural images), all read by the same number of processes:
+On synthetic photographs (500 x 375 JPEGs with the spectrum of natural images), all read by the same number of
+processes:
 
 - torchvision: ImageFolder, RandomResizedCrop(224), RandomHorizontalFlip, ToTensor, Normalize;
 - files: this project's loader on the files; decoded: on the memory-mapped cache (and without processes, as by default);

@@ -12,8 +12,7 @@ import torch
 
 from jtln.errors import UserError
 from jtln.methods import Method
-from jtln.module import JTLN, Optimization
-from jtln.training.callbacks import not_finite
+from jtln.module import JTLN, Optimization, not_finite
 from jtln.trunks.base import Trunk
 
 Fit = Callable[..., Any]
