@@ -17,12 +17,14 @@ from jtln.errors import UserError, unknown
 from jtln.heads import Cosine, Discriminant, Head, Linear
 from jtln.inference.classifier import KEY, Classifier, Description
 from jtln.module import not_finite
-from jtln.trunks import Trunk, alexnet, from_torchvision
+from jtln.trunks import Trunk, alexnet, efficientnet_lite, from_timm, from_torchvision
 from jtln.trunks.weights import is_fetched
 
 TASKS = ("target", "source")
 TRUNKS: dict[str, Callable[..., Trunk]] = {
     "jtln.trunks.alexnet": alexnet,
+    "jtln.trunks.efficientnet_lite": efficientnet_lite,
+    "jtln.trunks.from_timm": from_timm,
     "jtln.trunks.from_torchvision": from_torchvision,
 }
 _HYDRAS = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")  # keys that are no arguments

@@ -19,6 +19,7 @@ def alexnet(
     width: float = 0.25,
     dropout: float | None = None,
     batch_norm: bool = False,
+    match: str = "name",
 ) -> Trunk:
     """AlexNet up to its second fully connected layer ("fc7", after ReLU).
 
@@ -35,7 +36,8 @@ def alexnet(
         dropout: probability in [0, 1), before each fully connected layer; None is AlexNet's own 0.5, and 0.2 in the
             small form, which a few passes over a source set do not let overfit (notebooks/research_log.ipynb).
         batch_norm: of the small form only: whether a batch norm follows each convolution. It then learns more from as
-            many steps, and conf/trunk/alexnet.yaml has it; what was trained before there was a choice has none.
+            many steps, and conf/trunk/alexnet.yaml has it.
+        match: see :func:`jtln.trunks.weights.load_weights`.
     """
     if dropout is None:
         dropout = 0.5 if image_size >= SMALLEST_FULL else 0.2
@@ -52,7 +54,7 @@ def alexnet(
         body = _SmallAlexNet(width, dropout, batch_norm)
         name = f"alexnet-small-{width:g}{'-bn' if batch_norm else ''}"
         trunk = Trunk(body, name, body.dim, SMALL_MEAN, SMALL_STD)
-    return with_weights(trunk, weights, "alexnet" if image_size >= SMALLEST_FULL else None)
+    return with_weights(trunk, weights, "alexnet" if image_size >= SMALLEST_FULL else None, match)
 
 
 class _SmallAlexNet(nn.Module):

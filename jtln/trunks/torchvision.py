@@ -12,13 +12,14 @@ from jtln.trunks.base import IMAGENET_MEAN, IMAGENET_STD, Trunk, check_image_siz
 from jtln.trunks.weights import is_fetched, with_weights
 
 
-def from_torchvision(image_size: int, name: str = "resnet50", weights: str = "auto") -> Trunk:
+def from_torchvision(image_size: int, name: str = "resnet50", weights: str = "auto", match: str = "name") -> Trunk:
     """Any of torchvision's classification networks without its last linear layer.
 
     Args:
         image_size: height and width of the images, in pixels.
         name: as ``torchvision.models.list_models()`` spells it.
         weights: see :func:`alexnet`; "auto" is ImageNet's.
+        match: see :func:`jtln.trunks.weights.load_weights`.
 
     Raises:
         UserError: torchvision has no such classification network, it has no linear layer (squeezenet), or it cannot
@@ -47,4 +48,4 @@ def from_torchvision(image_size: int, name: str = "resnet50", weights: str = "au
     setattr(model.get_submodule(parent), leaf, nn.Identity())
     trunk = Trunk(model, name, last.in_features, IMAGENET_MEAN, IMAGENET_STD)
     check_takes(trunk, image_size)
-    return with_weights(trunk, weights, name)
+    return with_weights(trunk, weights, name, match)

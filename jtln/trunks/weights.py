@@ -1,40 +1,51 @@
-"""Where a trunk's weights come from: torchvision's own download, or a file."""
+"""Where a trunk's weights come from: a library's own download, or a file of any provenance."""
 
 from __future__ import annotations
 
 import hashlib
 import urllib.error
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import torchvision
-from torch import Tensor
+from torch import Tensor, nn
 
 from jtln.errors import UserError, unknown
 from jtln.trunks.base import Trunk
 
+MATCHES = ("name", "order")
+CONTAINERS = ("state_dict", "model", "model_ema", "state_dict_ema", "teacher", "module")  # keys that hold the tensors
+
 
 def weights_digest(weights: str) -> str:
-    """What the weights setting stands for, for a cache's key: a file's content, or the setting itself."""
+    """Return what the weights setting stands for, for a cache's key: a file's content, or the setting itself."""
     path = Path(weights).expanduser()
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else weights
+    if not path.is_file():
+        return weights
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(path)
+
+
+def _digest(path: Path) -> str:  # Python 3.10
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def is_fetched(weights: str) -> bool:
-    """Whether ``weights`` stands for torchvision's, which are fetched: "auto", "imagenet", or a name such as
-    "IMAGENET1K_V1"."""
+    """Tell whether ``weights`` stands for a download: "auto", "imagenet", or a name such as "IMAGENET1K_V1"."""
     return weights in ("auto", "imagenet") or weights.startswith("IMAGENET1K_")
 
 
-def with_weights(trunk: Trunk, weights: str, torchvision_name: str | None) -> Trunk:
-    """Load what ``weights`` names; ``torchvision_name`` is None where torchvision has no weights for this form."""
+def with_weights(trunk: Trunk, weights: str, torchvision_name: str | None, match: str = "name") -> Trunk:
+    """Load what ``weights`` names into the trunk; ``torchvision_name`` is None where torchvision has none for it."""
     if weights == "auto":
         weights = "none" if torchvision_name is None else "imagenet"
     if weights == "none":
         return trunk
     if not is_fetched(weights):
-        state = _read_weights(Path(weights).expanduser())
+        state = read_weights(Path(weights).expanduser())
     elif torchvision_name is None:
         raise UserError(
             f"expected trunk.weights=none or a file for {trunk.name}, but got {weights}: there are ImageNet weights "
@@ -42,7 +53,7 @@ def with_weights(trunk: Trunk, weights: str, torchvision_name: str | None) -> Tr
         )
     else:
         state = _fetch_imagenet(torchvision_name, "DEFAULT" if weights == "imagenet" else weights)
-    _load(trunk, state, weights)
+    load_weights(trunk.body, state, trunk.name, weights, match)
     trunk.pretrained = True
     return trunk
 
@@ -61,32 +72,98 @@ def _fetch_imagenet(name: str, which: str) -> dict[str, Any]:
         ) from error
 
 
-def _read_weights(path: Path) -> dict[str, Any]:
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file: .pth and the like, or .safetensors. Nothing in it is executed.
+
+    The tensors may be bare, or under one of CONTAINERS.
+
+    Raises:
+        UserError: there is no such file, or it holds no tensors by name.
+    """
     if not path.is_file():
         raise UserError(f"expected trunk.weights to be auto, imagenet, none or a file, but there is no file {path}")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            content: Any = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except ImportError as error:
+        raise UserError(f"expected the package safetensors to read {path}: pip install 'jtln[timm]'") from error
+    except Exception as error:  # what a damaged file raises depends on where it is damaged
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"expected a PyTorch state dict or checkpoint in {path}, but it cannot be read: {error}"
+            f"expected a PyTorch state dict or checkpoint in {path}, but it cannot be read: {reason}"
         ) from error
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"expected a PyTorch state dict or checkpoint in {path}, but got {type(state).__name__}")
-    return state
+    for state in _candidates(content):
+        tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
+        if tensors:
+            return tensors
+    kind = (
+        f"a dict of {', '.join(map(str, list(content)[:5]))}" if isinstance(content, dict) else type(content).__name__
+    )
+    raise UserError(f"expected tensors by name in {path}, bare or under {', '.join(CONTAINERS)}, but got {kind}")
 
 
-def _load(trunk: Trunk, state: dict[str, Tensor], origin: str) -> None:
-    """Load a run's ``trunk.body.*``, this trunk's ``body.*`` or the bare network's names; a classifier is left out."""
-    for prefix in ("trunk.body.", "body."):
-        if any(key.startswith(prefix) for key in state):
-            state = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
-            break
-    wanted = trunk.body.state_dict()
-    missing = [key for key in wanted if key not in state or state[key].shape != wanted[key].shape]
-    if missing:
+def _candidates(content: Any) -> Iterator[dict[Any, Any]]:
+    """What may be the state dict: what a container holds, and the content itself."""
+    if isinstance(content, dict):
+        for key in CONTAINERS:
+            if isinstance(content.get(key), dict):
+                yield from _candidates(content[key])
+        yield content
+
+
+def load_weights(network: nn.Module, state: dict[str, Tensor], name: str, origin: str, match: str = "name") -> None:
+    """Load a network without classifier from a state dict; what else that holds, a classifier above all, is left out.
+
+    Names may have any prefix in front (``module.``, ``backbone.``, ``module.encoder_q.``, a run's ``trunk.body.``): the
+    one under which most tensors fit is taken.
+
+    Args:
+        name: of the network, for messages.
+        origin: where the state dict comes from, for messages.
+        match: "name"; or "order", which takes tensors one after another, for a file of other names.
+
+    Raises:
+        UserError: a tensor of the network is not there or has another shape.
+    """
+    if match not in MATCHES:
+        raise unknown("trunk.match", match, MATCHES)
+    wanted = network.state_dict()
+    found = _by_order(wanted, state) if match == "order" else _by_name(wanted, state)
+    wrong = [each for each, value in wanted.items() if each not in found or found[each].shape != value.shape]
+    if wrong:
+        first = wrong[0]
+        got = f"shape {tuple(found[first].shape)}" if first in found else "none of that name"
+        hint = "" if match == "order" else "; trunk.match=order goes by order and shape"
         raise UserError(
-            f"expected the weights of {trunk.name} in {origin}, but {len(missing)} of its {len(wanted)} tensors are "
-            f"not there or have another shape, '{missing[0]}' among them: choose the trunk that the file was made with"
+            f"expected the weights of {name} in {origin}, but {len(wanted) - len(wrong)} of its {len(wanted)} tensors "
+            f"fit; the first that does not is '{first}' of shape {tuple(wanted[first].shape)}, and the file has {got}: "
+            f"choose the network that the file was made with{hint}"
         )
-    trunk.body.load_state_dict({key: state[key] for key in wanted})
+    network.load_state_dict(found)
+
+
+def _by_name(wanted: dict[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of the prefix under which most names and shapes fit."""
+    fits: Counter[str] = Counter()
+    for name, value in wanted.items():
+        for key in _ending_in(state, name):
+            fits[key[: len(key) - len(name)]] += 1 + 1000 * (state[key].shape == value.shape)
+    prefix = max(fits, key=lambda each: (fits[each], -len(each)), default="")
+    return {name: state[prefix + name] for name in wanted if prefix + name in state}
+
+
+def _ending_in(state: dict[str, Tensor], name: str) -> Iterator[str]:
+    return (key for key in state if key == name or key.endswith(f".{name}"))
+
+
+def _by_order(wanted: dict[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors one after another; counters of batch norms, which old files lack, are taken as they are."""
+    left = [value for name, value in state.items() if not name.endswith("num_batches_tracked")]
+    found = {name: value for name, value in wanted.items() if name.endswith("num_batches_tracked")}
+    names = [name for name in wanted if name not in found]
+    found |= dict(zip(names, left, strict=False))
+    return {name: found[name] for name in wanted if name in found}
