@@ -5,8 +5,16 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from jtln.errors import UserError
+
+
+def path(text: str) -> Path:
+    """Return an argument as a path; an empty one, an unset variable of the shell, would be the current folder."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("expected a path, but got an empty name")
+    return Path(text)
 
 
 def guarded(parser: argparse.ArgumentParser, arguments: list[str], job: Callable[[argparse.Namespace], int]) -> int:

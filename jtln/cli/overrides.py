@@ -81,6 +81,12 @@ def check_overrides(arguments: Sequence[str]) -> None:
     """
     known = set(groups())
     for argument in arguments:
+        if re.match(r"(--config-name|-cn|--config-path|-cp)\b", argument):
+            raise UserError(
+                f"expected no {argument}: experiment=NAME takes a protocol, and --config-dir DIR files of your own"
+            )
+        if re.match(r"\+*hydra\.job\.chdir=[Tt]rue", argument):
+            raise UserError(f"expected no {argument}: the paths of a run are relative to the folder that you are in")
         key, sign, value = argument.partition("=")
         if argument.startswith("-") or not re.match(r"[+~\w]", argument):
             continue

@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jtln.cli.options import guarded
+from jtln.cli.options import guarded, path
 from jtln.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,13 +31,13 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--views", help="none, flip or ten_crop; default: as in the run's test")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: an accelerator where there is one")
     parser.add_argument("--batch-size", type=int, default=64, metavar="B", help="images at once; default: 64")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="default: the terminal")
+    parser.add_argument("--output", type=path, metavar="FILE", help="default: the terminal")
     return guarded(parser, arguments, _predict)
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
     """The arguments that say which network."""
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, or a best.ckpt that was taken from one")
+    parser.add_argument("run", type=path, metavar="RUN", help="a run's folder, or a best.ckpt that was taken from one")
     parser.add_argument("--head", default="target", help="target (default) or source: whose classes")
     parser.add_argument("--trust", action="store_true", help="run code that the checkpoint names: a trunk of your own")
 
@@ -49,6 +49,8 @@ def files_of(images: Sequence[str]) -> list[str]:
     files: list[str] = []
     for each in images:
         path = Path(each).expanduser()
+        if not each.strip():
+            raise UserError("expected images or folders of them, but got an empty name")
         if not path.exists():
             raise UserError(f"expected images or folders of them, but there is no {each}")
         found = [str(path)] if path.is_file() else list(files_below(str(path)))
@@ -56,6 +58,11 @@ def files_of(images: Sequence[str]) -> list[str]:
             raise UserError(f"expected images in the folder {each}, but there is none")
         files += found
     return files
+
+
+def _same(file: str, output: Path) -> bool:
+    """Whether the table that an earlier call wrote lies among the images."""
+    return output.exists() and Path(file).resolve() == output.resolve()
 
 
 def _device(name: str | None) -> torch.device:
@@ -82,7 +89,7 @@ def _predict(given: argparse.Namespace) -> int:
         if value < 1:
             raise UserError(f"expected {key} of 1 or more, but got {value}")
     device = _device(given.device)
-    files = files_of(given.images)
+    files = [each for each in files_of(given.images) if given.output is None or not _same(each, given.output)]
     classifier = load(given.run, given.head, given.views, given.trust).to(device)
     top = min(given.top, len(classifier.classes))
     if isinstance(sys.stdout, io.TextIOWrapper):

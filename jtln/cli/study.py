@@ -22,11 +22,11 @@ from jtln.cli import run
 from jtln.cli.hydra_app import run_hydra
 from jtln.cli.overrides import at_least, config_dir_given, is_of_a_choice, key_of, listed, overrides_given
 from jtln.errors import UserError, unknown
-from jtln.study.job import is_setting
+from jtln.study.job import is_setting, spelled
 
 if TYPE_CHECKING:
     from jtln.study.schedule import Worker
-    from jtln.study.study import Labels, Study
+    from jtln.study.study import Labels, Row, Study
 
 FOLDER = "${study.folder}/${hydra:runtime.choices.study}/${hydra:runtime.choices.dataset}"
 _ELSEWHERE = ("dataset.root", "trainer.accelerator", "trainer.devices", "trainer.num_nodes")  # where a run is made
@@ -168,9 +168,10 @@ def plan(config: DictConfig, command: str, for_rows: Sequence[str] = ()) -> tupl
     composer = Composer(config, given, search_path)
     rows = tuple(composer.row(name) for name in names if name in only)
     composer.check(rows, labels, seeds[0], tuned=trials > 0)
+    folder = Path(hydra.runtime.output_dir)
     study = Study(
         name=str(hydra.runtime.choices["study"]),
-        folder=Path(hydra.runtime.output_dir),
+        folder=folder,
         runs=Path(settings.folder) / "runs",
         rows=rows,
         labels=labels,
@@ -184,9 +185,19 @@ def plan(config: DictConfig, command: str, for_rows: Sequence[str] = ()) -> tupl
             margin=_margin(tune.margin),
         ),
         command=command,
-        extra=(*config_dir_given(hydra), *search_path),
+        extra=(*config_dir_given(hydra), *search_path, *_wandb_group(rows, folder)),
     )
     return study, _workers(config)
+
+
+def _wandb_group(rows: Sequence[Row], folder: Path) -> tuple[str, ...]:
+    """Return the override that puts the runs into one W&B group, called after the study's folder.
+
+    Nothing where a row does not log to W&B, or has a group of its own.
+    """
+    loggers = [row.config.logger for row in rows]
+    grouped = all(logger.wandb and not logger.get("group") for logger in loggers)
+    return (spelled("logger.group", folder.name),) if grouped else ()
 
 
 def _against(settings: DictConfig) -> tuple[str, ...]:

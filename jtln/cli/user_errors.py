@@ -31,7 +31,7 @@ def explain(error: BaseException, overrides: Sequence[str]) -> str | None:
     while cause is not None and id(cause) not in seen:
         seen.add(id(cause))
         if isinstance(cause, UserError):
-            return str(cause)
+            return _located(str(cause), error)
         if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
             return f"no space is left on the disk, or none for you, in writing {cause.filename or 'a checkpoint'}"
         if isinstance(cause, OSError) and cause.filename is not None:
@@ -46,6 +46,12 @@ def explain(error: BaseException, overrides: Sequence[str]) -> str | None:
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _wrong_key(error, overrides) or " ".join(str(error).split())
     return None
+
+
+def _located(message: str, error: BaseException) -> str:
+    """Put the configuration's key before the message of a class that Hydra has called: it names its argument alone."""
+    key = re.search(r"^full_key: ([\w.]+)$", str(error), re.MULTILINE)
+    return message if key is None or f"{key[1].partition('.')[0]}." in message else f"{key[1]}: {message}"
 
 
 def _unquoted(override: str) -> str:

@@ -27,6 +27,7 @@ TRUNKS: dict[str, Callable[..., Trunk]] = {
     "jtln.trunks.from_timm": from_timm,
     "jtln.trunks.from_torchvision": from_torchvision,
 }
+MODULE = "jtln.trunks.from_module"  # a network of the user's own, whose path it takes
 _HYDRAS = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")  # keys that are no arguments
 HEADS: dict[str, Callable[..., Head]] = {
     f"{kind.__module__}.{kind.__qualname__}": kind for kind in (Linear, Cosine, Discriminant)
@@ -72,7 +73,7 @@ def load(run: str | Path, head: str = "target", views: str | None = None, trust:
     classes = getattr(said, head)
     try:
         settings.pop("freeze", None)
-        if kind in TRUNKS:  # the weights are in the checkpoint, and need not be fetched
+        if kind in (*TRUNKS, MODULE):  # the weights are in the checkpoint, and need not be fetched
             settings["weights"] = "none"
         trunk = make_trunk(image_size=said.image_size, **settings)
         if hasattr(getattr(trunk, "body", None), "transform_input"):  # goes by the weights that training began with
@@ -99,6 +100,7 @@ def _trusted(
 ) -> Callable[..., Any]:
     """Return what makes ``kind``. A checkpoint may come from anywhere: without trust no foreign code runs."""
     foreign = [*([] if kind in known else [kind]), *_named_code(settings)]
+    foreign += [str(settings.get("path"))] if kind == MODULE else []
     if not foreign:
         return known[kind]
     if not trust:
@@ -145,6 +147,8 @@ def _imported(name: str) -> Callable[..., Any]:
 
 def checkpoint_of(run: str | Path) -> Path:
     """Return the checkpoint that ``run`` stands for: itself, or a run folder's best."""
+    if not str(run).strip():
+        raise UserError("expected a run's folder or checkpoint, but got an empty name")
     path = Path(run).expanduser()
     if path.is_file():
         return path

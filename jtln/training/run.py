@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from jtln import distributed
 from jtln.data.duplicates import repeats
@@ -106,6 +107,7 @@ def run(experiment: Experiment) -> dict[str, Any]:
     )
     module.hparams[KEY] = asdict(Description.of(experiment.spec, experiment.trunk, experiment.test_views))
     data.use_source, data.use_target = module.reads("source"), module.reads("target")
+    _check_batch_norms(module, data, trainer.world_size)
     log_training(experiment, pair, module, cost, pretrained, data.passes(experiment.budget.steps))
 
     fitted = fit_best(trainer, module, data, checkpoint)
@@ -155,6 +157,18 @@ def _keep_head(path: Path, head: Head, classifier: nn.Module) -> None:
     state = {name: value.detach().cpu() for name, value in classifier.state_dict().items()}
     checkpoint["head"] = {"kind": kind, "settings": head.settings(), "state": state}
     save_torch(checkpoint, path)
+
+
+def _check_batch_norms(module: JTLN, data: PairData, processes: int) -> None:
+    """Raise a UserError where batch norms that learn would see one image in a step: it has no variance."""
+    norms = [each for each in module.trunk.modules() if isinstance(each, _BatchNorm)]
+    sizes = {"source": data.source_batch_size, "target": data.target_batch_size}
+    images = sum(size // processes for side, size in sizes.items() if module.reads(side))
+    if norms and not module.trunk.frozen and images < 2:
+        raise UserError(
+            f"expected 2 or more images in a step of each process for the batch norms of {module.trunk.name}, but got "
+            f"{images}: raise batch_size, label more images (dataset.shots), or set trunk.freeze=true"
+        )
 
 
 def _check_cost(experiment: Experiment) -> None:
