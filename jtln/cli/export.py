@@ -7,7 +7,7 @@ import io
 import json
 import warnings
 
-from jtln.cli.options import guarded, path
+from jtln.cli.options import guarded, path_argument
 from jtln.cli.predict import add_run
 from jtln.errors import UserError, unknown
 from jtln.storage import replacing
@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--format", default="onnx", help="onnx (default) or torch (torch.export's .pt2)")
     parser.add_argument("--views", help="none, flip or ten_crop; default: as in the run's test")
     parser.add_argument(
-        "--output", type=path, metavar="FILE", help="default: model.onnx or model.pt2 in the run's folder"
+        "--output", type=path_argument, metavar="FILE", help="default: model.onnx or model.pt2 in the run's folder"
     )
     return guarded(parser, arguments, _export)
 

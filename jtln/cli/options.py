@@ -10,7 +10,7 @@ from pathlib import Path
 from jtln.errors import UserError
 
 
-def path(text: str) -> Path:
+def path_argument(text: str) -> Path:
     """Return an argument as a path; an empty one, an unset variable of the shell, would be the current folder."""
     if not text.strip():
         raise argparse.ArgumentTypeError("expected a path, but got an empty name")

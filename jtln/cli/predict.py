@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jtln.cli.options import guarded, path
+from jtln.cli.options import guarded, path_argument
 from jtln.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,13 +31,13 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--views", help="none, flip or ten_crop; default: as in the run's test")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: an accelerator where there is one")
     parser.add_argument("--batch-size", type=int, default=64, metavar="B", help="images at once; default: 64")
-    parser.add_argument("--output", type=path, metavar="FILE", help="default: the terminal")
+    parser.add_argument("--output", type=path_argument, metavar="FILE", help="default: the terminal")
     return guarded(parser, arguments, _predict)
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
     """The arguments that say which network."""
-    parser.add_argument("run", type=path, metavar="RUN", help="a run's folder, or a best.ckpt that was taken from one")
+    parser.add_argument("run", type=path_argument, metavar="RUN", help="a run's folder, or its best.ckpt")
     parser.add_argument("--head", default="target", help="target (default) or source: whose classes")
     parser.add_argument("--trust", action="store_true", help="run code that the checkpoint names: a trunk of your own")
 

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from jtln.cli.options import guarded, path
+from jtln.cli.options import guarded, path_argument
 from jtln.errors import UserError, unknown
 
 
@@ -17,8 +17,12 @@ def main(arguments: list[str]) -> int:
         description="Table, intervals, paired tests and plots of all runs below the folders (every result.json but the "
         "trials of a tuning), as Markdown, CSV, HTML and PNG.",
     )
-    parser.add_argument("folders", nargs="+", type=path, metavar="FOLDER", help="of a run, a multirun or a study")
-    parser.add_argument("--output", type=path, metavar="DIR", help="where the report goes; default: FOLDER/report")
+    parser.add_argument(
+        "folders", nargs="+", type=path_argument, metavar="FOLDER", help="of a run, a multirun or a study"
+    )
+    parser.add_argument(
+        "--output", type=path_argument, metavar="DIR", help="where the report goes; default: FOLDER/report"
+    )
     parser.add_argument(
         "--against",
         metavar="NAMES",

@@ -26,7 +26,7 @@ from jtln.heads import Head, HeadFit
 from jtln.inference.classifier import KEY, Description
 from jtln.module import JTLN
 from jtln.storage import save_torch
-from jtln.training.class_costs import FollowFeatures, read_cost
+from jtln.training.class_costs import FollowFeatures, RunCost, read_cost
 from jtln.training.experiment import Experiment
 from jtln.training.log import log, log_data, log_training
 from jtln.training.pretraining import Pretrained, pretrain
@@ -111,7 +111,7 @@ def run(experiment: Experiment) -> dict[str, Any]:
     log_training(experiment, pair, module, cost, pretrained, data.passes(experiment.budget.steps))
 
     fitted = fit_best(trainer, module, data, checkpoint)
-    matrix = follow.matrix if follow is not None else None if cost is None else cost.used
+    matrix = _matrix_in_use(module, follow, cost)
     head_fit = form_head(experiment.head, module, features, matrix, experiment.transport.epsilon)
     if trainer.is_global_zero and experiment.head.replaces:
         _keep_head(fitted.best, experiment.head, module.target_head)
@@ -127,6 +127,15 @@ def run(experiment: Experiment) -> dict[str, Any]:
         for logger in experiment.loggers:
             log_summary(logger, result, experiment.folder)
     return result
+
+
+def _matrix_in_use(module: JTLN, follow: FollowFeatures | None, cost: RunCost | None) -> Tensor | None:
+    """The cost (S, T) that goes with the weights that validation chose; None where the run has none."""
+    if module.transport is not None:
+        return module.transport.cost
+    if follow is not None:
+        return follow.matrix
+    return None if cost is None else cost.used
 
 
 def form_head(head: Head, module: JTLN, features: Features, cost: Tensor | None, epsilon: float) -> HeadFit | None:
