@@ -18,7 +18,7 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The content of a wheel built from this checkout."""
     folder = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     (wheel,) = folder.glob("jtln-*.whl")
     with zipfile.ZipFile(wheel) as archive:
@@ -68,7 +68,7 @@ def run(unpacked: Path, folder: Path, *arguments: str) -> str:
         env=os.environ | {"PYTHONPATH": str(unpacked), "JTLN_CACHE": str(folder / "cache")},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -76,8 +76,8 @@ def run(unpacked: Path, folder: Path, *arguments: str) -> str:
 
 
 def test_it_composes_from_another_folder(unpacked: Path, tmp_path: Path) -> None:
-    where = run(unpacked, tmp_path, "-c", "import jtln.cli.train as m; print(m.__file__); print(m.config_dir())")
-    assert where.splitlines() == [str(unpacked / "jtln/cli/train.py"), str(unpacked / "jtln/conf")]
+    where = run(unpacked, tmp_path, "-c", "import jtln.cli.overrides as m; print(m.__file__); print(m.config_dir())")
+    assert where.splitlines() == [str(unpacked / "jtln/cli/overrides.py"), str(unpacked / "jtln/conf")]
     config = run(unpacked, tmp_path, "-m", "jtln", "train", "--cfg", "job", "cost=centroid")
     assert "_target_: jtln.costs.CentroidCost" in config
     assert not list(tmp_path.iterdir())

@@ -1,3 +1,5 @@
+"""Against torch's schedulers and values by hand."""
+
 import math
 
 import pytest
@@ -42,10 +44,10 @@ def test_warmup_rises_from_zero_into_the_shape(schedule: Schedule) -> None:
 
 def test_mistakes() -> None:
     for warmup in (-0.1, 1.0, math.nan):
-        with pytest.raises(UserError, match=r"expected warmup in \[0, 1\), a share of training, but got"):
+        with pytest.raises(UserError, match=rf"warmup in \[0, 1\).*{warmup}"):
             Cosine(warmup=warmup)
     for until in (0.0, 1.5, math.nan):
-        with pytest.raises(UserError, match=r"expected until in \(0, 1\]"):
+        with pytest.raises(UserError, match=rf"until in \(0, 1\].*{until}"):
             Linear(until=until)
-    with pytest.raises(UserError, match="warmup"):
+    with pytest.raises(UserError, match=r"warmup.*2\.0"):
         Linear(warmup=2.0)

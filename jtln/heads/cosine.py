@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
 
-from jtln.distributed import class_sums
+from jtln.distributed import accumulation_dtype, class_sums
 from jtln.heads.base import FeatureSource, Head, HeadFit
 from jtln.temperature import fit_temperature
 
@@ -48,6 +48,7 @@ class Cosine(Head):
         head = self.classifier(trained.in_features, trained.out_features).to(trained.weight.device)
         sums, _ = class_sums(((normalize(rows), labels) for rows, labels in features.of("target")), sizes[1])
         head.weight.copy_(normalize(sums))
-        fit = fit_temperature([(head(rows).double(), labels) for rows, labels in features.of("target", "val")])
+        logits = ((head(rows), labels) for rows, labels in features.of("target", "val"))
+        fit = fit_temperature([(each.to(accumulation_dtype(each)), labels) for each, labels in logits])
         head.temperature.fill_(fit.temperature)
         return HeadFit(head, {"temperature": fit.temperature, "nll": fit.nll})

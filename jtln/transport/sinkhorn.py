@@ -17,6 +17,7 @@ arXiv 1306.0895; Peyré & Cuturi, arXiv 1803.00567, section 4). Three properties
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -113,13 +114,14 @@ def check_cost(cost: Tensor) -> None:
 
 def check_epsilon(epsilon: float) -> None:
     """Raise a UserError unless epsilon is a finite number above 0."""
-    if isinstance(epsilon, str) or epsilon is None or not (epsilon > 0 and math.isfinite(epsilon)):
+    if not (isinstance(epsilon, Real) and 0 < epsilon < math.inf):
         raise UserError(f"expected a finite number epsilon > 0, but got {epsilon!r}")
 
 
 def check_limits(max_iterations: int, tolerance: float) -> None:
     """Raise a UserError unless at least one iteration is allowed and the tolerance is 0 or more."""
-    if not isinstance(max_iterations, int) or max_iterations < 1 or not 0 <= tolerance < math.inf:
+    finite = isinstance(tolerance, Real) and 0 <= tolerance < math.inf
+    if not isinstance(max_iterations, int) or max_iterations < 1 or not finite:
         raise UserError(
             f"expected max_iterations >= 1 and tolerance >= 0, but got max_iterations={max_iterations}, "
             f"tolerance={tolerance}"

@@ -5,27 +5,17 @@ import math
 import numpy as np
 import pytest
 import torch
+from given_cost import GivenCost
 from scipy.spatial.distance import cdist
 from torch import Tensor
 
-from jtln.costs import CentroidCost, Cost, UniformCost
+from jtln.costs import CentroidCost, UniformCost
 from jtln.errors import UserError
 from jtln.names.class_set import ClassSet
-from jtln.transport.loss import TransportLoss
+from jtln.transport import TransportLoss
 
 SOURCE, TARGET = ClassSet(["cat", "dog", "fox"]), ClassSet(["wolf", "lynx"])
 SIZES = (3, 2)
-
-
-class Given(Cost):
-    """The distances that it is given."""
-
-    def __init__(self, distances: Tensor, scale: str = "max") -> None:
-        super().__init__(scale)
-        self.given = distances
-
-    def distances(self, source: ClassSet, target: ClassSet) -> Tensor:
-        return self.given
 
 
 def features(seed: int = 0, dim: int = 7) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -49,25 +39,28 @@ def centroids(batch: tuple[Tensor, Tensor]) -> np.ndarray:
 @pytest.mark.parametrize(("scale", "expected"), [("max", [0.5, 0.75, 1]), ("range", [0, 0.5, 1]), ("none", [2, 3, 4])])
 def test_scales(scale: str, expected: list[float]) -> None:
     distances = torch.tensor([2.0, 3, 4])[:, None].expand(3, 2).double()
-    matrix = Given(distances.requires_grad_(), scale).matrix(SOURCE, TARGET)
+    matrix = GivenCost(distances.requires_grad_(), scale).matrix(SOURCE, TARGET)
     torch.testing.assert_close(matrix, torch.tensor(expected, dtype=torch.float32)[:, None].expand(3, 2))
     assert matrix.dtype == torch.float32
     assert not matrix.requires_grad
 
 
-@pytest.mark.parametrize(("scale", "value"), [("max", 0.0), ("range", 0.0), ("range", 5.0)])
-def test_a_constant_distance_stays_finite(scale: str, value: float) -> None:
-    assert torch.equal(Given(torch.full(SIZES, value), scale).matrix(SOURCE, TARGET), torch.zeros(SIZES))
+@pytest.mark.parametrize(("scale", "expected"), [("max", 1.0), ("range", 0.0), ("none", 5.0)])
+def test_a_constant_distance_stays_constant(scale: str, expected: float) -> None:
+    matrix = GivenCost(torch.full(SIZES, 5.0), scale).matrix(SOURCE, TARGET)
+    assert torch.equal(matrix, torch.full(SIZES, expected))
+    with pytest.raises(UserError, match=r"GivenCost.*zeros"):
+        GivenCost(torch.zeros(SIZES), scale).matrix(SOURCE, TARGET)
 
 
 def test_bad_distances() -> None:
-    with pytest.raises(UserError, match=r"distances of shape \(S, T\) = \(3, 2\) from Given, but got \(2, 3\)"):
-        Given(torch.ones(2, 3)).matrix(SOURCE, TARGET)
+    with pytest.raises(UserError, match=r"\(S, T\) = \(3, 2\).*GivenCost.*\(2, 3\)"):
+        GivenCost(torch.ones(2, 3)).matrix(SOURCE, TARGET)
     for value in (math.nan, math.inf, -1.0):
-        with pytest.raises(UserError, match="expected a"):
-            Given(torch.full(SIZES, value)).matrix(SOURCE, TARGET)
-    with pytest.raises(UserError, match="unknown cost scale 'maximum': expected one of max, range, none"):
-        Given(torch.ones(SIZES), scale="maximum")
+        with pytest.raises(UserError, match="cost matrix"):
+            GivenCost(torch.full(SIZES, value)).matrix(SOURCE, TARGET)
+    with pytest.raises(UserError, match=r"scale 'maximum'.*max, range, none"):
+        GivenCost(torch.ones(SIZES), scale="maximum")
 
 
 def test_uniform() -> None:
@@ -159,13 +152,13 @@ def test_ema_without_memory_is_the_latest_batch() -> None:
     torch.testing.assert_close(cost.matrix(SOURCE, TARGET), fitted.matrix(SOURCE, TARGET))
 
 
-def test_nothing_seen_is_no_knowledge() -> None:
+def test_without_features_the_cost_is_constant() -> None:
     cost = CentroidCost(update="ema")
-    with pytest.raises(UserError, match=r"no features were seen: call fit\(\) or observe\(\) first"):
+    with pytest.raises(UserError, match=r"fit\(\) or observe\(\)"):
         cost.matrix(SOURCE, TARGET)
     cost.prepare(SIZES, 5)
     assert torch.equal(cost.matrix(SOURCE, TARGET), torch.ones(SIZES))
-    with pytest.raises(UserError, match="expected at least one batch of features, but got none"):
+    with pytest.raises(UserError, match=r"features.*none"):
         cost.fit([], [], SIZES)
 
 
@@ -183,10 +176,10 @@ def test_state_survives_a_checkpoint() -> None:
 
 
 def test_centroid_mistakes() -> None:
-    with pytest.raises(UserError, match=r"unknown centroid metric 'cosin': .* Did you mean 'cosine'"):
+    with pytest.raises(UserError, match=r"metric 'cosin'.*'cosine'"):
         CentroidCost("cosin")
-    with pytest.raises(UserError, match="unknown centroid update 'never': expected one of once, epoch, ema"):
+    with pytest.raises(UserError, match=r"update 'never'.*once, epoch, ema"):
         CentroidCost(update="never")
     for momentum in (1.0, -0.1, math.nan):
-        with pytest.raises(UserError, match=r"expected momentum in \[0, 1\), but got"):
+        with pytest.raises(UserError, match=rf"momentum in \[0, 1\).*{momentum}"):
             CentroidCost(momentum=momentum)

@@ -1,4 +1,4 @@
-"""A cost matrix from a file: by names, whatever their order, and every mistake in it is told."""
+"""A cost matrix from a file: by names, whatever their order, and a message for every mistake in it."""
 
 from __future__ import annotations
 
@@ -43,36 +43,36 @@ def test_npz(tmp_path: Path) -> None:
     np.savez(tmp_path / "c.npz", cost=COST.numpy().astype(float), source=list(SOURCE), target=list(TARGET))
     torch.testing.assert_close(FileCost(tmp_path / "c.npz", scale="none").matrix(SOURCE, TARGET), COST)
     np.savez(tmp_path / "d.npz", cost=COST.numpy(), source=list(SOURCE))
-    with pytest.raises(UserError, match="there is no target"):
+    with pytest.raises(UserError, match=r"d\.npz.*target"):
         FileCost(tmp_path / "d.npz").matrix(SOURCE, TARGET)
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
-        ("", "first line of target classes"),
-        ("x,wolf,bus\n", "first line of target classes"),
-        ("x,wolf,bus\ndog,1\n", "expected 2 numbers for 'dog'"),
-        ("x,wolf,bus\ndog,1,far\n", "for 'dog' and 'bus' in .*got 'far'"),
-        ("x,wolf,bus\ndog,1,-1\n", "number >= 0 for 'dog' and 'bus'"),
-        ("x,wolf,bus\ndog,1,nan\n", "got 'nan'"),
-        ("x,wolf,wolf\ndog,1,1\n", "'wolf' stands there twice"),
-        ("x,wolf,bus\ndog,1,1\ntrucks,1,1\n", "3 source classes .* 2 are not there, 'cat, tame'"),
-        ("x,wolf,busses\ndog,1,1\n", "near to it|source classes"),
+        ("", "first line"),
+        ("x,wolf,bus\n", "first line"),
+        ("x,wolf,bus\ndog,1\n", r"2 numbers.*'dog'.*cost\.csv.*got 1"),
+        ("x,wolf,bus\ndog,1,far\n", r"'dog' and 'bus'.*cost\.csv.*'far'"),
+        ("x,wolf,bus\ndog,1,-1\n", r">= 0.*'dog' and 'bus'.*'-1'"),
+        ("x,wolf,bus\ndog,1,nan\n", r"'dog' and 'bus'.*'nan'"),
+        ("x,wolf,wolf\ndog,1,1\n", "'wolf'.* twice"),
+        ("x,wolf,bus\ndog,1,1\ntrucks,1,1\n", r"3 source classes.* 2 .*'cat, tame'"),
+        ("x,wolf,busses\ndog,1,1\n", r"3 source classes.*'cat, tame'"),
     ],
 )
-def test_mistakes(tmp_path: Path, text: str, told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_mistakes(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         FileCost(written(tmp_path, text)).matrix(SOURCE, TARGET)
 
 
 def test_no_file(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"set cost\.file=FILE"):
+    with pytest.raises(UserError, match="file=FILE"):
         FileCost("")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match=r"none\.csv"):
         FileCost(tmp_path / "none.csv").matrix(SOURCE, TARGET)
     (tmp_path / "bad.npz").write_bytes(b"PK no zip")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match=r"bad\.npz"):
         FileCost(tmp_path / "bad.npz").matrix(SOURCE, TARGET)
 
 
@@ -84,7 +84,7 @@ def test_what_is_no_matrix_at_all(tmp_path: Path) -> None:
     np.savez(tmp_path / "c.npz", cost=COST.numpy(), source=np.array("dog"), target=list(TARGET))
     written(tmp_path, 'x,wolf\ndog,"' + "1" * 200_000)
     for name in ("a.npz", "b.npz", "c.npz", "cost.csv"):
-        with pytest.raises(UserError, match=rf"a cost matrix .CSV or .npz. in .*{name}, but it cannot be read"):
+        with pytest.raises(UserError, match=rf"CSV or \.npz.*{name}"):
             load_cost(tmp_path / name)
 
 

@@ -69,22 +69,22 @@ def test_a_hierarchy_from_a_file(tmp_path: Path) -> None:
     cost = TaxonomyCost(str(file))
     assert cost.distances(ClassSet(["dog", "car"]), ClassSet(["cat", "A320"])).tolist() == [[2, 5], [5, 2]]
     assert cost.distances(SOURCE, ClassSet(["A320", "777"], None, TARGET.paths[1:])).tolist()[0] == [5, 3]
-    with pytest.raises(UserError, match=r"1 of 3 have none: dgo\. The file .*tree\.csv .* is 'dog' there meant for"):
+    with pytest.raises(UserError, match=r"1 of 3 .*dgo.*tree\.csv.*'dog'"):
         cost.matrix(ClassSet(["dgo", "car"]), ClassSet(["cat"]))
     file.write_text("class,synset\n", encoding="utf-8")
-    with pytest.raises(UserError, match="columns 'class' and 'path'"):
+    with pytest.raises(UserError, match=r"'class' and 'path'.*tree\.csv"):
         TaxonomyCost(str(file))
 
 
 def test_a_class_without_a_path_is_named_with_the_remedy() -> None:
-    with pytest.raises(UserError, match=r"7 of 10 have none: a, b, c, d, e and 2 more\. Give .* cost\.file=FILE"):
+    with pytest.raises(UserError, match=r"7 of 10 .*: a, b, c, d, e and 2 more.*file=FILE"):
         TaxonomyCost().matrix(ClassSet(list("abcdefg")), TARGET)
 
 
-def test_a_hierarchy_that_tells_nothing_apart_is_said() -> None:
+def test_a_hierarchy_with_equal_distances_is_warned_of() -> None:
     boeing = ClassSet(["737-700", "747-400"], None, ["Boeing/Boeing 737", "Boeing/Boeing 747"])
     airbus = ClassSet(["A320"], None, ["Airbus/A320"])
-    with pytest.warns(UserWarning, match="6 edges between every source and every target class"):
+    with pytest.warns(UserWarning, match="6 edges"):
         assert TaxonomyCost().matrix(boeing, airbus).tolist() == [[1.0], [1.0]]
     with warnings.catch_warnings():
         warnings.simplefilter("error")

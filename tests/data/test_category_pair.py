@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from task_parts import parts
 
 from jtln.data.category_pair import CategoryPair
 from jtln.data.collections.base import Collection
@@ -20,7 +21,7 @@ NAMES = ("ant", "bee", "cat", "dog", "elk", "fox")
 
 
 class Made(Collection):
-    """``sizes`` images a class in each part; every image is one colour, which says its class and number."""
+    """``sizes`` images a class in each part; every image is of the colour of its class."""
 
     name = "made"
 
@@ -45,10 +46,6 @@ class Made(Collection):
 def spec(target: Collection | None = None, **settings: Any) -> CategoryPair:
     usual: dict[str, Any] = {"target_classes": 0.5, "image_size": 2, "shots": 5}
     return CategoryPair("made", target or Made(), **{**usual, **settings})
-
-
-def parts(task: Task) -> dict[str, ImageSet]:
-    return {"train": task.train, "val": task.val, "test": task.test}
 
 
 def each(task: Task) -> dict[str, list[int]]:
@@ -228,7 +225,7 @@ def test_broken_images_are_skipped_and_listed(tmp_path: Path) -> None:
         everything = [name for task in (pair.source, pair.target) for there in names(task).values() for name in there]
         assert not {"ant/03.png", "dog/04.jpg"} & set(everything)
         assert Counter(name.split("/")[0] for name in names(pair.source)["train"]) == {"cat": 9, "dog": 9}
-    with pytest.raises(UserError, match=r"2 of 49 images cannot be read(.|\n)*ant/03.png: the file is empty"):
+    with pytest.raises(UserError, match=r"(?s)2 of 49 .*ant/03\.png"):
         folders(root, tmp_path / "cache")
     assert folders(root, None).skipped == ()  # where nothing is kept they are found when they are read
 
@@ -246,51 +243,51 @@ def test_a_class_without_a_sound_image_is_named(tmp_path: Path) -> None:
     root = photographs(tmp_path / "x", ("ant", "bee", "cat", "dog", "elk"))
     for path in (root / "bee").iterdir():
         path.write_text("no")
-    with pytest.raises(UserError, match=r"all images in the train part are broken of: 'bee' \(12\)"):
+    with pytest.raises(UserError, match=r"train.*'bee' \(12\)"):
         folders(root, None, on_bad_image="skip")
     without = {"target_classes": ["ant", "dog"], "source_classes": ["cat", "elk"]}
     assert folders(root, None, on_bad_image="skip", **without).skipped == ()
 
 
-def test_classes_that_are_not_tested_are_named(tmp_path: Path) -> None:
+def test_classes_without_a_test_image_are_warned_of(tmp_path: Path) -> None:
     photographs(tmp_path / "x" / "train")
     photographs(tmp_path / "x" / "test", ("ant", "cat", "dog"))
-    with pytest.warns(UserWarning, match="1 of the 2 target classes have no test image.*: bee"):
+    with pytest.warns(UserWarning, match="1 of the 2 target classes.*: bee"):
         folders(tmp_path / "x", None)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"rate": 0.15}, r"got both: 5 and 0.15.*dataset.rate=0.15 dataset.shots=null"),
-        ({"shots": 0}, "1 or more labelled images"),
-        ({"shots": 2.5}, "1 or more labelled images"),
-        ({"shots": 100}, r"'\w+'\) has 26 .*dataset.shots to at most 26"),
-        ({"shots": None, "rate": 1.5}, r"share in \(0, 1\].*dataset.rate"),
-        ({"validation": 0}, r"dataset.validation, but got 0"),
-        ({"validation": "many"}, r"dataset.validation, but got 'many'"),
-        ({"validation": True}, r"dataset.validation, but got True"),
-        ({"validation": 32}, r"dataset.validation to at most 31"),
-        ({"validation": None}, r"official validation part of made.*dataset.validation=0.2"),
-        ({"source_validation": None}, r"official validation part of made.*dataset.source_validation=0.2"),
-        ({"source_validation": 32}, r"dataset.source_validation to at most 31"),
-        ({"test": 3}, r"dataset.test, but got 3"),
-        ({"test": None}, r"dataset.test=null: set dataset.test=0.2"),
-        ({"train_per_class": 40}, r"dataset.train_per_class to at most 39"),
-        ({"split_seed": -1}, r"dataset.split_seed, but got -1"),
-        ({"seed": -1}, r"seed of 0 or more"),
-        ({"crop": 2.0}, r"dataset.crop, but got 2.0"),
-        ({"image_size": None}, r"dataset.image_size, but got None"),
-        ({"stored_size": 1}, r"dataset.stored_size=null"),
-        ({"fit": "corp"}, r"dataset.fit 'corp'.*Did you mean 'crop'"),
-        ({"overlap": "dorp"}, r"Did you mean 'drop'"),
-        ({"on_bad_image": "ignore"}, r"error, skip"),
-        ({"decoded": "maybe"}, r"auto, true, false"),
-        ({"target_classes": "all"}, r"two classes for the source.*but got 0.*dataset/source=FILE"),
-        ({"target_classes": ["ant"]}, "at least two target classes"),
+        ({"rate": 0.15}, r"5 and 0\.15.*rate=0\.15 .*shots=null"),
+        ({"shots": 0}, "shots.* 0|got 0"),
+        ({"shots": 2.5}, r"got 2\.5"),
+        ({"shots": 100}, r"'\w+'\).* 26 .*shots.* 26"),
+        ({"shots": None, "rate": 1.5}, r"\(0, 1\].*rate"),
+        ({"validation": 0}, r"\bvalidation.*got 0"),
+        ({"validation": "many"}, r"\bvalidation.*'many'"),
+        ({"validation": True}, r"\bvalidation.*True"),
+        ({"validation": 32}, r"\bvalidation.* 31"),
+        ({"validation": None}, r"made.*\bvalidation=0\.2"),
+        ({"source_validation": None}, r"made.*source_validation=0\.2"),
+        ({"source_validation": 32}, r"source_validation.* 31"),
+        ({"test": 3}, r"\btest.*got 3"),
+        ({"test": None}, r"\btest=null.*test=0\.2"),
+        ({"train_per_class": 40}, r"train_per_class.* 39"),
+        ({"split_seed": -1}, r"split_seed.*-1"),
+        ({"seed": -1}, r"seed.*-1"),
+        ({"crop": 2.0}, r"crop.*2\.0"),
+        ({"image_size": None}, r"image_size.*None"),
+        ({"stored_size": 1}, r"stored_size=null"),
+        ({"fit": "corp"}, r"fit 'corp'.*'crop'"),
+        ({"overlap": "dorp"}, r"'dorp'.*'drop'"),
+        ({"on_bad_image": "ignore"}, r"'ignore'.*error, skip"),
+        ({"decoded": "maybe"}, r"'maybe'.*auto, true, false"),
+        ({"target_classes": "all"}, r"source.*got 0.*dataset/source=FILE"),
+        ({"target_classes": ["ant"]}, "two target classes.*'ant'"),
         ({"target_classes": ["ant", "bee"], "source_classes": ["bee", "cat"]}, "on both sides: bee"),
-        ({"source_classes": 4}, r"2 to 3 classes.*dataset.source_classes"),
-        ({"source": ["cat", "dog"]}, r"names of classes are dataset.source_classes"),
+        ({"source_classes": 4}, r"2 to 3 .*source_classes"),
+        ({"source": ["cat", "dog"]}, r"source_classes"),
         (
             {"source": Made(("ANT", "bees", "Bee", "owl")), "target_classes": "all", "source_classes": ["ANT"]},
             "no target",
@@ -303,5 +300,5 @@ def test_mistakes_are_explained(settings: dict[str, Any], message: str) -> None:
 
 
 def test_train_per_class_does_not_break_official_test_parts() -> None:
-    with pytest.raises(UserError, match=r"official test part.*dataset.train_per_class=null"):
+    with pytest.raises(UserError, match=r"train_per_class=null"):
         spec(Made(train=10, test=5), train_per_class=5).load()

@@ -14,7 +14,7 @@ def made(count: int = 7) -> ArrayImages:
 
 
 class OneByOne(ImageSet):
-    """As a set that reads files would be: only ``__getitem__`` is its own."""
+    """Like a set that reads files: only ``__getitem__`` is its own."""
 
     def __init__(self, array: ArrayImages) -> None:
         self.array = array
@@ -75,7 +75,7 @@ def test_wrong_arrays_are_refused() -> None:
         ArrayImages(images.images.float(), images.labels, images.names)
     with pytest.raises(UserError, match=r"\(N, 1 or 3, H, W\)"):
         ArrayImages(images.images[0], images.labels, images.names)
-    with pytest.raises(UserError, match="7 images, 7 labels and 6 names"):
+    with pytest.raises(UserError, match=r"7 .* 7 .* 6 "):
         ArrayImages(images.images, images.labels, images.names[1:])
 
 
@@ -90,11 +90,11 @@ def test_a_subset_with_other_labels() -> None:
         assert labels.tolist() == [9, 7]
         assert torch.equal(pixels, images.images[[5, 1]])
         assert kind.labels[5] == 2
-        with pytest.raises(UserError, match="one label"):
+        with pytest.raises(UserError, match="label"):
             kind.subset([0, 1], torch.tensor([1]))
 
 
-def test_what_is_at_hand() -> None:
+def test_which_sets_are_in_memory() -> None:
     images = made()
     assert images.in_memory
     assert images.subset([1]).in_memory

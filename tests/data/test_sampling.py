@@ -35,9 +35,9 @@ def test_a_share_of_each_class_is_nested_and_seeded() -> None:
 
 @pytest.mark.parametrize("rate", [0.0, -0.5, 1.1])
 def test_a_share_is_one(rate: float) -> None:
-    with pytest.raises(UserError, match=r"in \(0, 1\]"):
+    with pytest.raises(UserError, match=rf"\(0, 1\].*{rate}"):
         share_of_each(LABELS, rate, seed=0)
-    with pytest.raises(UserError, match=r"class 3 \('yak'\) has none"):
+    with pytest.raises(UserError, match=r"class 3 \('yak'\)"):
         share_of_each(LABELS, 0.5, seed=0, names=["cat", "dog", "owl", "yak"])
 
 
@@ -72,13 +72,13 @@ def test_split_by_fraction() -> None:
 
 def test_too_few_images_name_the_class_and_the_way_out() -> None:
     names = ["cat", "dog", "owl"]
-    with pytest.raises(UserError, match=r"21 .*class 0 \('cat'\) has 20.*dataset.shots to at most 20"):
+    with pytest.raises(UserError, match=r"21 .*class 0 \('cat'\).*shots.* 20"):
         few_shot(LABELS, 21, seed=0, names=names)
-    with pytest.raises(UserError, match=r"class 3 \('yak'\) has 0"):
+    with pytest.raises(UserError, match=r"class 3 \('yak'\).* 0"):
         few_shot(LABELS, 1, seed=0, names=[*names, "yak"])
-    with pytest.raises(UserError, match=r"class 0 has 20: set dataset.validation to at most 19"):
+    with pytest.raises(UserError, match=r"class 0 .*20.*validation.* 19"):
         stratified_split(LABELS, seed=0, per_class=20)
-    with pytest.raises(UserError, match=r"class 1 has 1"):
+    with pytest.raises(UserError, match=r"class 1 .*1"):
         stratified_split(torch.tensor([0, 0, 1]), seed=0, fraction=0.5)
 
 
@@ -92,7 +92,7 @@ def test_split_needs_one_sensible_size(settings: dict) -> None:
 
 
 def test_senseless_numbers() -> None:
-    with pytest.raises(UserError, match="but got 0"):
+    with pytest.raises(UserError, match=r"got 0"):
         few_shot(LABELS, 0, seed=0)
-    with pytest.raises(UserError, match="seed of 0 or more"):
+    with pytest.raises(UserError, match=r"seed.*-1"):
         few_shot(LABELS, 1, seed=-1)

@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 
@@ -65,7 +67,7 @@ def test_a_branch_may_begin_at_any_level(branch: str, names: list[str]) -> None:
     ],
 )
 def test_a_branch_that_is_none_is_explained(branch: str, meant: str) -> None:
-    with pytest.raises(UserError, match=f"unknown branch of classes.*Did you mean '{meant}"):
+    with pytest.raises(UserError, match=f"{re.escape(branch)}.*'{meant}"):
         chosen(branch, DEEP)
 
 
@@ -95,15 +97,15 @@ def test_draws_are_nested_and_seeded() -> None:
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
-        (["A31"], "Did you mean 'A310'"),
-        ("Boing/*", r"Airbus/\*.*Did you mean 'Boeing/\*'"),
-        ("Boeing/Boing 747/*", "Did you mean 'Boeing/Boeing 747/"),
-        (1, "2 to 6 classes"),
-        (7, "2 to 6 classes"),
-        (1.5, "between 0 and 1"),
-        (0.01, "between 0 and 1"),
-        (True, "dataset.target_classes"),
-        (None, "dataset.target_classes"),
+        (["A31"], "'A31'.*'A310'"),
+        ("Boing/*", r"'Boing/\*'.*Airbus/\*.*'Boeing/\*'"),
+        ("Boeing/Boing 747/*", "'Boeing/Boeing 747/"),
+        (1, "2 to 6 "),
+        (7, "2 to 6 "),
+        (1.5, r"1\.5"),
+        (0.01, r"0\.01"),
+        (True, "target_classes.*True"),
+        (None, "target_classes.*None"),
     ],
 )
 def test_mistakes_are_explained(wanted: object, message: str) -> None:
@@ -112,7 +114,7 @@ def test_mistakes_are_explained(wanted: object, message: str) -> None:
 
 
 def test_a_branch_needs_a_hierarchy() -> None:
-    with pytest.raises(UserError, match="no hierarchy"):
+    with pytest.raises(UserError, match=r"x/\*"):
         chosen("x/*", LETTERS)
 
 

@@ -1,6 +1,6 @@
 """Make wordnet_similarity.csv, the reference that tests/test_wordnet.py compares with, by NLTK.
 
-    python tests/data/make_wordnet_similarity.py DIR
+    python tests/files/make_wordnet_similarity.py DIR
 
 DIR holds WordNet 3.0's database files, all parts of speech (what Debian's ``wordnet-base`` installs under
 ``share/wordnet``; NLTK's own copy of the corpus serves as well). Made with NLTK 3.10.4.
@@ -85,5 +85,5 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit("expected one argument: python tests/data/make_wordnet_similarity.py DIR")
+        sys.exit("expected one argument: python tests/files/make_wordnet_similarity.py DIR")
     main(Path(sys.argv[1]))

@@ -1,108 +1,127 @@
-"""The methods in two processes do what they do in one; run as a script, this file is one of the two."""
+"""Every method in two processes does what it does in one; run as a script, this file is one of the two."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from test_ddp import uneven_pair
-from torch import nn
+from given_cost import GivenCost
+from torch import distributed, nn
 from two_processes import run_in_two
+from uneven import uneven_pair
 
-from jtln.costs import PermutedCost, PosteriorCost
-from jtln.heads.discriminant import Discriminant
-from jtln.methods import BSS, DELTA, L2SP, CoTuning
-from jtln.module import JTLN
+from jtln.costs import Cost, PermutedCost, PosteriorCost, UniformCost
+from jtln.data.features import Features
+from jtln.heads import Cosine, Discriminant, Head, Linear
+from jtln.methods import BSS, DELTA, L2SP, CoTuning, Method
+from jtln.module import JTLN, Optimization
+from jtln.training.class_costs import read_cost
+from jtln.training.run import form_head
 from jtln.training.trainer import Budget, TrainerSettings, make_trainer, pair_data
-from jtln.transport.loss import TransportLoss
+from jtln.transport import TransportSettings
 from jtln.trunks.base import Trunk
 
-KINDS: dict[str, Any] = {
-    "l2sp": lambda: {"penalty": L2SP(0.5, 0.5)},
-    "delta": lambda: {"penalty": DELTA(5.0, 0.1, attention_images=6)},
-    "bss": lambda: {"penalty": BSS(0.5, 2)},
-    "co_tuning": lambda: {"penalty": CoTuning(calibrate=True), "lambda_source": 0.3},
-    "calibrated": lambda: {
-        "transport": TransportLoss(
-            torch.rand(4, 3, generator=torch.Generator().manual_seed(5)), 0.2, tolerance=1e-7, max_iterations=2000
-        ),
-        "calibrate": True,
-    },
-    "discriminant": lambda: {
-        "transport": TransportLoss(torch.rand(4, 3, generator=torch.Generator().manual_seed(6)), 0.2, tolerance=1e-7),
-        "lambda_ot": 0.0,
-        "head_end": Discriminant(mixed_from=2, source_images=9),
-    },
-    "to_labels": lambda: {
-        "transport": TransportLoss(torch.rand(4, 3, generator=torch.Generator().manual_seed(5)), 0.2),
-        "lambda_ot": 0.0,
-        "lambda_label": 0.5,
-        "calibrate": True,
-    },
-    "linear_probe": lambda: {"freeze_trunk": True},
-    "posterior": lambda: {
-        "transport": TransportLoss(torch.ones(4, 3), 0.2, tolerance=1e-7, max_iterations=2000),
-        "cost": PermutedCost(PosteriorCost(calibrate=True)),
-    },
+pytestmark = pytest.mark.slow
+
+SETTINGS = TransportSettings(0.2, max_iterations=2000, tolerance=1e-7)
+
+
+class Case(NamedTuple):
+    """What is trained."""
+
+    method: Method
+    cost: Cost = UniformCost()
+    calibrates: bool = False
+    head: Head = Linear()
+    frozen: bool = False
+
+
+def random_cost(seed: int) -> GivenCost:
+    return GivenCost(torch.rand(4, 3, generator=torch.Generator().manual_seed(seed)), "none")
+
+
+CASES: dict[str, Callable[[], Case]] = {
+    "l2sp": lambda: Case(Method(penalty=L2SP(0.5, 0.5))),
+    "delta": lambda: Case(Method(penalty=DELTA(5.0, 0.1, attention_images=6))),
+    "bss": lambda: Case(Method(penalty=BSS(0.5, 2))),
+    "co_tuning": lambda: Case(Method(lambda_source=0.3, penalty=CoTuning(calibrate=True))),
+    "calibrated": lambda: Case(Method(lambda_ot=1.0), random_cost(5), calibrates=True),
+    "to_labels": lambda: Case(Method(lambda_label=0.5), random_cost(5), calibrates=True),
+    "posterior": lambda: Case(Method(lambda_ot=1.0), PermutedCost(PosteriorCost(calibrate=True))),
+    "discriminant": lambda: Case(Method(), random_cost(6), head=Discriminant(mixed_from=2, source_images=9)),
+    "cosine": lambda: Case(Method(), head=Cosine()),
+    "linear_probe": lambda: Case(Method(), frozen=True),
 }
 CALIBRATED = {"calibrated": 0.113, "to_labels": 0.113}  # at which epsilon, as a share of the cost's range
 
 
-def train(kind: str, folder: Path, devices: int) -> dict[str, Any]:
-    """Three steps without anything random; what came of it in this process."""
+def train(name: str, folder: Path, devices: int) -> dict[str, Any]:
+    """Train for three steps without anything random, and form the head; what came of it in this process."""
     torch.manual_seed(0)
+    case, pair = CASES[name](), uneven_pair()
     body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(144, 6))
-    pair = uneven_pair()
-    module = JTLN(
-        Trunk(body, "tiny", 6, (0.5,) * 3, (0.5,) * 3),
-        pair.source.classes,
-        pair.target.classes,
-        optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9),
-        **{"lambda_source": 0.0, **KINDS[kind]()},
-    )
-    data = pair_data(pair, module.trunk, budget := Budget(1, 3, 8, 6), seed=0, augment=None, eval_batch_size=3)
-    data.use_source = module.uses_source
+    trunk, source_head = Trunk(body, "tiny", 6, (0.5,) * 3, (0.5,) * 3), nn.Linear(6, 4)
+    trunk.frozen = case.frozen
+    data = pair_data(pair, trunk, budget := Budget(1, 3, 8, 6), seed=0, augment=None, eval_batch_size=3)
+    features = Features(trunk, data, "cpu")
+    cost = read_cost(case.cost, pair, features, source_head, SETTINGS, case.calibrates)
+    loss = cost.loss(case.method, SETTINGS)
+    optimization = Optimization(partial(torch.optim.SGD, lr=0.1, momentum=0.9))
+    module = JTLN(trunk, 4, 3, case.method, loss, optimization, source_head)
+    data.use_source, data.use_target = module.reads("source"), module.reads("target")
     options = {"accelerator": "cpu", "devices": devices, "log_every_n_steps": 1}
-    options |= {"limit_val_batches": 0} if module.head_end is None else {}
     settings = TrainerSettings(options | ({"strategy": "ddp"} if devices > 1 else {}), progress_bar=False)
     trainer = make_trainer(settings, budget, folder, keep_checkpoints=False)
     trainer.fit(module, data)
-    if module.head_end is not None:
-        trainer.validate(module, datamodule=data, verbose=False)
-    logged = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("train/")}
-    weights = {name: value.float().numpy() for name, value in module.state_dict().items()}
-    return {"weights": weights, "logged": logged, "world_size": trainer.world_size}
+    fit = form_head(case.head, module, features, cost.used, SETTINGS.epsilon)
+    return {
+        "weights": {key: value.float().numpy() for key, value in module.state_dict().items()},
+        "logged": {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("train/")},
+        "cost": cost.used.numpy(),
+        "calibration": None if cost.calibration is None else cost.calibration._asdict(),
+        "head": None if fit is None else fit.chosen,
+        "world_size": trainer.world_size,
+    }
 
 
 @pytest.fixture(scope="module")
 def in_two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What ``train`` returned in each of two processes, by kind."""
-    return run_in_two(__file__, tmp_path_factory.mktemp("ddp"), timeout=180)
+    """What ``train`` returned in each of two processes, by case."""
+    return run_in_two(__file__, tmp_path_factory.mktemp("ddp"), timeout=600)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_two_processes_agree_with_one(kind: str, in_two: list[dict[str, Any]], tmp_path: Path) -> None:
-    one = train(kind, tmp_path, devices=1)
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_agree_with_one(name: str, in_two: list[dict[str, Any]], tmp_path: Path) -> None:
+    one = train(name, tmp_path, devices=1)
+    assert (one["head"] is not None) == (name in ("discriminant", "cosine"))
+    assert (one["calibration"] is not None) == (name in CALIBRATED)
+    if name in CALIBRATED:
+        assert one["calibration"]["epsilon"] == pytest.approx(CALIBRATED[name], abs=1e-3)
+    tolerance = 2e-4 if name == "delta" else 2e-5  # it standardises small differences of losses
     for process in in_two:
-        two = process[kind]
+        two = process[name]
         assert (one["world_size"], two["world_size"]) == (1, 2)
-        assert (one["weights"]["head_found"][0] >= 0) == (kind == "discriminant")
-        assert one["weights"]["calibration"][0] == pytest.approx(CALIBRATED.get(kind, -1), abs=1e-3)
-        tolerance = 2e-4 if kind == "delta" else 2e-5  # it standardises small differences of losses
-        for name, value in one["weights"].items():
-            np.testing.assert_allclose(two["weights"][name], value, atol=tolerance, err_msg=name)
-        for name in ("train/loss", "train/penalty", "train/ot_to_labels"):
-            if name in one["logged"]:
-                assert two["logged"][name] == pytest.approx(one["logged"][name], rel=10 * tolerance), name
+        assert two["weights"].keys() == one["weights"].keys()
+        for key, value in one["weights"].items():
+            np.testing.assert_allclose(two["weights"][key], value, atol=tolerance, err_msg=key)
+        np.testing.assert_allclose(two["cost"], one["cost"], atol=tolerance)
+        for key in ("calibration", "head"):
+            assert two[key] == (None if one[key] is None else pytest.approx(one[key], rel=1e-4)), key
+        for key in ("train/loss", "train/penalty", "train/ot_to_labels"):
+            if key in one["logged"]:
+                assert two["logged"][key] == pytest.approx(one["logged"][key], rel=10 * tolerance), key
 
 
 if __name__ == "__main__":
-    out = Path(sys.argv[1])
-    results = {kind: train(kind, out, devices=2) for kind in KINDS}
-    torch.save(results, out / f"{os.environ['LOCAL_RANK']}.pt")
+    out, rank = Path(sys.argv[1]), int(os.environ["LOCAL_RANK"])
+    # As after a pre-training: the processes share the images that are read before the first step as well.
+    distributed.init_process_group("gloo", rank=rank, world_size=2)
+    results = {name: train(name, out, devices=2) for name in CASES}
+    torch.save(results, out / f"{rank}.pt")

@@ -1,4 +1,4 @@
-"""Each baseline's penalty on fixed tensors, against NumPy, SciPy and finite differences."""
+"""Every baseline's penalty on fixed tensors, against NumPy, SciPy and finite differences."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from scipy.special import log_softmax, softmax
 from scipy.stats import zscore
 from torch import Tensor, nn
 
+from jtln.data.features import Features
 from jtln.errors import UserError
-from jtln.methods import BSS, DELTA, L2SP, CoTuning, Penalty, Seen
+from jtln.methods import BSS, DELTA, L2SP, CoTuning, Penalty, TargetBatch
 from jtln.methods.attention import attention, channel_importance, last_convolutions, train_classifier
 from jtln.temperature import temperature
 from jtln.trunks.alexnet import alexnet
@@ -38,7 +39,7 @@ class Convolutional(nn.Module):
 
 
 class Net(nn.Module):
-    """A network as a penalty sees it: (B, 3, 8, 8) -> 6 features, 4 source and 3 target classes, 10 target images."""
+    """A network as a penalty reads it, (B, 3, 8, 8) -> 6 features, 4 source and 3 target classes; and its images."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,13 +50,15 @@ class Net(nn.Module):
         self.images = {"target": torch.randn(10, 3, 8, 8), "source": torch.randn(16, 3, 8, 8)}
         self.labels = {"target": torch.arange(10) % 3, "source": torch.arange(16) % 4}
 
-    def images_of(self, side: str, part: str = "train") -> Iterator[tuple[Tensor, Tensor]]:
-        assert (side, part) in (("target", "train"), ("source", "val"))
+    def images_of(
+        self, side: str, part: str = "train", at_most: int | None = None, device: torch.device | str = "cpu"
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        assert (side, part, at_most) in (("target", "train", None), ("source", "val", None))
         yield from zip(self.images[side].split(7), self.labels[side].split(7), strict=True)
 
-    def features_of(self, side: str, part: str = "train") -> Iterator[tuple[Tensor, Tensor]]:
-        for images, labels in self.images_of(side, part):
-            yield self.trunk(images), labels
+
+def features_of(net: Net) -> Features:
+    return Features(net.trunk, net, "cpu")
 
 
 @pytest.fixture
@@ -64,20 +67,20 @@ def net() -> Net:
 
 
 def started(penalty: Penalty, net: Net) -> Penalty:
-    """As the module does it: room is made when it is built, and the network is read when it is trained."""
-    penalty.prepare(net)
+    """Set the penalty up when the network is built, and start it when the network is trained, as the module does."""
+    penalty.setup(net)
     with torch.no_grad():
         for parameter in net.trunk.parameters():
             parameter.mul_(1.1)  # other weights are loaded in between
-        penalty.start(net.eval())
+        penalty.on_fit_start(net.eval(), features_of(net))
     net.train()
     return penalty
 
 
-def seen(net: Net) -> Seen:
+def target_batch(net: Net) -> TargetBatch:
     """A step on the target's ten images, after three of the source in the same pass."""
     images, labels = net.images["target"], net.labels["target"]
-    return Seen(images, labels, net.trunk(torch.cat([net.images["source"][:3], images]))[3:])
+    return TargetBatch(images, labels, net.trunk(torch.cat([net.images["source"][:3], images]))[3:])
 
 
 def moved(net: Net) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -103,7 +106,7 @@ def test_l2sp_holds_the_pre_trained_weights(biases: bool, net: Net) -> None:
         if biases or before.ndim > 1
     )
     expected += 0.35 * sum(np.square(p).sum() for p in head if biases or p.ndim > 1)
-    value = penalty(net, seen(net))
+    value = penalty(net, target_batch(net))
     assert value.item() == pytest.approx(expected, rel=1e-5)
 
     value.backward()
@@ -119,7 +122,7 @@ def test_l2sp_holds_the_pre_trained_weights(biases: bool, net: Net) -> None:
 
 def test_l2sp_is_the_heads_decay_at_the_start(net: Net) -> None:
     penalty = started(L2SP(0.3, 0.7), net)
-    assert penalty(net, seen(net)).item() == pytest.approx(0.35 * net.target_head.weight.square().sum().item())
+    assert penalty(net, target_batch(net)).item() == pytest.approx(0.35 * net.target_head.weight.square().sum().item())
 
 
 # BSS
@@ -130,7 +133,7 @@ def test_bss_is_the_smallest_singular_values(images: int, k: int, net: Net) -> N
     features = torch.randn(images, 6, dtype=torch.float64, requires_grad=True)
     empty = torch.zeros(images)
     singular = np.linalg.svd(features.detach().numpy(), compute_uv=False)
-    value = BSS(0.2, k)(net, Seen(empty, empty, features))
+    value = BSS(0.2, k)(net, TargetBatch(empty, empty, features))
     assert value.item() == pytest.approx(0.2 * np.square(np.sort(singular)[:k]).sum(), rel=1e-5)
 
     (gradient,) = torch.autograd.grad(value, features)
@@ -141,39 +144,38 @@ def test_bss_is_the_smallest_singular_values(images: int, k: int, net: Net) -> N
 
 def test_bss_takes_half_precision_features(net: Net) -> None:
     features = torch.randn(8, 6).bfloat16()
-    value = BSS(1.0)(net, Seen(features, features, features))
+    value = BSS(1.0)(net, TargetBatch(features, features, features))
     assert value.item() == pytest.approx(np.linalg.svd(features.float().numpy())[1][-1] ** 2, rel=1e-3)
 
 
 def test_bss_needs_as_many_images_as_singular_values(net: Net) -> None:
-    with pytest.raises(UserError, match=r"method\.penalty\.k of at most 4, .* 4 target images with 6 features"):
-        BSS(k=5)(net, Seen(torch.zeros(4), torch.zeros(4), torch.randn(4, 6)))
+    with pytest.raises(UserError, match=r"\bk\b.* 4.*4 target images.*6 features.*got 5"):
+        BSS(k=5)(net, TargetBatch(torch.zeros(4), torch.zeros(4), torch.randn(4, 6)))
 
 
 # Co-Tuning
 
 
 @pytest.mark.parametrize("calibrate", [False, True])
-def test_co_tuning_teaches_the_source_head_the_relation(calibrate: bool, net: Net) -> None:
+def test_co_tuning_is_the_cross_entropy_with_the_class_posterior(calibrate: bool, net: Net) -> None:
     penalty = started(CoTuning(2.3, calibrate), net)
     frozen = copy.deepcopy(net).eval()
     with torch.no_grad():
-        tau = temperature(
-            (frozen.source_head(x), y) for x, y in frozen.features_of("source", "val")
-        )  # against SciPy: test_relation.py
+        # The temperature is tested against SciPy in tests/test_temperature.py.
+        tau = temperature((frozen.source_head(x), y) for x, y in features_of(frozen).of("source", "val"))
         logits = frozen.source_head(frozen.trunk(frozen.images["target"])).double().numpy()
     labels = net.labels["target"].numpy()
     p = softmax(logits / (tau if calibrate else 1.0), axis=1)
-    relation = np.stack([p[labels == label].mean(0) for label in range(3)])
-    np.testing.assert_allclose(penalty.relation.numpy(), relation, atol=1e-5)
+    posterior = np.stack([p[labels == label].mean(0) for label in range(3)])
+    np.testing.assert_allclose(penalty.relation.numpy(), posterior, atol=1e-5)
 
-    moved(net)  # the relation stays
-    batch = seen(net)
+    moved(net)  # the posterior stays
+    batch = target_batch(net)
     now = log_softmax(net.source_head(batch.features).detach().double().numpy(), axis=1)
     value = penalty(net, batch)
-    assert value.item() == pytest.approx(-2.3 * (relation[labels] * now).sum(1).mean(), rel=1e-5)
+    assert value.item() == pytest.approx(-2.3 * (posterior[labels] * now).sum(1).mean(), rel=1e-5)
     value.backward()
-    by_hand = 2.3 * (np.exp(now) - relation[labels]).mean(0)  # of softmax cross-entropy, in the head's bias
+    by_hand = 2.3 * (np.exp(now) - posterior[labels]).mean(0)  # of softmax cross-entropy, in the head's bias
     np.testing.assert_allclose(net.source_head.bias.grad, by_hand, atol=1e-5)
     assert net.target_head.weight.grad is None
 
@@ -208,7 +210,7 @@ def test_delta_holds_the_feature_maps(attentive: bool, net: Net) -> None:
         per_channel = np.square(maps[1] - maps[0]).mean((2, 3))  # (B, C)
         expected += 0.15 * (len(w) * w * per_channel).sum(1).mean()
     before = net.trunk.body.norm.running_mean.clone()
-    value = penalty(net, batch := seen(net))
+    value = penalty(net, batch := target_batch(net))
     assert value.item() == pytest.approx(expected, rel=1e-4)
     assert not torch.equal(net.trunk.body.norm.running_mean, before)  # by the one pass of the network itself
 
@@ -219,7 +221,7 @@ def test_delta_holds_the_feature_maps(attentive: bool, net: Net) -> None:
         other = copy.deepcopy((net, penalty))  # with the hooks between them
         with torch.no_grad():
             other[0].trunk.body.second.weight += step * direction
-        values.append(other[1](other[0], seen(other[0])).item())
+        values.append(other[1](other[0], target_batch(other[0])).item())
     assert (gradient * direction).sum().item() == pytest.approx((values[0] - values[1]) / 2e-2, rel=1e-2)
     with pytest.raises(KeyError):
         penalty(net, batch)  # a pass is compared once
@@ -233,7 +235,7 @@ def test_delta_is_the_authors_sum_over_64_images(net: Net) -> None:
     w = penalty.attention_0.double().numpy()
     norm = np.linalg.norm((maps[1] - maps[0]).reshape(64, 5, 16), axis=2)
     expected = 0.01 * 0.5 * np.sum(5 * w * norm**2 / 16)
-    value = penalty(net, Seen(images, torch.zeros(64), net.trunk(images)))
+    value = penalty(net, TargetBatch(images, torch.zeros(64), net.trunk(images)))
     assert value.item() == pytest.approx(expected, rel=1e-4)
 
 
@@ -243,24 +245,28 @@ def test_the_pre_trained_copy_stays_as_it_is(make: Callable[[], Any], net: Net) 
     before = copy.deepcopy(penalty.pretrained.state_dict())
     assert all(torch.equal(before[f"trunk.{name}"], value) for name, value in net.trunk.state_dict().items())
     penalty.train()
-    penalty(net, seen(net)).backward()
+    penalty(net, target_batch(net)).backward()
     assert not any(module.training for module in penalty.pretrained.modules())
     assert all(torch.equal(before[name], value) for name, value in penalty.pretrained.state_dict().items())
     assert not any(p.requires_grad for p in penalty.parameters())
 
 
-def test_a_penalty_that_is_restored_gives_the_same_value(net: Net) -> None:
-    for make in (lambda: DELTA(attention_images=5), L2SP, CoTuning, BSS):
-        penalty, again = started(make(), copy.deepcopy(net)), make()
-        other = copy.deepcopy(net)
-        again.prepare(other)
-        again.load_state_dict(penalty.state_dict())
-        moved(other)
-        penalty.prepare = None  # type: ignore[method-assign, assignment]
-        state, batch = penalty.state_dict(), seen(other)
-        value = again(other, batch)
-        assert value.isfinite()
-        assert all(torch.equal(state[name], each) for name, each in again.state_dict().items())
+@pytest.mark.parametrize("make", [lambda: DELTA(attention_images=5), L2SP, CoTuning, lambda: BSS(0.5, 2)])
+def test_a_penalty_that_is_restored_gives_the_same_value(make: Callable[[], Penalty], net: Net) -> None:
+    """Set up in another network, and filled from the state dict in place of a start."""
+    other = copy.deepcopy(net)
+    penalty, again = started(make(), net), make()
+    again.setup(other)
+    again.load_state_dict(penalty.state_dict())
+    moved(net)
+    other.load_state_dict(net.state_dict())
+    values = []
+    for each, where in ((penalty, net), (again, other)):
+        torch.manual_seed(1)  # of dropout
+        values.append(each(where, target_batch(where)).item())
+    assert values[1] == values[0] > 0
+    state = penalty.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in again.state_dict().items())
 
 
 # DELTA's attention
@@ -277,9 +283,9 @@ def test_attention_is_the_softmax_of_a_fifth_of_the_standardised_importance() ->
 def test_importance_is_what_the_loss_gains_without_the_filter(images: int, net: Net) -> None:
     net.eval()
     with torch.no_grad():
-        found = channel_importance(net, ["body.first", "body.second"], images)
-        features = net.trunk(net.images["target"])
-        classify = train_classifier(features, net.labels["target"], 3)
+        found = channel_importance(net, features_of(net), ["body.first", "body.second"], images)
+        rows = net.trunk(net.images["target"])
+        classify = train_classifier(rows, net.labels["target"], 3)
         every = math.ceil(10 / images)
         x, y = net.images["target"][::every], net.labels["target"][::every].numpy()
 
@@ -294,7 +300,7 @@ def test_importance_is_what_the_loss_gains_without_the_filter(images: int, net: 
                 if layer.bias is not None:
                     layer.bias[channel] = 0
                 assert value == pytest.approx(loss(without) - loss(net.trunk), abs=1e-5)
-        assert torch.equal(net.trunk(net.images["target"]), features)  # nothing is left switched off
+        assert torch.equal(net.trunk(net.images["target"]), rows)  # nothing is left switched off
 
 
 def test_importance_in_a_network_with_branches_and_a_relu_used_twice() -> None:
@@ -305,7 +311,7 @@ def test_importance_in_a_network_with_branches_and_a_relu_used_twice() -> None:
     net.labels["target"] = torch.arange(4) % 3
     layer, name = trunk.body.layer2[0].conv1, "body.layer2.0.conv1"
     with torch.no_grad():
-        (values,) = channel_importance(net, [name], 4)
+        (values,) = channel_importance(net, features_of(net), [name], 4)
         classify = train_classifier(trunk(net.images["target"]), net.labels["target"], 3)
         losses = []
         for factor in (1, 0):
@@ -342,23 +348,24 @@ def test_the_last_convolutions_of_the_last_blocks(trunk: Callable[[], Trunk], na
 
 
 def test_trunks_without_what_delta_wants(net: Net, make_trunk: Callable[..., Trunk]) -> None:
-    with pytest.raises(UserError, match=r"convolutions in method\.penalty\.layers, .*body\.second, but got 'body\.end"):
-        DELTA(layers="body.end").prepare(net)
+    with pytest.raises(UserError, match=r"layers, .*body\.second, but got 'body\.end'"):
+        DELTA(layers="body.end").setup(net)
     net.trunk = make_trunk()
-    with pytest.raises(UserError, match="feature maps, but tiny has no convolution"):
-        DELTA().prepare(net)
+    with pytest.raises(UserError, match=r"method=delta .*tiny has no convolution"):
+        DELTA().setup(net)
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: L2SP(alpha=-1), "method.penalty.alpha to be a number >= 0, but got -1"),
-        (lambda: L2SP(beta=math.inf), "method.penalty.beta"),
-        (lambda: DELTA(alpha=math.nan), "method.penalty.alpha"),
-        (lambda: DELTA(attention_images=-1), "method.penalty.attention_images"),
-        (lambda: BSS(eta=-1), "method.penalty.eta"),
-        (lambda: BSS(k=0), "method.penalty.k to be a whole number >= 1"),
-        (lambda: CoTuning(weight=-1), "method.penalty.weight"),
+        (lambda: L2SP(alpha=-1), "a number alpha >= 0, but got -1"),
+        (lambda: L2SP(beta=math.inf), "beta .*got inf"),
+        (lambda: DELTA(alpha=math.nan), "alpha .*got nan"),
+        (lambda: DELTA(attention_images=-1), "attention_images .*>= 0, but got -1"),
+        (lambda: DELTA(layers=3), "layers .*got 3"),  # type: ignore[arg-type]
+        (lambda: BSS(eta=-1), "eta .*got -1"),
+        (lambda: BSS(k=0), "k .*>= 1, but got 0"),
+        (lambda: CoTuning(weight=-1), "weight .*got -1"),
     ],
 )
 def test_mistakes(make: Callable[[], Penalty], message: str) -> None:

@@ -1,4 +1,4 @@
-"""The methods' own terms in training: what is added, who learns how fast, what stays, and that one may be cut off."""
+"""The methods' own terms in training: what is added, who learns how fast, what stays, and how a run is resumed."""
 
 from __future__ import annotations
 
@@ -14,36 +14,39 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from test_experiment import column, cut_off, rows
+from given_cost import GivenCost
+from runs import column, cut_off, rows
 from tiny import CPU, TinySpec
 from torch import nn
 
-from jtln.costs import CentroidCost, FileCost, PermutedCost, PosteriorCost, UniformCost
-from jtln.costs.calibration import calibrated
-from jtln.costs.file import save_cost
+from jtln.costs import CentroidCost, Cost, PermutedCost, PosteriorCost
+from jtln.costs.calibration import calibrate
+from jtln.data.features import Features
 from jtln.errors import UserError
-from jtln.methods import BSS, DELTA, L2SP, CoTuning, Penalty
-from jtln.module import JTLN
-from jtln.names.class_set import ClassSet
-from jtln.schedules import Constant, Linear
-from jtln.training.experiment import Experiment, Method
+from jtln.heads import Linear as LinearHead
+from jtln.methods import BSS, DELTA, L2SP, CoTuning, Method, Penalty
+from jtln.module import JTLN, Optimization
+from jtln.schedules import Linear
+from jtln.training.class_costs import FollowFeatures, read_cost
+from jtln.training.experiment import Experiment
 from jtln.training.pretraining import Pretraining
 from jtln.training.run import run
-from jtln.training.trainer import Budget, TrainerSettings
-from jtln.transport.loss import TransportLoss, soft_labels
+from jtln.training.trainer import Budget, TrainerSettings, make_trainer, pair_data
+from jtln.training.trainer import fit as fit_from
+from jtln.transport import TransportLoss, TransportSettings, soft_labels
 from jtln.trunks.base import Trunk
 
-SOURCE, TARGET = ClassSet(["ant", "bee", "cat", "dog"]), ClassSet(["elk", "fox", "gnu"])
+SETTINGS = TransportSettings(0.2, calibrate=True)
 PENALTIES: dict[str, Callable[[], Penalty]] = {
     "l2sp": lambda: L2SP(0.5, 0.5),
-    "delta": lambda: DELTA(5.0, 0.1, attention_images=6),
+    "delta": lambda: DELTA(0.5, 0.1, attention_images=6),
     "bss": lambda: BSS(0.1, 2),
     "co_tuning": CoTuning,
 }
 
 
 def conv_trunk() -> Trunk:
-    """(B, 3, 8, 8) -> (B, 6), with all that behaves otherwise in training."""
+    """(B, 3, 8, 8) -> (B, 6), with a batch norm and dropout, which differ in training."""
     body = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Conv2d(4, 5, 3), nn.BatchNorm2d(5), nn.ReLU(inplace=True),
         nn.Flatten(), nn.Dropout(0.2), nn.Linear(80, 6),
@@ -51,14 +54,33 @@ def conv_trunk() -> Trunk:
     return Trunk(body, "conv", 6, (0.5,) * 3, (0.5,) * 3)
 
 
-def module_with(penalty: Penalty | None, **settings: Any) -> JTLN:
+def module_with(penalty: Penalty, lambda_source: float = 0.0, trunk_lr_factor: float = 0.1) -> JTLN:
     torch.manual_seed(0)
-    settings = {"lambda_source": 0.0, "optimizer": partial(torch.optim.SGD, lr=0.1, weight_decay=0.01), **settings}
-    return JTLN(conv_trunk(), SOURCE, TARGET, penalty=penalty, **settings)
+    method = Method("penalised", lambda_source=lambda_source, penalty=penalty)
+    optimization = Optimization(partial(torch.optim.SGD, lr=0.1, weight_decay=0.01), trunk_lr_factor)
+    return JTLN(conv_trunk(), 4, 3, method, optimization=optimization)
+
+
+def module_under(cost: Cost, method: Method, calibrates: bool = False) -> tuple[JTLN, FollowFeatures]:
+    """A network whose cost was read as a run reads it, and the callback that keeps it up to date."""
+    torch.manual_seed(0)
+    pair, trunk, head = TinySpec().load(), conv_trunk(), nn.Linear(6, 4)
+    nn.init.normal_(head.weight, std=2)
+    data = pair_data(pair, trunk, Budget(1, 1, 8, 6), seed=0, augment=None)
+    read = read_cost(cost, pair, Features(trunk, data, "cpu"), head, SETTINGS, calibrates)
+    module = JTLN(trunk, 4, 3, method, read.loss(method, SETTINGS), source_head=head)
+    return module, FollowFeatures(cost, pair)
+
+
+def labelled(data: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """The labelled images as evaluation sees them, and their labels."""
+    train = data.pair.target.train
+    images, labels = train.__getitems__(list(range(len(train))))
+    return data.transform_eval(images), labels
 
 
 class Watch(pl.Callback):
-    """What was logged at each step, and how often the penalty was started."""
+    """What was logged at each step, and the weights before it."""
 
     def __init__(self) -> None:
         self.logged: list[dict[str, float]] = []
@@ -82,8 +104,7 @@ def test_the_penalty_is_added_and_logged(name: str, lambda_source: float, fit: C
         parts = logged["train/target_loss"] + lambda_source * logged.get("train/source_loss", 0.0)
         assert logged["train/loss"] == pytest.approx(parts + logged["train/penalty"], rel=1e-5)
     assert watch.logged[0]["train/penalty"] > 0
-    assert bool(module.penalty.started)
-    for state in watch.states:  # what it was started with: the weights before the first step
+    for state in watch.states:  # the frozen copy is of the weights before the first step
         for key in before:
             if name in ("l2sp", "delta"):
                 assert torch.equal(state[f"penalty.pretrained.trunk.{key}"], before[key])
@@ -92,7 +113,7 @@ def test_the_penalty_is_added_and_logged(name: str, lambda_source: float, fit: C
 
 @pytest.mark.parametrize("name", PENALTIES)
 def test_who_learns_at_what_rate(name: str, fit: Callable[..., Any]) -> None:
-    """Co-Tuning's pre-trained source head at the trunk's; L2-SP and DELTA in place of weight decay."""
+    """Co-Tuning's pre-trained source head learns at the trunk's rate; L2-SP and DELTA replace weight decay."""
     module = module_with(PENALTIES[name](), trunk_lr_factor=0.1)
     trainer, _ = fit(module, steps=1)
     groups = {group["name"]: group for group in trainer.optimizers[0].param_groups}
@@ -103,24 +124,32 @@ def test_who_learns_at_what_rate(name: str, fit: Callable[..., Any]) -> None:
     assert groups["trunk"]["lr"] == pytest.approx(0.01)
     decays = {group["weight_decay"] for group in groups.values()}
     assert decays == ({0.0} if name in ("l2sp", "delta") else {0.01})
-    assert (module.uses_source, module.uses_target) == (False, True)
+    assert (module.reads("source"), module.reads("target")) == (False, True)
 
 
-def test_a_penalty_starts_once(fit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_penalty_starts_once(fit: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the first step, without gradients, the trunk in evaluation mode; not where a run is resumed."""
     starts = []
-    monkeypatch.setattr(BSS, "start", lambda self, network: starts.append(torch.is_grad_enabled()))
-    module = module_with(BSS())
-    fit(module, epochs=3, steps=1)
-    assert starts == [False]
-    again = module_with(BSS())
-    again.load_state_dict(module.state_dict())
-    fit(again, steps=1)
-    assert starts == [False]
+
+    def on_fit_start(self: BSS, network: JTLN, features: Features) -> None:
+        starts.append((torch.is_grad_enabled(), network.trunk.training, features.trunk is network.trunk))
+
+    monkeypatch.setattr(BSS, "on_fit_start", on_fit_start)
+    trainer, data = fit(module_with(BSS()), epochs=3, steps=1)
+    assert starts == [(False, False, True)]
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    longer = make_trainer(CPU, Budget(5, 1, 8, 6), tmp_path, keep_checkpoints=False)
+    fit_from(longer, module_with(BSS()), data, tmp_path / "last.ckpt")
+    assert longer.global_step == 5
+    assert len(starts) == 1
 
 
 def test_a_frozen_trunk_stays_as_it_is(fit: Callable[..., Any]) -> None:
     """Its batch norm's statistics, too; and its dropout draws nothing."""
-    module = module_with(None, freeze_trunk=True)
+    torch.manual_seed(0)
+    trunk = conv_trunk()
+    trunk.frozen = True
+    module = JTLN(trunk, 4, 3, Method("linear_probe"))
     before = copy.deepcopy(module.state_dict())
     trainer, _ = fit(module, epochs=2, steps=2)
     assert not any(each.training for each in module.trunk.modules())
@@ -137,8 +166,9 @@ def test_a_frozen_trunk_stays_as_it_is(fit: Callable[..., Any]) -> None:
 
 def test_a_transport_loss_on_a_frozen_trunk_is_logged_without_a_gradient(fit: Callable[..., Any]) -> None:
     torch.manual_seed(0)
-    loss = TransportLoss(UniformCost().matrix(SOURCE, TARGET))
-    module = JTLN(conv_trunk(), SOURCE, TARGET, loss, freeze_trunk=True)
+    trunk = conv_trunk()
+    trunk.frozen = True
+    module = JTLN(trunk, 4, 3, Method(lambda_source=1.0, lambda_ot=1.0), TransportLoss(torch.ones(4, 3)))
     watch = Watch()
     fit(module, steps=1, callbacks=[watch])
     assert "train/plan_entropy" in watch.logged[0]
@@ -146,75 +176,71 @@ def test_a_transport_loss_on_a_frozen_trunk_is_logged_without_a_gradient(fit: Ca
 
 
 def test_a_cost_reads_the_source_head(fit: Callable[..., Any]) -> None:
-    """The posterior by hand: of the training images, by the network as it was before the first step."""
-    torch.manual_seed(0)
-    loss = TransportLoss(torch.ones(4, 3))
-    module = JTLN(conv_trunk(), SOURCE, TARGET, loss, PosteriorCost(scale="none"), lambda_ot=0.1)
-    nn.init.normal_(module.source_head.weight, std=2)
+    """The posterior by hand: of the labelled images, by the network in evaluation mode as it was at the start."""
+    module, _ = module_under(PosteriorCost(scale="none"), Method(lambda_source=1.0, lambda_ot=0.1))
     before = copy.deepcopy(module).eval()
     _, data = fit(module, steps=2)
-    train = data.pair.target.train
-    images, labels = train.__getitems__(list(range(len(train))))
+    images, labels = labelled(data)
     with torch.no_grad():
-        p = before.source_head(before.trunk(data.transform_eval(images))).softmax(1)
-    relation = torch.stack([p[labels == label].mean(0) for label in range(3)])
-    torch.testing.assert_close(module.transport.cost, -(0.999 * relation + 0.001 / 4).log().t(), atol=1e-5, rtol=1e-5)
+        p = before.source_head(before.trunk(images)).softmax(1)
+    posterior = torch.stack([p[labels == label].mean(0) for label in range(3)])
+    torch.testing.assert_close(module.transport.cost, -(0.999 * posterior + 0.001 / 4).log().t(), atol=1e-5, rtol=1e-5)
 
 
 # The transport to labels.
 
 
 @pytest.mark.parametrize("kind", ["calibrated", "epoch", "ema"])
-def test_the_transport_to_labels_reads_the_cost_as_it_is_at_each_step(kind: str, fit: Callable[..., Any]) -> None:
-    """What the labelled images bear out of it, or what the features say by now, when the other term is gone as well."""
-    torch.manual_seed(0)
-    given = torch.rand(4, 3)
-    loss = TransportLoss(given, 0.2)
-    cost = None if kind == "calibrated" else CentroidCost(update=kind, momentum=0.5)
-    settings = {"lambda_ot": 0.1, "lambda_label": 0.5, "ot_schedule": Linear(until=0.5)}
-    module = JTLN(conv_trunk(), SOURCE, TARGET, loss, cost, calibrate=cost is None, **settings)
-    before = copy.deepcopy(module).eval()
-    seen: list[tuple[torch.Tensor, ...]] = []
+def test_the_transport_to_labels_is_under_the_cost_of_each_step(kind: str, fit: Callable[..., Any]) -> None:
+    """The calibrated cost, or the one that follows the features, also when the other transport term is annealed."""
+    given = torch.rand(4, 3, generator=torch.Generator().manual_seed(0))
+    calibrated = kind == "calibrated"
+    cost = GivenCost(given, "none") if calibrated else CentroidCost(update=kind, momentum=0.5)
+    method = Method(lambda_source=1.0, lambda_ot=0.1, lambda_label=0.5, ot_schedule=Linear(until=0.5))
+    module, follow = module_under(cost, method, calibrated)
+    before, loss = copy.deepcopy(module).eval(), module.transport
+    calls: list[tuple[torch.Tensor, ...]] = []
     term = loss.to_labels
 
-    def kept(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def recorded(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         value = term(logits, labels)
-        seen.append((value.detach(), logits.detach().softmax(1), labels, loss.cost.clone()))
+        calls.append((value.detach(), logits.detach().softmax(1), labels, loss.cost.clone()))
         return value
 
-    loss.to_labels = kept  # type: ignore[method-assign]
+    loss.to_labels = recorded  # type: ignore[method-assign]
     watch = Watch()
-    _, data = fit(module, epochs=4, steps=1, callbacks=[watch])
-    for logged, (value, predictions, labels, matrix) in zip(watch.logged, seen, strict=True):
-        said = (predictions @ soft_labels(matrix, 0.2))[torch.arange(len(labels)), labels]
-        torch.testing.assert_close(value, -said.log().mean())
+    _, data = fit(module, epochs=4, steps=1, callbacks=[watch, follow])
+    for logged, (value, predictions, labels, matrix) in zip(watch.logged, calls, strict=True):
+        carried = (predictions @ soft_labels(matrix, 0.2))[torch.arange(len(labels)), labels]
+        torch.testing.assert_close(value, -carried.log().mean())
         assert logged["train/ot_to_labels"] == pytest.approx(value.item())
         parts = sum(logged[f"train/{name}"] for name in ("target_loss", "source_loss"))
         parts += logged["train/lambda_ot"] * logged["train/ot"] + 0.5 * value.item()
         assert logged["train/loss"] == pytest.approx(parts, rel=1e-5)
+    assert watch.logged[0]["train/lambda_ot"] == pytest.approx(0.1 / 0.2)
     assert watch.logged[-1]["train/lambda_ot"] == 0
-    changed = [not torch.equal(a[3], b[3]) for a, b in pairwise(seen)]
-    assert changed == [kind != "calibrated"] * 3
-    if kind == "calibrated":
-        train = data.pair.target.train
-        images, labels = train.__getitems__(list(range(len(train))))
+    changed = [not torch.equal(a[3], b[3]) for a, b in pairwise(calls)]
+    assert changed == [not calibrated] * 3
+    if calibrated:
+        images, labels = labelled(data)
         with torch.no_grad():
-            logits = before.source_head(before.trunk(data.transform_eval(images)))
-        torch.testing.assert_close(seen[0][3], calibrated(given, 0.2, [(logits, labels)])[0], atol=1e-4, rtol=1e-4)
+            logits = before.source_head(before.trunk(images))
+        torch.testing.assert_close(calls[0][3], calibrate(given, 0.2, [(logits, labels)])[0], atol=1e-4, rtol=1e-4)
 
 
 def test_the_transport_to_labels_trains_the_source_head_and_the_trunk(fit: Callable[..., Any]) -> None:
-    """The source head, which nothing else trains here, at the heads' rate; no source image is read."""
+    """The source head, which no other term trains here, at the heads' rate; no source image is read."""
     torch.manual_seed(0)
-    loss = TransportLoss(torch.rand(4, 3), 0.2)
-    module = JTLN(conv_trunk(), SOURCE, TARGET, loss, lambda_source=0.0, lambda_ot=0.0, lambda_label=0.5)
-    assert (module.uses_source, module.uses_target) == (False, True)
+    method = Method(lambda_label=0.5)
+    module = JTLN(conv_trunk(), 4, 3, method, TransportLoss(torch.rand(4, 3), 0.2))
+    assert (module.reads("source"), module.reads("target")) == (False, True)
     before = copy.deepcopy(module.state_dict())
     trainer, _ = fit(module, steps=1)
     for name in ("source_head.weight", "trunk.body.0.weight"):
         assert not torch.equal(module.state_dict()[name], before[name])
     assert {group["name"]: len(group["params"]) for group in trainer.optimizers[0].param_groups}["heads"] == 4
-    assert JTLN(conv_trunk(), SOURCE, TARGET, lambda_label=0.5).lambda_label == 0  # without a cost there is none
+    with pytest.raises(UserError, match=r"transport loss .*jtln, but got None"):
+        JTLN(conv_trunk(), 4, 3, method)
 
 
 # Whole runs.
@@ -224,18 +250,18 @@ def test_the_transport_to_labels_trains_the_source_head_and_the_trunk(fit: Calla
 def experiment(tmp_path: Path) -> Experiment:
     return Experiment(
         method=Method("consecutive"),
-        dataset="tiny",
-        cost_name="posterior",
-        spec=TinySpec(),
+        head=LinearHead(),
         cost=PosteriorCost(),
+        transport=TransportSettings(),
+        spec=TinySpec(),
         make_trunk=conv_trunk,
         budget=Budget(3, 4, 8, 6),
-        optimizer=partial(torch.optim.SGD, lr=0.1),
-        lr_schedule=Constant(),
-        trunk_lr_factor=0.5,
+        optimization=Optimization(partial(torch.optim.SGD, lr=0.1), 0.5),
         trainer=TrainerSettings({**CPU.options, "log_every_n_steps": 1}, progress_bar=False),
         folder=tmp_path / "run",
-        pretraining=Pretraining(Budget(1, 3, 8, 1), 0, partial(torch.optim.AdamW, lr=1e-2), Constant()),
+        dataset="tiny",
+        cost_name="posterior",
+        pretraining=Pretraining(Budget(1, 3, 8, 1), 0, Optimization(partial(torch.optim.AdamW, lr=1e-2), 1.0)),
         cache=tmp_path / "cache",
     )
 
@@ -249,7 +275,7 @@ def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not_been(
         if name in PENALTIES:
             method, cost = Method(name, penalty=PENALTIES[name]()), experiment.cost
         else:
-            method, cost = Method("jtln", 1.0, lambda_ot=1.0), PermutedCost(PosteriorCost(calibrate=True))
+            method, cost = Method(lambda_source=1.0, lambda_ot=1.0), PermutedCost(PosteriorCost(calibrate=True))
         return replace(experiment, method=method, cost=cost, folder=tmp_path / folder)
 
     expected = run(fresh("whole"))
@@ -268,8 +294,9 @@ def test_every_method_starts_from_the_same_trunk(experiment: Experiment, tmp_pat
     for name in ("l2sp", "delta"):
         method = Method(name, penalty=PENALTIES[name]())
         result = run(replace(experiment, method=method, folder=tmp_path / name))
-        state = torch.load(tmp_path / name / "checkpoints" / "best.ckpt", weights_only=False)["state_dict"]
-        cache = torch.load(next((tmp_path / "cache" / "pretrained").iterdir()), weights_only=True)["state"]
+        state = torch.load(tmp_path / name / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+        (cached,) = (tmp_path / "cache" / "pretrained").glob("*.pt")
+        cache = torch.load(cached, weights_only=True)["state"]
         for key, value in cache.items():
             if key.startswith("trunk."):
                 assert torch.equal(state[f"penalty.pretrained.{key}"], value)
@@ -277,29 +304,31 @@ def test_every_method_starts_from_the_same_trunk(experiment: Experiment, tmp_pat
     assert kept[0] == kept[1]
 
 
-def test_a_source_head_that_nothing_taught_is_refused(experiment: Experiment) -> None:
-    with pytest.raises(UserError, match="for method=co_tuning, but got pretrain=none: give pretrain=source"):
-        replace(experiment, method=Method("co_tuning", penalty=CoTuning()), pretraining=None)
-    with pytest.raises(UserError, match="for cost=posterior, but got pretrain=none"):
-        replace(experiment, method=Method("jtln", 1.0, lambda_ot=1.0), pretraining=None)
-    with pytest.raises(UserError, match=r"for method\.lambda_label without lambda_source, but got pretrain=none"):
-        replace(experiment, method=Method("jtln", lambda_label=0.3), cost=CentroidCost(), pretraining=None)
-    replace(experiment, method=Method("jtln", 1.0, lambda_label=0.3), cost=CentroidCost(), pretraining=None)
-    replace(experiment, method=Method("joint", 1.0), pretraining=None)  # no transport: the cost is not read
-    replace(experiment, method=Method("jtln", 1.0, lambda_ot=1.0), cost=CentroidCost(), pretraining=None)
+def test_an_untrained_source_head_is_refused(experiment: Experiment) -> None:
+    untrained = partial(replace, experiment, pretraining=None)
+    with pytest.raises(UserError, match=r"for method=co_tuning, .*pretrain=none: give pretrain=source"):
+        untrained(method=Method("co_tuning", penalty=CoTuning()))
+    with pytest.raises(UserError, match=r"for cost=posterior, .*pretrain=none"):
+        untrained(method=Method(lambda_source=1.0, lambda_ot=1.0))
+    with pytest.raises(UserError, match=r"for method\.lambda_label without lambda_source, .*pretrain=none"):
+        untrained(method=Method(lambda_label=0.3), cost=CentroidCost())
+    with pytest.raises(UserError, match=r"for method\.lambda_ot without lambda_source, .*pretrain=none"):
+        untrained(method=Method(lambda_ot=0.3), cost=CentroidCost())
+    untrained(method=Method(lambda_source=1.0, lambda_label=0.3), cost=CentroidCost())
+    untrained(method=Method("joint", lambda_source=1.0))  # no transport: the cost is not read
+    untrained(method=Method(lambda_source=1.0, lambda_ot=1.0), cost=CentroidCost())
 
 
 @pytest.mark.usefixtures("no_drawing")
-def test_the_transport_to_labels_alone_has_a_cost(experiment: Experiment, tmp_path: Path) -> None:
-    """Calibrated as the transport loss's is; from the batches where both tasks have some."""
-    method = Method("jtln", 1.0, calibrate=True, lambda_label=0.3)
+def test_the_transport_to_labels_alone_has_a_cost(experiment: Experiment) -> None:
+    """It is calibrated as for the transport loss; one that follows the batches needs batches of both tasks."""
+    method = Method(lambda_source=1.0, lambda_label=0.3)
     replace(experiment, method=method, cost=CentroidCost(update="ema"))
-    with pytest.raises(UserError, match=r"update=ema of cost=posterior: give cost\.update=once"):
+    with pytest.raises(UserError, match=r"update=ema of cost=posterior .*cost\.update=once"):
         replace(experiment, method=replace(method, lambda_source=0.0), cost=CentroidCost(update="ema"))
     given = torch.rand(4, 3, generator=torch.Generator().manual_seed(0))
-    save_cost(tmp_path / "mine.csv", given, experiment.spec.source_classes, experiment.spec.target_classes)
-    result = run(replace(experiment, method=method, cost=FileCost(tmp_path / "mine.csv"), cost_name="file"))
+    result = run(replace(experiment, method=method, cost=GivenCost(given), cost_name="given"))
     transport = result["transport"]
-    assert (result["cost"], transport["lambda_ot"], transport["lambda_label"]) == ("file", 0, 0.3)
-    assert transport["calibration"]["surprise"] <= transport["calibration"]["chance"] == pytest.approx(math.log(3))
+    assert (result["cost"], transport["lambda_ot"], transport["lambda_label"]) == ("given", 0, 0.3)
+    assert result["calibration"]["nll"] <= result["calibration"]["chance"] == pytest.approx(math.log(3))
     assert len(column(experiment.folder, "train/ot_to_labels")) == 12

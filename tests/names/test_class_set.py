@@ -26,12 +26,10 @@ def test_reads_a_table(tmp_path: Path) -> None:
     file.write_text('class,synset,note\ncat,cat.n.01,purrs\n"fox, red",,\n', encoding="utf-8")
     assert ClassSet.from_csv(file) == ClassSet(["cat", "fox, red"], ["cat.n.01", None])
     file.write_text("name,synset\ncat,\n", encoding="utf-8")
-    with pytest.raises(
-        UserError, match=r"expected the columns 'class' and 'synset' in .*classes\.csv, but got: name, synset"
-    ):
+    with pytest.raises(UserError, match=r"'class' and 'synset'.*classes\.csv.*: name, synset"):
         ClassSet.from_csv(file)
     file.write_text("class,synset\n", encoding="utf-8")
-    with pytest.raises(UserError, match="expected at least one class, but got none"):
+    with pytest.raises(UserError, match=r"one class.*none"):
         ClassSet.from_csv(file)
 
 
@@ -44,7 +42,7 @@ def test_paths_lie_in_a_hierarchy() -> None:
     assert PLANES.subset(["kite", "A320"]).paths == (None, ("Airbus", "A320"))
     assert PETS.subset(["dog"]).paths is None
     assert hash(PLANES) != hash(ClassSet(PLANES.names))
-    with pytest.raises(UserError, match="expected one path for each of 2 classes, but got 1"):
+    with pytest.raises(UserError, match=r"path.* 2 .*got 1"):
         ClassSet(["cat", "dog"], None, ["pet"])
 
 
@@ -60,7 +58,7 @@ def test_a_table_with_paths(tmp_path: Path) -> None:
 @pytest.mark.parametrize("lone", ["names", "synsets", "paths"])
 def test_a_lone_string_is_not_a_list_of_letters(lone: str) -> None:
     given = {"names": ["c", "a", "t"], lone: "cat"}
-    with pytest.raises(UserError, match=r"expected a list of .*, but got the text 'cat': write \['cat'\]"):
+    with pytest.raises(UserError, match=r"'cat'.*\['cat'\]"):
         ClassSet(**given)
 
 
@@ -83,59 +81,59 @@ def test_links_count_more_than_what_is_known(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         (
             "class,synset\nfix,fox.n.01\ncow,\n",
-            r"2 of its 2 are none of the 4 classes:\s+'fix': did you mean 'fox'\?\s+'cow'",
+            r"(?s)2 of .* 2 .* 4 .*'fix'.*'fox'.*'cow'",
         ),
         (
             "class,synset\nfox,fox.n.01\ndog,dog.n.99\ncat,n1\n",
-            r"links\.csv: expected WordNet .* but got: dog\.n\.99, n1",
+            r"links\.csv.*: dog\.n\.99, n1",
         ),
-        ("name,synset\nfox,\n", r"columns 'class' and 'synset' in .*links\.csv, but got: name, synset"),
-        ("", r"columns 'class' and 'synset' in .*links\.csv, but got: an empty file"),
-        ("class,synset\nfox,fox.n.01\nfox,dog.n.01\n", "two lines for 'fox' that differ"),
+        ("name,synset\nfox,\n", r"'class' and 'synset'.*links\.csv.*: name, synset"),
+        ("", r"'class' and 'synset'.*links\.csv.*empty"),
+        ("class,synset\nfox,fox.n.01\nfox,dog.n.01\n", "two lines for 'fox'"),
     ],
 )
-def test_mistakes_in_links(text: str, told: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=told):
+def test_mistakes_in_links(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
         PETS.with_links(links(tmp_path, text), also=["mouse"])
 
 
 def test_a_table_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"expected a CSV file with the columns .*No such file.*nowhere\.csv"):
+    with pytest.raises(UserError, match=r"No such file.*nowhere\.csv"):
         PETS.with_links(tmp_path / "nowhere.csv")
     with pytest.raises(UserError, match="directory"):
         ClassSet.from_csv(tmp_path)
     (tmp_path / "latin.csv").write_bytes("class,synset\nKäfer,\n".encode("latin-1"))
-    with pytest.raises(UserError, match=r"expected UTF-8 text in .*latin\.csv"):
+    with pytest.raises(UserError, match=r"UTF-8.*latin\.csv"):
         ClassSet.from_csv(tmp_path / "latin.csv")
 
 
 def test_mistakes() -> None:
     with pytest.raises(UserError, match="at least one class"):
         ClassSet([])
-    with pytest.raises(UserError, match="expected a class name at index 1, but got an empty one"):
+    with pytest.raises(UserError, match=r"index 1.*empty"):
         ClassSet(["cat", " "])
-    with pytest.raises(UserError, match="each class name once, but got more than one of: cat, dog"):
+    with pytest.raises(UserError, match=": cat, dog"):
         ClassSet(["dog", "cat", "fox", "cat", "dog"])
-    with pytest.raises(UserError, match="expected one synset for each of 2 classes, but got 1"):
+    with pytest.raises(UserError, match=r"synset.* 2 .*got 1"):
         ClassSet(["cat", "dog"], ["cat.n.01"])
-    with pytest.raises(UserError, match=r"unknown class 'fix': .* Did you mean 'fox'"):
+    with pytest.raises(UserError, match=r"'fix'.*'fox'"):
         PETS.index("fix")
-    with pytest.raises(UserError, match="unknown class 'cow'"):
+    with pytest.raises(UserError, match="'cow'"):
         PETS.subset(["cat", "cow"])
 
 
-def test_links_may_say_of_which_task_a_line_is(tmp_path: Path) -> None:
+def test_links_may_have_a_column_for_the_task(tmp_path: Path) -> None:
     """What ``jtln classes`` writes of a class that both tasks have; one of the other task counts where it is alone."""
     path = tmp_path / "links.csv"
     path.write_text("class,synset,task\ncrane,crane.n.04,source\ncrane,crane.n.05,target\nheron,heron.n.02,target\n")
     classes = ClassSet(["crane", "heron"])
     assert classes.with_links(path, task="source").synsets == ("crane.n.04", "heron.n.02")
     assert classes.with_links(path, task="target").synsets == ("crane.n.05", "heron.n.02")
-    with pytest.raises(UserError, match="two lines for 'crane' that differ"):
+    with pytest.raises(UserError, match="two lines for 'crane'"):
         classes.with_links(path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import warnings
 from pathlib import Path
 
@@ -161,7 +162,7 @@ def test_which_of_several_senses_is_a_choice(class_name: str, pictured: str, fir
         return name(each.synset)
 
     assert (found("pictured"), found("first")) == (pictured, first)
-    with pytest.raises(UserError, match=r"unknown choice of senses 'frist'.*Did you mean 'first'"):
+    with pytest.raises(UserError, match=r"senses 'frist'.*'first'"):
         link_all(ClassSet([class_name]), "frist")
 
 
@@ -192,7 +193,7 @@ def test_the_likeliest_sense_is_right_more_often_than_the_first() -> None:
     assert right["context"] > 0.9 * known
 
 
-def test_a_name_that_was_read_freely_is_told() -> None:
+def test_a_name_that_is_read_freely_is_warned_of() -> None:
     with pytest.warns(AmbiguousClassWarning) as caught:
         links = link(ClassSet(["bear polar", "Falcon 900", "jaguar (car)", "zebra"]))
     assert [each.note for each in links] == [
@@ -244,16 +245,14 @@ def test_the_head_of_an_unknown_compound(class_name: str, heads: str | None) -> 
 
 def test_unknown_names_count_as_what_they_are_a_kind_of_only_when_asked_to() -> None:
     classes = ClassSet(["desk_lamp", "zebra"])
-    with pytest.raises(
-        UserError, match=r"(?s)1 of 2 are unknown:\s+desk_lamp: perhaps a kind of lamp.*unknown_names=head"
-    ):
+    with pytest.raises(UserError, match=r"(?s)1 of 2 .*desk_lamp: .*lamp.*unknown_names=head"):
         link(classes)
-    with pytest.warns(AmbiguousClassWarning, match=r"desk_lamp -> lamp\.n\.01 .*: the kind of thing that it names"):
+    with pytest.warns(AmbiguousClassWarning, match=r"desk_lamp -> lamp\.n\.01 "):
         links = link(classes, unknown_names="head")
     assert [each.how for each in links] == ["head", "lemma"]
-    with pytest.raises(UserError, match="1 of 2 are unknown:\n  shiba_inu: nothing is close"):
+    with pytest.raises(UserError, match=r"(?s)1 of 2 .*shiba_inu"):
         link(ClassSet(["desk_lamp", "shiba_inu"]), unknown_names="head")
-    with pytest.raises(UserError, match="Did you mean 'head'"):
+    with pytest.raises(UserError, match=r"'heads'.*'head'"):
         link(classes, unknown_names="heads")
 
 
@@ -276,7 +275,7 @@ def test_unknown_names_are_listed_together_with_suggestions() -> None:
 
 @pytest.mark.parametrize("class_name", ["Boeing 747-400", "707-320", "A320", "MD-80", "DC-10", "!", "-101"])
 def test_numbers_that_belong_to_a_name_are_not_dropped(class_name: str) -> None:
-    with pytest.raises(UserError, match="knows as nouns"):
+    with pytest.raises(UserError, match=rf"  {re.escape(class_name)}: "):
         link(ClassSet([class_name]))
 
 
@@ -383,8 +382,8 @@ def test_a_warning_lists_the_first_twenty() -> None:
         links = link(ClassSet(names))
     ambiguous = [each for each in links if each.others]
     assert len(ambiguous) > 20
-    (told,) = (str(each.message) for each in caught)
-    assert f"{len(ambiguous)} of {len(names)} class names" in told
-    assert f"and {len(ambiguous) - 20} more: `python -m jtln classes` shows them all" in told
-    assert ambiguous[19].name in told
-    assert f"\n  {ambiguous[20].name} ->" not in told
+    (message,) = (str(each.message) for each in caught)
+    assert f"{len(ambiguous)} of {len(names)} class names" in message
+    assert f"and {len(ambiguous) - 20} more: `python -m jtln classes` shows them all" in message
+    assert ambiguous[19].name in message
+    assert f"\n  {ambiguous[20].name} ->" not in message

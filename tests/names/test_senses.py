@@ -55,7 +55,7 @@ def chosen(*names: str) -> list[str]:
         ("ray shark trout flatfish", "ray.n.07"),
     ],
 )
-def test_the_other_classes_say_which_sense_is_meant(names: str, synset: str) -> None:
+def test_the_other_classes_determine_the_sense(names: str, synset: str) -> None:
     assert chosen(*names.split())[0] == synset
 
 
@@ -82,7 +82,7 @@ def test_a_set_of_cifar_100_is_understood() -> None:
     ("table", "at_least"), [("caltech256", 60), ("cifar100", 65), ("flowers102", 10), ("places365", 55)]
 )
 def test_by_name_alone_the_reviewed_tables_are_met(table: str, at_least: int) -> None:
-    """About what the docstring's table tells, and more than by kind and by frequency."""
+    """As often as in the docstring's table, and more often than by kind and by frequency."""
     given = ClassSet.from_csv(CLASSES / f"{table}.csv")
     truth = [resolve(each) if each else "" for each in given.synsets or ()]
     candidates = meanings([*given.names])
@@ -120,12 +120,12 @@ def test_small_sets(choice: str) -> None:
     (crane,) = order([senses("crane")], choice)
     assert set(crane) == set(senses("crane"))
     assert name(crane[0]) == ("crane.n.01" if choice == "first" else "crane.n.04")
-    # an unknown class says nothing, and the same class again nothing new
+    # Neither an unknown class nor the same class again has an influence.
     assert order([senses("crane"), ()], choice)[0] == crane
     assert order([senses("crane")] * 2, choice) == [crane] * 2
 
 
-def test_the_score_is_what_the_docstring_says() -> None:
+def test_the_score_is_that_of_the_docstring() -> None:
     """Against the formula, sense by sense, for a class of two senses beside an unambiguous and an ambiguous one."""
     boar, zebra, mouse = senses("boar"), senses("zebra"), senses("mouse")
     found = module._scores([boar, zebra, mouse])
@@ -145,7 +145,7 @@ def test_the_score_is_what_the_docstring_says() -> None:
 
 
 def test_an_unknown_choice() -> None:
-    with pytest.raises(UserError, match=r"unknown choice of senses 'contxt'.*Did you mean 'context'"):
+    with pytest.raises(UserError, match=r"senses 'contxt'.*'context'"):
         order([senses("crane")], "contxt")
 
 

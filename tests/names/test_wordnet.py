@@ -65,7 +65,7 @@ def test_another_lemma_of_a_synset_names_it_too() -> None:
     "synset", ["n02084072", "n99999999", "dog.n.08", "dog.n.00", "dog.v.01", "dog", "", "n2084071"]
 )
 def test_what_is_no_synset_is_refused(synset: str) -> None:
-    with pytest.raises(UserError, match=r"expected WordNet 3\.0 noun synsets such as"):
+    with pytest.raises(UserError, match=rf"WordNet 3\.0.*: {synset}\."):
         resolve(synset)
 
 
@@ -175,9 +175,9 @@ def test_jcn_and_lin_at_the_edges() -> None:
 
 
 def test_unknown_metric() -> None:
-    with pytest.raises(UserError, match=r"unknown WordNet metric 'wupp'.*Did you mean 'wup'"):
+    with pytest.raises(UserError, match=r"metric 'wupp'.*'wup'"):
         similarity(["dog.n.01"], ["cat.n.01"], "wupp")
-    with pytest.raises(UserError, match="unknown WordNet metric"):
+    with pytest.raises(UserError, match="metric 'cosine'"):
         distance(["dog.n.01"], ["cat.n.01"], "cosine")
 
 

@@ -16,14 +16,12 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 from two_processes import run_in_two
+from uneven import uneven_pair
 
 from jtln.costs import CentroidCost
 from jtln.data.features import Features
-from jtln.data.images import ArrayImages
-from jtln.data.pairs import Pair, Task
 from jtln.methods import Method
 from jtln.module import JTLN, Optimization
-from jtln.names.class_set import ClassSet
 from jtln.schedules import Cosine, Linear
 from jtln.training.class_costs import FollowFeatures, read_cost
 from jtln.training.trainer import Budget, TrainerSettings, make_trainer, pair_data
@@ -32,20 +30,6 @@ from jtln.trunks.base import Trunk
 
 UPDATES = ("once", "epoch", "ema")
 METRICS = ("val/target/", "val/source/", "test/target/", "test/source/")
-
-
-def uneven_pair() -> Pair:
-    """Made images whose numbers two processes cannot share equally."""
-    generator = torch.Generator().manual_seed(5)
-
-    def part(count: int, classes: int) -> ArrayImages:
-        images = torch.randint(0, 256, (count, 3, 8, 8), generator=generator).to(torch.uint8)
-        labels = torch.arange(count) % classes
-        return ArrayImages(images, labels, [str(index) for index in range(count)])
-
-    source = Task(ClassSet(["ant", "bee", "cat", "dog"]), part(19, 4), part(9, 4), part(11, 4))
-    target = Task(ClassSet(["elk", "fox", "gnu"]), part(11, 3), part(7, 3), part(5, 3))
-    return Pair("uneven", source, target, 8)
 
 
 class Watch(pl.Callback):

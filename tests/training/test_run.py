@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from pytorch_lightning.loggers import CSVLogger
+from runs import column, cut_off, rows
 from tiny import CPU
 
 from jtln.costs import CentroidCost, FileCost
@@ -69,16 +69,6 @@ def network(experiment: Experiment) -> JTLN:
     """The network of a run, with weights of its own."""
     loss = TransportLoss(torch.ones(4, 3))
     return JTLN(experiment.make_trunk(), 4, 3, experiment.method, loss, experiment.optimization)
-
-
-def rows(folder: Path) -> list[dict[str, str]]:
-    with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def column(folder: Path, name: str) -> dict[int, float]:
-    """{step: value} of the rows of metrics.csv that hold a value."""
-    return {int(row["step"]): float(row[name]) for row in rows(folder) if row[name]}
 
 
 def test_the_run_folder(experiment: Experiment, capsys: pytest.CaptureFixture[str]) -> None:
@@ -334,23 +324,6 @@ def test_published_weights_at_the_heads_rate_are_remarked_on(
     few = Budget(1, 1, 8, 6)
     run(replace(experiment, make_trunk=published, optimization=optimization, budget=few, pretraining=None))
     assert ("trunk_lr_factor=0.1" in capsys.readouterr().out) == told
-
-
-class CutOff(CSVLogger):
-    """Ctrl-C in the middle of the second epoch."""
-
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        super().log_metrics(metrics, step)
-        if step == 5:
-            raise KeyboardInterrupt
-
-
-def cut_off(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr("jtln.training.trainer.CSVLogger", CutOff)
-        patch.setattr("signal.signal", lambda *_: None)  # Lightning would ignore Ctrl-C from now on
-        with pytest.raises(KeyboardInterrupt):
-            run(experiment)
 
 
 @pytest.mark.usefixtures("no_drawing")

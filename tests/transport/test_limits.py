@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 from torch.utils._python_dispatch import TorchDispatchMode
-from transport_problems import EXACT, one_hot_log, problem
+from transport_problems import EXACT, problem
 
 from jtln.errors import UserError
-from jtln.transport import solvers as transport
-from jtln.transport.plans import plan_summary, transport_plan
-from jtln.transport.sinkhorn import _choice, check_cost, check_epsilon, sinkhorn
+from jtln.transport import check_cost, check_epsilon, plan_summary, sinkhorn, solvers, transport_plan
+from jtln.transport.solvers import _choice
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -153,7 +152,7 @@ def test_the_log_solver_and_the_plan_summary_work_in_chunks(monkeypatch: pytest.
     inputs = problem(7, 6, 5)
     whole = sinkhorn(*inputs, 0.05, method="log")
     summary = plan_summary(whole, inputs[2], 0.05)
-    monkeypatch.setattr(transport, "_CHUNK_ELEMENTS", 2 * 6 * 5)
+    monkeypatch.setattr(solvers, "_CHUNK_ELEMENTS", 2 * 6 * 5)
     with _Largest() as largest:
         parts = sinkhorn(*inputs, 0.05, method="log")
         part_summary = plan_summary(parts, inputs[2], 0.05)
@@ -162,31 +161,19 @@ def test_the_log_solver_and_the_plan_summary_work_in_chunks(monkeypatch: pytest.
     torch.testing.assert_close(part_summary, summary)
 
 
-def test_plan_summary_is_that_of_the_plans() -> None:
-    log_a, log_b, cost = problem(7, 6, 5)
-    log_a[0] = one_hot_log(1, 6, 1)
-    result = sinkhorn(log_a, log_b, cost, 0.05)
-    plan = transport_plan(log_a, log_b, cost, 0.05)
-    summary = plan_summary(result, cost, 0.05)
-    torch.testing.assert_close(summary.mean_plan, plan.mean(0))
-    torch.testing.assert_close(summary.linear_cost, (plan * cost).sum((1, 2)))
-    torch.testing.assert_close(summary.entropy, -torch.xlogy(plan, plan).sum((1, 2)))
-    torch.testing.assert_close(result.value, summary.linear_cost - 0.05 * (summary.entropy + 1), rtol=1e-4, atol=1e-6)
-
-
 # Mistakes
 
 
 @pytest.mark.parametrize(
     ("cost", "message"),
     [
-        (torch.tensor([[0.0, -0.5]]), r"expected a cost matrix >= 0, but its smallest entry is -0\.5"),
-        (torch.tensor([[0.0, math.nan]]), "expected a finite cost matrix, but it holds NaN or infinity"),
-        (torch.tensor([[0.0, math.inf]]), "expected a finite cost matrix, but it holds NaN or infinity"),
-        (torch.tensor([[0, 1]]), r"expected a floating-point cost matrix, but got torch\.int64: .*\.float\(\)"),
-        (torch.zeros(2), r"expected a cost matrix of shape \(S, T\), but got shape \(2,\)"),
-        (torch.zeros(0, 2), r"expected a cost matrix of shape \(S, T\), but got shape \(0, 2\)"),
-        (torch.zeros(2, 1), r"expected a cost matrix of shape \(S, T\) = \(1, 2\), but got \(2, 1\)"),
+        (torch.tensor([[0.0, -0.5]]), r"cost.*>= 0.*-0\.5"),
+        (torch.tensor([[0.0, math.nan]]), "finite cost.*NaN or infinity"),
+        (torch.tensor([[0.0, math.inf]]), "finite cost.*NaN or infinity"),
+        (torch.tensor([[0, 1]]), r"cost.*torch\.int64.*\.float\(\)"),
+        (torch.zeros(2), r"cost.*\(S, T\).*\(2,\)"),
+        (torch.zeros(0, 2), r"cost.*\(S, T\).*\(0, 2\)"),
+        (torch.zeros(2, 1), r"cost.*\(S, T\) = \(1, 2\).*\(2, 1\)"),
     ],
 )
 def test_bad_costs(cost: Tensor, message: str) -> None:
@@ -199,7 +186,7 @@ def test_bad_costs(cost: Tensor, message: str) -> None:
 
 @pytest.mark.parametrize("epsilon", [0, -1, math.nan, math.inf, None, "small"])
 def test_bad_epsilons(epsilon: Any) -> None:
-    with pytest.raises(UserError, match="expected a finite number epsilon > 0, but got "):
+    with pytest.raises(UserError, match=f"epsilon > 0.*{epsilon!r}"):
         check_epsilon(epsilon)
     with pytest.raises(UserError, match="epsilon"):
         sinkhorn(*problem(1, 2, 3), epsilon)
@@ -208,13 +195,13 @@ def test_bad_epsilons(epsilon: Any) -> None:
 @pytest.mark.parametrize(
     ("a", "b", "message"),
     [
-        (torch.zeros(2, 1), torch.zeros(3, 1), r"the same B >= 1, but got \(2, 1\) and \(3, 1\)"),
-        (torch.zeros(0, 1), torch.zeros(0, 1), r"the same B >= 1, but got \(0, 1\) and \(0, 1\)"),
-        (torch.zeros(1), torch.zeros(1), r"log_a of shape \(B, S\) .* but got \(1,\) and \(1,\)"),
-        (torch.ones(2, 1), torch.zeros(2, 1), r"log-probabilities in log_a, .* sums to 2\.71828: take log_softmax"),
-        (torch.zeros(2, 1), torch.full((2, 1), math.nan), "log-probabilities in log_b, .* sums to nan"),
-        (torch.zeros(2, 1), torch.full((2, 1), -math.inf), "log-probabilities in log_b, .* sums to 0"),
-        (torch.zeros(2, 1, dtype=torch.int64), torch.zeros(2, 1), r"log_a to be floating-point .* got torch\.int64"),
+        (torch.zeros(2, 1), torch.zeros(3, 1), r"B >= 1.*\(2, 1\) and \(3, 1\)"),
+        (torch.zeros(0, 1), torch.zeros(0, 1), r"B >= 1.*\(0, 1\) and \(0, 1\)"),
+        (torch.zeros(1), torch.zeros(1), r"log_a.*\(B, S\).*\(1,\) and \(1,\)"),
+        (torch.ones(2, 1), torch.zeros(2, 1), r"log_a.*2\.71828.*log_softmax"),
+        (torch.zeros(2, 1), torch.full((2, 1), math.nan), "log_b.*nan"),
+        (torch.zeros(2, 1), torch.full((2, 1), -math.inf), "log_b.* 0:"),
+        (torch.zeros(2, 1, dtype=torch.int64), torch.zeros(2, 1), r"log_a.*torch\.int64"),
     ],
 )
 def test_bad_distributions(a: Tensor, b: Tensor, message: str) -> None:
@@ -224,9 +211,13 @@ def test_bad_distributions(a: Tensor, b: Tensor, message: str) -> None:
 
 def test_bad_options() -> None:
     inputs = problem(1, 2, 3)
-    with pytest.raises(UserError, match="expected max_iterations >= 1 and tolerance >= 0, but got max_iterations=0"):
-        sinkhorn(*inputs, 0.1, max_iterations=0)
-    with pytest.raises(UserError, match=r"unknown Sinkhorn method 'kernal': expected .* Did you mean 'kernel'"):
+    for count in (0, 1.5):
+        with pytest.raises(UserError, match=rf"max_iterations >= 1.*max_iterations={count}"):
+            sinkhorn(*inputs, 0.1, max_iterations=count)  # type: ignore[arg-type]
+    for tolerance in (-1, math.nan, math.inf):
+        with pytest.raises(UserError, match=rf"tolerance >= 0.*tolerance={tolerance}"):
+            sinkhorn(*inputs, 0.1, tolerance=tolerance)
+    with pytest.raises(UserError, match=r"method 'kernal'.*'kernel'"):
         sinkhorn(*inputs, 0.1, method="kernal")
 
 

@@ -1,4 +1,7 @@
+"""The transport loss against the solver, closed forms and SciPy."""
+
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,8 +12,14 @@ from torch import Tensor
 from torch.nn.functional import log_softmax
 
 from jtln.errors import UserError
-from jtln.transport.loss import TransportLoss, label_transport, soft_labels
-from jtln.transport.sinkhorn import sinkhorn
+from jtln.transport import (
+    TransportLoss,
+    TransportSettings,
+    label_transport,
+    plan_summary,
+    sinkhorn,
+    soft_labels,
+)
 
 
 @pytest.fixture
@@ -71,12 +80,15 @@ def test_a_sure_source_head_teaches_the_soft_label(cost: Tensor) -> None:
 
 
 @pytest.mark.parametrize("gradient", ["both", "source", "target"])
-def test_gradient_says_whose_predictions_are_not_detached(
+def test_gradient_is_of_the_predictions_that_are_not_detached(
     gradient: str, logits: tuple[Tensor, Tensor], cost: Tensor
 ) -> None:
     both = torch.autograd.grad(TransportLoss(cost)(*logits), logits)
     value = TransportLoss(cost, gradient=gradient)(*logits)
     ours = torch.autograd.grad(value, logits, allow_unused=True)
+    assert TransportLoss(cost, gradient=gradient).learns == (
+        ("source", "target") if gradient == "both" else (gradient,)
+    )
     for side, mine, full in zip(("source", "target"), ours, both, strict=True):
         if gradient in (side, "both"):
             torch.testing.assert_close(mine, full)
@@ -116,6 +128,18 @@ def test_last_holds_the_detached_solution(logits: tuple[Tensor, Tensor], cost: T
     assert loss.last.marginal_error.max() <= loss.tolerance
 
 
+def test_readings_are_of_the_latest_solution(logits: tuple[Tensor, Tensor], cost: Tensor) -> None:
+    loss = TransportLoss(cost, 0.2)
+    assert loss.readings() == {}
+    loss(*logits)
+    result = sinkhorn(*(log_softmax(x.detach(), 1) for x in logits), cost, 0.2, tolerance=1e-4, max_iterations=200)
+    assert loss.readings() == {
+        "plan_entropy": plan_summary(result, cost, 0.2).entropy.mean(),
+        "sinkhorn_iterations": result.iterations,
+        "marginal_error": result.marginal_error.max(),
+    }
+
+
 def test_set_cost_replaces_the_buffer(logits: tuple[Tensor, Tensor], cost: Tensor) -> None:
     loss = TransportLoss(torch.ones(6, 4))
     other = cost.clone().requires_grad_()
@@ -125,30 +149,49 @@ def test_set_cost_replaces_the_buffer(logits: tuple[Tensor, Tensor], cost: Tenso
     torch.testing.assert_close(loss(*logits), TransportLoss(cost)(*logits))
     assert torch.equal(loss.state_dict()["cost"], cost)
     assert not loss.cost.requires_grad
-    with pytest.raises(UserError, match=r"expected a cost of shape \(6, 4\), but got \(4, 6\)"):
+    with pytest.raises(UserError, match=r"cost.*\(6, 4\).*\(4, 6\)"):
         loss.set_cost(cost.t())
-    with pytest.raises(UserError, match="finite"):
+    with pytest.raises(UserError, match=r"cost.*NaN"):
         loss.set_cost(cost * math.nan)
     torch.testing.assert_close(loss.cost, cost)
 
 
 def test_mistakes(cost: Tensor, logits: tuple[Tensor, Tensor]) -> None:
-    with pytest.raises(UserError, match="unknown gradient 'sauce': expected one of both, source, target"):
+    with pytest.raises(UserError, match=r"gradient 'sauce'.*both, source, target"):
         TransportLoss(cost, gradient="sauce")
     for epsilon in (0, -1, math.nan, math.inf):
-        with pytest.raises(UserError, match="expected a finite number epsilon > 0"):
+        with pytest.raises(UserError, match=f"epsilon > 0.*{epsilon}"):
             TransportLoss(cost, epsilon)
-    with pytest.raises(UserError, match=">= 0"):
+    with pytest.raises(UserError, match=r"cost.*>= 0"):
         TransportLoss(-cost)
-    with pytest.raises(UserError, match=r"\.float\(\)"):
+    with pytest.raises(UserError, match=r"int64.*\.float\(\)"):
         TransportLoss(torch.ones(6, 4, dtype=torch.int64))
-    with pytest.raises(UserError, match=r"shape \(S, T\) = \(4, 6\), but got \(6, 4\)"):
+    with pytest.raises(UserError, match=r"\(S, T\) = \(4, 6\).*\(6, 4\)"):
         TransportLoss(cost)(logits[1], logits[0])
-    with pytest.raises(UserError, match=r"the same B >= 1, but got \(8, 6\) and \(3, 4\)"):
+    with pytest.raises(UserError, match=r"B >= 1.*\(8, 6\) and \(3, 4\)"):
         TransportLoss(cost)(logits[0], logits[1][:3])
 
 
-def test_repr_shows_the_settings(cost: Tensor) -> None:
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epsilon": 0}, "epsilon > 0, but got 0"),
+        ({"epsilon": "small"}, "epsilon > 0, but got 'small'"),
+        ({"epsilon": None}, "epsilon > 0, but got None"),
+        ({"epsilon": [0.1]}, r"epsilon > 0, but got \[0\.1\]"),
+        ({"max_iterations": 0}, "max_iterations >= 1 .*max_iterations=0"),
+        ({"max_iterations": 2.5}, r"max_iterations >= 1 .*max_iterations=2\.5"),
+        ({"tolerance": math.nan}, "tolerance >= 0, .*tolerance=nan"),
+        ({"tolerance": "small"}, "tolerance >= 0, .*tolerance=small"),
+        ({"calibrate": "yes"}, "calibrate .*got 'yes'"),
+    ],
+)
+def test_settings_out_of_range(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        TransportSettings(**settings)
+
+
+def test_repr_has_the_settings(cost: Tensor) -> None:
     assert repr(TransportLoss(cost, 0.2)) == "TransportLoss(cost=(6, 4), epsilon=0.2, gradient=both)"
 
 
@@ -179,8 +222,8 @@ def test_label_transport_is_that_of_the_soft_labels_mixed_by_the_source_head(
 
 def test_label_transport_is_unbalanced_transport_to_the_label(logits: tuple[Tensor, Tensor], cost: Tensor) -> None:
     """Of all plans that end at the label, the cheapest with its price for not starting at the prediction."""
-    wide = cost.double()
-    of_rows = (wide + 0.1 * torch.logsumexp(wide / -0.1, 1, keepdim=True)).numpy()
+    double = cost.double()
+    of_rows = (double + 0.1 * torch.logsumexp(double / -0.1, 1, keepdim=True)).numpy()
     for a, label in zip(logits[0].detach().double().softmax(1).numpy(), (0, 1, 2, 3), strict=False):
 
         def price(given: np.ndarray, a: np.ndarray = a, column: np.ndarray = of_rows[:, label]) -> float:
@@ -188,7 +231,7 @@ def test_label_transport_is_unbalanced_transport_to_the_label(logits: tuple[Tens
 
         mass = {"type": "eq", "fun": lambda given: given.sum() - 1}
         found = minimize(price, a, bounds=[(1e-12, 1)] * 6, constraints=mass, method="SLSQP", options={"ftol": 1e-12})
-        ours = label_transport(torch.from_numpy(np.log(a))[None], torch.tensor([label]), wide, 0.1)
+        ours = label_transport(torch.from_numpy(np.log(a))[None], torch.tensor([label]), double, 0.1)
         assert 0.1 * ours.item() == pytest.approx(found.fun, abs=1e-6)
 
 
@@ -211,7 +254,7 @@ def test_label_transport_is_computed_in_full_precision(kind: torch.dtype, cost: 
     torch.testing.assert_close(TransportLoss(cost, 0.1).to_labels(source, labels), value)
 
 
-def test_a_constant_cost_teaches_the_source_head_nothing(logits: tuple[Tensor, Tensor]) -> None:
+def test_under_a_constant_cost_label_transport_has_no_gradient(logits: tuple[Tensor, Tensor]) -> None:
     value = label_transport(logits[0], torch.arange(8) % 4, torch.ones(6, 4), 0.1)
     assert value.item() == pytest.approx(math.log(4))
     (gradient,) = torch.autograd.grad(value, logits[0])

@@ -13,9 +13,7 @@ from torch import Tensor
 from torch.nn.functional import log_softmax
 from transport_problems import EXACT, SHAPES, centred, entropy, objective, one_hot_log, problem
 
-from jtln.transport import solvers as transport
-from jtln.transport.plans import transport_plan
-from jtln.transport.sinkhorn import sinkhorn
+from jtln.transport import sinkhorn, solvers, transport_plan
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -109,8 +107,8 @@ def test_all_mass_may_have_to_go_where_the_kernel_is_least(dtype: torch.dtype, s
 def test_products_rounded_to_bfloat16_or_tf32_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = problem(8, 30, 20, sharpness=3, dtype=torch.float32)
     seen = []
-    solver = transport._kernel_solver
-    monkeypatch.setattr(transport, "_kernel_solver", lambda *x: seen.append(x[0].dtype) or solver(*x))
+    solver = solvers._kernel_solver
+    monkeypatch.setattr(solvers, "_kernel_solver", lambda *x: seen.append(x[0].dtype) or solver(*x))
     before = torch.get_float32_matmul_precision()
     try:
         for precision in ("highest", "medium"):

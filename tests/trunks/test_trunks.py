@@ -106,7 +106,7 @@ def test_batch_norms_come_between_convolutions_and_their_relus() -> None:
 def test_weights_with_batch_norms_are_not_taken_for_others(tmp_path: Path) -> None:
     file = tmp_path / "bn.pt"
     torch.save(alexnet(28, width=0.125, batch_norm=True).state_dict(), file)
-    with pytest.raises(UserError, match=r"expected the weights of alexnet-small-0\.125 in .* choose the trunk"):
+    with pytest.raises(UserError, match=r"alexnet-small-0\.125.*bn\.pt"):
         alexnet(28, weights=str(file), width=0.125)
 
 
@@ -129,26 +129,22 @@ def test_reads_weights_in_every_form(form: str, small: Trunk, tmp_path: Path) ->
 
 
 def test_wrong_files(small: Trunk, whole_file: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"trunk\.weights to be auto, imagenet, none or a file, but there is no file .*nowhere"
-    ):
+    with pytest.raises(UserError, match=r"weights.*auto, imagenet, none.*nowhere\.pt"):
         alexnet(28, weights=str(tmp_path / "nowhere.pt"))
     text = tmp_path / "text.pt"
     text.write_text("not weights")
-    with pytest.raises(
-        UserError, match=r"expected a PyTorch state dict or checkpoint in .*text\.pt, but it cannot be read"
-    ):
+    with pytest.raises(UserError, match=r"text\.pt.*cannot be read"):
         alexnet(28, weights=str(text))
     for number, content in enumerate(([1, 2], {"epoch": 3})):
         file = tmp_path / f"{number}.pt"
         torch.save(content, file)
-        with pytest.raises(UserError, match="expected a PyTorch state dict or checkpoint"):
+        with pytest.raises(UserError, match=rf"{number}\.pt"):
             alexnet(28, weights=str(file))
-    with pytest.raises(UserError, match=r"expected the weights of alexnet-small-0\.125 in .*: choose the trunk that"):
+    with pytest.raises(UserError, match=r"alexnet-small-0\.125.*alexnet\.pt"):
         alexnet(28, weights=str(whole_file), width=0.125)  # another architecture
     file = tmp_path / "small.pt"
     torch.save(small.state_dict(), file)
-    with pytest.raises(UserError, match=r"expected the weights of alexnet-small-0\.25 in .* another shape"):
+    with pytest.raises(UserError, match=r"alexnet-small-0\.25.*small\.pt.*shape"):
         alexnet(28, weights=str(file), width=0.25)
 
 
@@ -180,14 +176,12 @@ def test_weights_by_torchvisions_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert trunk.pretrained
     assert not from_torchvision(64, "resnet18", "none").pretrained
     assert torch.equal(trunk.body.conv1.weight, whole.conv1.weight)  # type: ignore[union-attr,arg-type]
-    with pytest.raises(UserError, match=r"weights of resnet18 for trunk\.weights 'IMAGENET1K_V7': .*'IMAGENET1K_V1'"):
+    with pytest.raises(UserError, match=r"resnet18.*weights 'IMAGENET1K_V7'.*'IMAGENET1K_V1'"):
         from_torchvision(64, "resnet18", "IMAGENET1K_V7")
 
 
 def test_there_are_no_imagenet_weights_for_the_small_form() -> None:
-    with pytest.raises(
-        UserError, match=r"trunk\.weights=none or a file .* of 64 pixels and more \(dataset\.image_size\)"
-    ):
+    with pytest.raises(UserError, match=r"weights=none.*imagenet.*64 pixels.*image_size"):
         alexnet(28, weights="imagenet")
 
 
@@ -200,19 +194,19 @@ def test_any_torchvision_network(name: str, dim: int) -> None:
 
 @pytest.mark.parametrize(("name", "near"), [("resnet19", "resnet18"), ("ResNet18", "resnet18"), ("zzz", "resnet50")])
 def test_an_unknown_network_gets_a_short_list(name: str, near: str) -> None:
-    with pytest.raises(UserError, match=f"unknown torchvision network '{name}'.*such as .*{near}") as caught:
+    with pytest.raises(UserError, match=f"'{name}'.*{near}") as caught:
         from_torchvision(64, name, "none")
     assert len(str(caught.value)) < 250
 
 
 def test_mistakes() -> None:
-    with pytest.raises(UserError, match="ends in a linear layer, but got 'squeezenet1_0', which has none"):
+    with pytest.raises(UserError, match=r"linear layer.*'squeezenet1_0'"):
         from_torchvision(64, "squeezenet1_0", "none")
-    with pytest.raises(UserError, match="at least 8 pixels, but got image_size=4"):
+    with pytest.raises(UserError, match=r"8 pixels.*image_size=4"):
         alexnet(4)
-    with pytest.raises(UserError, match=r"expected trunk\.dropout in \[0, 1\), but got 1"):
+    with pytest.raises(UserError, match=r"dropout in \[0, 1\).*got 1"):
         alexnet(28, dropout=1.0)
-    with pytest.raises(UserError, match=r"expected trunk\.width > 0, but got 0"):
+    with pytest.raises(UserError, match=r"width > 0.*got 0"):
         alexnet(28, width=0.0)
 
 

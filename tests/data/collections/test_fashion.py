@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from task_parts import parts
 
 from jtln.assets.fashion.make import choose, read_idx
 from jtln.data.category_pair import CategoryPair
 from jtln.data.collections.fashion import ASSETS, SOURCE, TARGET, Fashion, FashionFull
 from jtln.data.files import Reader
 from jtln.data.images import ImageSet
-from jtln.data.pairs import Pair, Task
+from jtln.data.pairs import Pair
 from jtln.errors import UserError
 
 SPLITS = Path(__file__).parents[2] / "files" / "fashion_splits.csv"
@@ -28,10 +29,6 @@ def fashion(**settings: Any) -> CategoryPair:
 @pytest.fixture(scope="module")
 def pair() -> Pair:
     return fashion().load()
-
-
-def parts(task: Task) -> dict[str, ImageSet]:
-    return {"train": task.train, "val": task.val, "test": task.test}
 
 
 def pixels(images: ImageSet) -> list[bytes]:
@@ -89,7 +86,7 @@ def test_the_seed_moves_the_target_alone(pair: Pair) -> None:
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_splits_are_those_of_the_results_in_the_readme(seed: int) -> None:
-    """tests/data/fashion_splits.csv was written by commit 4f5f16f, before other collections could be dealt out."""
+    """tests/files/fashion_splits.csv was written by commit 4f5f16f, before there were other collections."""
     target = fashion(seed=seed).load().target
     with open(SPLITS, newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["seed"] == str(seed)]
@@ -131,13 +128,13 @@ def test_other_classes_are_labelled_in_the_order_given() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"target_classes": ["Bag", "Dress"]}, "on both sides: Dress"),
-        ({"target_classes": ["Bags", "Shirt"]}, "Did you mean 'Bag'"),
-        ({"target_classes": "Bag"}, "only 'Bag'"),
-        ({"source_classes": ["Coat"]}, "at least two source classes"),
-        ({"shots": 281}, r"'Pullover'\) has 280"),
-        ({"validation": 300}, "dataset.validation to at most 299"),
-        ({"source_validation": 800}, "dataset.source_validation to at most 799"),
+        ({"target_classes": ["Bag", "Dress"]}, ": Dress"),
+        ({"target_classes": ["Bags", "Shirt"]}, "'Bags'.*'Bag'"),
+        ({"target_classes": "Bag"}, "target.*'Bag'"),
+        ({"source_classes": ["Coat"]}, "two source classes.*'Coat'"),
+        ({"shots": 281}, r"'Pullover'\).* 280"),
+        ({"validation": 300}, "validation.* 299"),
+        ({"source_validation": 800}, "source_validation.* 799"),
     ],
 )
 def test_mistakes_are_explained(settings: dict, message: str) -> None:

@@ -164,17 +164,17 @@ def test_classes_are_known_before_an_image_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("file,class\na,b\n", r"columns 'path' and 'label' in .*list.csv"),
-        ("path,label,weight\nimages/0.png,cat,1\n", r"got also 'weight': take them out"),
-        ("path,label\n", r"a line for each image in .*list.csv"),
-        ("path,label\nimages/0.png,\n", r"list.csv, but got: images/0.png,$"),
-        ("path,label,split\nimages/0.png,cat,dev\n", r"list.csv, but got: images/0.png,cat,dev"),
-        ("path,label\nimages/0.png,cat\nimages/0.png,dog\n", r"each image once in .*'images/0.png' twice"),
-        ("path,label\nimages/0.png,cat\nimages/9.png,dog\n", r"list.csv lists, but 1 of 2 are not there: .*9.png"),
-        ("path,label,split\nimages/0.png,cat,train\nimages/1.png,owl,val\n", r"val part of .*list.csv.*image of owl"),
+        ("file,class\na,b\n", r"'path' and 'label'.*list\.csv"),
+        ("path,label,weight\nimages/0.png,cat,1\n", r"'weight'"),
+        ("path,label\n", r"list\.csv"),
+        ("path,label\nimages/0.png,\n", r"list\.csv.*: images/0\.png,$"),
+        ("path,label,split\nimages/0.png,cat,dev\n", r"list\.csv.*images/0\.png,cat,dev"),
+        ("path,label\nimages/0.png,cat\nimages/0.png,dog\n", r"'images/0\.png' twice"),
+        ("path,label\nimages/0.png,cat\nimages/9.png,dog\n", r"list\.csv.* 1 of 2 .*9\.png"),
+        ("path,label,split\nimages/0.png,cat,train\nimages/1.png,owl,val\n", r"\bval\b.*list\.csv.*owl"),
     ],
 )
-def test_what_is_wrong_with_a_table_is_said(tmp_path: Path, text: str, message: str) -> None:
+def test_mistakes_in_a_table(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         Folder(table(tmp_path, text)).parts(READER)
 
@@ -227,29 +227,27 @@ def a_name_twice(root: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "where", "message"),
     [
-        (a_flat_test_part, "sub", r"for each class in .*sub/test, but got no folder: .*or move this part elsewhere"),
-        (more_than_parts, "sub", r"in .*sub, but got Test, Train and also annotations: move the latter elsewhere"),
-        (a_folder_between, "sub", r"the one folder .*sub/mine, which holds folders itself \(cat, dog\): give that one"),
-        (a_blank_name, "", r"but got a blank one: rename the folder '.*/photos/  '"),
-        (a_name_twice, "", r"but got 'cat' twice: rename the folder '.*/photos/cat '"),
-        (empty_class, "", r"got none in .*photos/bat: put images there, or delete it"),
-        (only_files, "", r"a folder of images for each class in .*photos, but got no folder"),
-        (only_in_validation, "sub", r"every class of the val part of .*sub.*no training image of lynx: add some"),
-        (two_validations, "sub", r"validation and test images in .*sub, but got train, val, valid: move"),
-        (lambda root: None, "nowhere", r"there is no .*photos/nowhere: set dataset.source.root"),
-        (lambda root: None, "readme.txt", r"columns 'path' and 'label' in .*readme.txt"),
+        (a_flat_test_part, "sub", r"sub/test.*no folder"),
+        (more_than_parts, "sub", r"sub.*Test, Train and also annotations"),
+        (a_folder_between, "sub", r"sub/mine.*\(cat, dog\)"),
+        (a_blank_name, "", r"blank.*'.*/photos/  '"),
+        (a_name_twice, "", r"'cat' twice.*'.*/photos/cat '"),
+        (empty_class, "", r"none in .*photos/bat"),
+        (only_files, "", r"photos.*no folder"),
+        (only_in_validation, "sub", r"\bval\b.*sub.*lynx"),
+        (two_validations, "sub", r"sub.*train, val, valid"),
+        (lambda root: None, "nowhere", r"photos/nowhere.*dataset\.source\.root"),
+        (lambda root: None, "readme.txt", r"'path' and 'label'.*readme\.txt"),
     ],
 )
-def test_what_is_wrong_with_a_folder_is_said(
-    photos: Path, spoil: Callable[[Path], None], where: str, message: str
-) -> None:
+def test_mistakes_in_a_folder(photos: Path, spoil: Callable[[Path], None], where: str, message: str) -> None:
     spoil(photos)
     with pytest.raises(UserError, match=message):
         Folder(photos / where).parts(READER)
 
 
 def test_no_folder_at_all() -> None:
-    with pytest.raises(UserError, match=r"dataset.source.root=DIR and dataset.target.root=DIR"):
+    with pytest.raises(UserError, match=r"dataset\.source\.root=DIR.*dataset\.target\.root=DIR"):
         Folder(None)
 
 
@@ -263,25 +261,25 @@ def test_a_folder_that_may_not_be_read(photos: Path, where: str, monkeypatch: py
         return scan(path)
 
     monkeypatch.setattr("os.scandir", refuse)
-    with pytest.raises(UserError, match=rf"no permission for {closed}: ask its owner"):
+    with pytest.raises(UserError, match=rf"permission.*{closed}"):
         Folder(photos).parts(READER)
 
 
-def test_what_is_no_image_is_said_or_skipped(photos: Path) -> None:
+def test_what_is_no_image_is_an_error_or_skipped(photos: Path) -> None:
     (photos / "cat" / "notes.txt").write_text("not a picture")
     (photos / "dog" / "gone.png").symlink_to(photos / "nowhere.png")
     part = Folder(photos).parts(READER)["train"]
-    with pytest.raises(BadImage, match=r"cat/notes.txt: it is not an image.*dataset.on_bad_image=skip"):
+    with pytest.raises(BadImage, match=r"cat/notes\.txt.*on_bad_image=skip"):
         part[list(part.names).index("cat/notes.txt")]
     settings: dict[str, Any] = {"target_classes": ["cat", "dog"], "image_size": 4, "shots": 1}
-    with pytest.raises(UserError, match="at least two classes for the source"):
+    with pytest.raises(UserError, match=r"source.*got 1"):
         CategoryPair("x", Folder(photos), **settings)
     picture(photos / "fox" / "0.png")
     for index in range(1, 3):
         picture(photos / "fox" / f"{index}.png")
     pair = CategoryPair("x", Folder(photos), on_bad_image="skip", **settings).load()
     assert {Path(each.image).name for each in pair.skipped} == {"notes.txt", "gone.png"}
-    with pytest.raises(UserError, match=r"shots to at most 2"):
+    with pytest.raises(UserError, match=r"shots.* 2"):
         CategoryPair("x", Folder(photos), on_bad_image="skip", **{**settings, "shots": 3}).load()
 
 
@@ -290,7 +288,7 @@ def test_parts_of_other_names_are_no_classes(tmp_path: Path, names: tuple[str, .
     for name in names:
         for each in ("dog", "cat"):
             picture(tmp_path / name / each / "0.png")
-    with pytest.raises(UserError, match=r"rename the training part train|move the latter elsewhere"):
+    with pytest.raises(UserError, match=rf"{names[-2]}.*{names[-1]}|{names[-1]}.*{names[-2]}"):
         Folder(tmp_path)
 
 
@@ -301,32 +299,35 @@ def test_a_class_may_be_called_as_a_part_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lines", "told"),
+    ("lines", "message"),
     [
-        ("path,label\nimages/0.png,wolf, grey\n", "2 cells in line 2 of .*list.csv, but got more .'grey'.: put quotes"),
-        ("path,label,label\nimages/0.png,wolf,bus\n", "each column once in .*list.csv, but got 'label'"),
+        ("path,label\nimages/0.png,wolf, grey\n", r"2 cells in line 2 .*list\.csv.*'grey'"),
+        ("path,label,label\nimages/0.png,wolf,bus\n", r"column.*list\.csv.*'label'"),
         (
             "path,label\nimages/0.png,wolf\n./images/0.png,wolf\n",
-            "each image once in .*, but got './images/0.png' twice",
+            r"'\./images/0\.png' twice",
         ),
-        ("path,label,split\nimages/0.png,a,train\nimages/../images/0.png,a,test\n", "each image once"),
+        (
+            "path,label,split\nimages/0.png,a,train\nimages/../images/0.png,a,test\n",
+            r"'images/\.\./images/0\.png' twice",
+        ),
         (
             'path,label\n"images/0.png,wolf\nimages/1.png,bus\n',
-            "one begins with 'images/0.png,wolf': is a quote left open",
+            r"'images/0\.png,wolf'.*quote",
         ),
         (
             'path,label\nimages/0.png,"' + "a" * 200_000,
-            "a CSV file in .*list.csv, but it cannot be read: .*: is a quote left open",
+            r"list\.csv.*quote",
         ),
     ],
 )
-def test_a_table_that_says_more_or_the_same_twice(tmp_path: Path, lines: str, told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_a_table_with_cells_too_many_or_an_image_twice(tmp_path: Path, lines: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         Folder(table(tmp_path, lines))
 
 
 def test_an_image_is_no_table(photos: Path) -> None:
-    with pytest.raises(UserError, match=r"got the image .*0.png: give the folder that the classes' folders lie in"):
+    with pytest.raises(UserError, match=r"image .*0\.png"):
         Folder(next(photos.rglob("*0.png")))
 
 

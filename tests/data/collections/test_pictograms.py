@@ -3,10 +3,11 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from task_parts import parts
 
 from jtln.data.collections.pictograms import GROUPS, REDRAWN, Pictograms
 from jtln.data.images import ImageSet
-from jtln.data.pairs import Pair, Task
+from jtln.data.pairs import Pair
 from jtln.errors import UserError
 
 GROUP_OF = {style: index for index, group in enumerate(GROUPS) for style in group}
@@ -15,10 +16,6 @@ GROUP_OF = {style: index for index, group in enumerate(GROUPS) for style in grou
 @pytest.fixture(scope="module")
 def pair() -> Pair:
     return Pictograms().load()
-
-
-def parts(task: Task) -> list[ImageSet]:
-    return [task.train, task.val, task.test]
 
 
 def styles(images: ImageSet) -> set[str]:
@@ -35,14 +32,14 @@ def test_the_default_split(pair: Pair) -> None:
     assert not set(pair.source.classes) & set(pair.target.classes)
     assert not set(REDRAWN) & set(pair.target.classes)
     assert pair.target.train.labels.bincount().tolist() == [1] * 50
-    for images in parts(pair.target):
+    for images in parts(pair.target).values():
         assert len(set(images.labels.bincount().tolist())) == 1
-    for images in [*parts(pair.source), *parts(pair.target)]:
+    for images in [*parts(pair.source).values(), *parts(pair.target).values()]:
         assert images[0][0].shape == (3, 32, 32)
 
 
 def test_every_source_category_holds_one_style_group_out(pair: Pair) -> None:
-    train, val, test = parts(pair.source)
+    train, val, test = parts(pair.source).values()
     assert sum(map(len, (train, val, test))) == 150 * 6
     assert val.labels.bincount(minlength=150).count_nonzero() == 75
     assert test.labels.bincount(minlength=150).count_nonzero() == 75
@@ -61,7 +58,7 @@ def test_every_source_category_holds_one_style_group_out(pair: Pair) -> None:
 
 
 def test_no_image_is_in_two_parts(pair: Pair) -> None:
-    everything = [*parts(pair.source), *parts(pair.target)]
+    everything = [*parts(pair.source).values(), *parts(pair.target).values()]
     names = [name for images in everything for name in images.names]
     assert len(set(names)) == len(names)
     pixels = [image.numpy().tobytes() for images in everything for image, _ in images]
@@ -73,7 +70,7 @@ def test_no_style_group_is_on_two_sides_of_the_target(seed: int) -> None:
     targets = [Pictograms(shots=shots, seed=seed, image_size=8).load().target for shots in (1, 2, 3)]
     for shots, target in enumerate(targets, start=1):
         assert len(styles(target.train)) == shots
-        for one, other in itertools.combinations(parts(target), 2):
+        for one, other in itertools.combinations(parts(target).values(), 2):
             assert not groups(one) & groups(other)
         assert groups(target.val) == groups(targets[0].val)
     assert set(targets[0].train.names) < set(targets[1].train.names) < set(targets[2].train.names)
@@ -96,7 +93,7 @@ def test_seeds_make_splits_that_differ() -> None:
     assert Pictograms(seed=0)._order() != Pictograms(seed=20)._order()
 
 
-def test_the_groups_are_what_the_pixels_say() -> None:
+def test_near_duplicates_are_of_one_group() -> None:
     """Only the styles of one group are near duplicates, over the default target categories."""
     every = Pictograms()
     names = list(GROUP_OF)
@@ -118,7 +115,7 @@ def test_the_groups_are_what_the_pixels_say() -> None:
 
 def test_seeds(pair: Pair) -> None:
     other, split = Pictograms(seed=4).load(), Pictograms(split_seed=1).load()
-    for mine, theirs in zip(parts(pair.source), parts(other.source), strict=True):
+    for mine, theirs in zip(parts(pair.source).values(), parts(other.source).values(), strict=True):
         assert mine.fingerprint() == theirs.fingerprint()
     assert other.target.classes == pair.target.classes
     assert styles(other.target.train) != styles(pair.target.train)
@@ -139,14 +136,14 @@ def test_named_targets_and_original_size() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"shots": 4}, "dataset.shots to at most 3"),
-        ({"shots": 3, "validation": 2}, "dataset.shots to at most 2"),
-        ({"shots": 0}, "expected 1 to 3 shots"),
-        ({"validation": 4}, "dataset.validation=1"),
-        ({"validation": 0}, "dataset.validation=1"),
-        ({"target_classes": 199}, "expected 2 to 198 classes"),
-        ({"target_classes": ["volcano", "comett"]}, "Did you mean 'comet'"),
-        ({"target_classes": "volcano"}, "at least two target classes"),
+        ({"shots": 4}, "shots.* 3"),
+        ({"shots": 3, "validation": 2}, "shots.* 2"),
+        ({"shots": 0}, "1 to 3 shots.*0"),
+        ({"validation": 4}, "4.*validation=1"),
+        ({"validation": 0}, "0.*validation=1"),
+        ({"target_classes": 199}, "2 to 198 .*199"),
+        ({"target_classes": ["volcano", "comett"]}, "'comett'.*'comet'"),
+        ({"target_classes": "volcano"}, "two target classes.*'volcano'"),
     ],
 )
 def test_mistakes_are_explained(settings: dict, message: str) -> None:

@@ -141,7 +141,7 @@ def test_small_images_come_in_the_size_that_the_reader_gives(tmp_path: Path) -> 
 
 def test_classes_that_a_copy_lacks_are_left_out_with_a_warning(tmp_path: Path) -> None:
     made("caltech256", tmp_path)
-    with pytest.warns(UserWarning, match=r"5 of its 256 classes.*AK-47, American flag.*complete\?"):
+    with pytest.warns(UserWarning, match=r"5 of .*256 classes.*AK-47, American flag"):
         collection = Caltech256(tmp_path)
     classes, kinds = classes_of("caltech256")
     there = [name for name, kind in zip(classes, kinds, strict=True) if kind in ALL["caltech256"].kinds]
@@ -217,7 +217,7 @@ def test_office_has_three_domains(domain: str, images: int, renamed: str, tmp_pa
 
 
 def test_an_unknown_domain_is_named() -> None:
-    with pytest.raises(UserError, match=r"'amazn'.*amazon, dslr, webcam.*Did you mean 'amazon'"):
+    with pytest.raises(UserError, match=r"'amazn'.*amazon, dslr, webcam.*'amazon'"):
         Office31(domain="amazn")
 
 
