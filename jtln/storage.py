@@ -11,12 +11,31 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from jtln.errors import UserError
+
 _SUFFIX = ".tmp"
 
 
 def _umask() -> int:
     os.umask(mask := os.umask(0o077))
     return mask
+
+
+def given_path(given: object, argument: str, expected: str, remedy: str | None = None) -> Path:
+    """Return the path that the user gave, with ``~`` for the home folder.
+
+    Args:
+        given: a path or a text.
+        argument: its name.
+        expected: what should lie there, for the error.
+        remedy: what to do, for the error; None: set the argument.
+
+    Raises:
+        UserError: it is no path, empty or white space, which would mean the current folder.
+    """
+    if not isinstance(given, str | os.PathLike) or not os.fspath(given).strip():
+        raise UserError(f"expected {expected} for {argument}, but got {given!r}: {remedy or f'set {argument}=FILE'}")
+    return Path(given).expanduser()
 
 
 @contextmanager

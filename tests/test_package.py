@@ -83,6 +83,7 @@ def test_it_composes_from_another_folder(unpacked: Path, tmp_path: Path) -> None
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_it_reads_what_is_embedded(unpacked: Path, tmp_path: Path) -> None:
     shown = run(unpacked, tmp_path, "-m", "jtln", "cost", "dataset=pictograms", "cost=wordnet")
     assert "150 source x 50 target classes" in " ".join(shown.split())

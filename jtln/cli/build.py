@@ -61,8 +61,7 @@ def build(config: DictConfig) -> Experiment:
         _whole(config, "debug.batch_size", 1)
         config = _shrunk(config)
         budget = _budget(config)
-    # Images are kept decoded in the user's cache folder, too, where the configuration names none.
-    spec = _spec(OmegaConf.merge(config, {"cache": str(_cache(config))}))  # type: ignore[arg-type]
+    spec = spec_of(config)
     method, head, cost_name = _method(config), _head(config), _cost_name(config, choices)
     experiment = Experiment(
         method=method,
@@ -92,7 +91,7 @@ def build(config: DictConfig) -> Experiment:
         config=OmegaConf.to_yaml(config, resolve=True),
         overrides=overrides,
         command=" ".join(["python train.py", *map(shlex.quote, (*config_dir_given(hydra), *overrides))]),
-        settings={"run": settings_hash(settings), "row": row_hash(of_row)},
+        settings={"run": settings_hash(settings, "" if smoke else spec.identity), "row": row_hash(of_row)},
         loggers=[wandb_logger(config.logger, settings, spec.name, choices, folder)] if config.logger.wandb else [],
     )
     return experiment
@@ -164,8 +163,10 @@ def _transport(config: DictConfig) -> TransportSettings:
     return settings
 
 
-def _spec(config: DictConfig) -> PairSpec:
-    spec = instantiate(config.dataset)
+def spec_of(config: DictConfig) -> PairSpec:
+    """Return the pair of a configuration; no image is read."""
+    # Images are kept decoded in the user's cache folder, too, where the configuration names none.
+    spec = instantiate(OmegaConf.merge(config, {"cache": str(_cache(config))}).dataset)
     if not isinstance(spec, PairSpec):
         raise UserError(f"expected a jtln.data.pairs.PairSpec for dataset, but got {spec!r}: choose a file of dataset")
     if not isinstance(spec.name, str) or not re.fullmatch(r"\w[\w.+ -]*", spec.name):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from jtln.cli.build import check
+from jtln.cli.build import check, spec_of
 from jtln.cli.overrides import is_of_a_choice, key_of, listed
 from jtln.cli.user_errors import check_choices, check_types, explain
 from jtln.errors import UserError, unknown
@@ -46,6 +47,7 @@ class Composer:
                 raise unknown("method in study.tune.space", name, ["all", *methods])
         self.spaces: dict[str, Any] = spaces
         self.takes: dict[str, frozenset[str]] = {}
+        self.identities: dict[str, str] = {}
 
     def row(self, name: str) -> Row:
         """The row that the study's file calls so."""
@@ -76,9 +78,20 @@ class Composer:
             config = self._config(composed, further)
             facts: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
             trunk = trunk_hash(facts) if facts["pretrain"]["source"] and not facts["debug"]["smoke"] else None
-            return Job(name, labels.words, seed, (*overrides, *further), settings_hash(facts), trunk, trial)
+            identity = self._identity(config, facts)
+            return Job(name, labels.words, seed, (*overrides, *further), settings_hash(facts, identity), trunk, trial)
 
         return Row(name, job, space, current, composed)
+
+    def _identity(self, config: DictConfig, facts: Mapping[str, Any]) -> str:
+        """The data's part of a run's identity, read once for all runs of the same files."""
+        if facts["debug"]["smoke"]:
+            return ""
+        drawn = ("seed", "shots", "rate")  # which change neither the classes nor the files
+        key = json.dumps({k: v for k, v in facts["dataset"].items() if k not in drawn}, sort_keys=True, default=str)
+        if key not in self.identities:
+            self.identities[key] = spec_of(config).identity
+        return self.identities[key]
 
     def check(self, rows: Sequence[Row], labels: Sequence[Labels], seed: int, tuned: bool) -> None:
         """Raise a UserError for what could only fail: a value of a row, a number of labels, a key that no row has.

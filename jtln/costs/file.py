@@ -16,6 +16,7 @@ from torch import Tensor
 from jtln.costs.base import Cost
 from jtln.errors import UserError
 from jtln.names.class_set import ClassSet, composed
+from jtln.storage import given_path
 
 KEYS = ("cost", "source", "target")  # of an .npz file
 
@@ -36,9 +37,7 @@ class FileCost(Cost):
 
     def __init__(self, file: str | Path | None, scale: str = "max") -> None:
         super().__init__(scale)
-        if not file:
-            raise UserError("expected a file for cost=file, but got none: set cost.file=FILE, a CSV or .npz file")
-        self.file = Path(file).expanduser()
+        self.file = given_path(file, "cost.file", "a CSV or .npz file")
 
     def distances(self, source: ClassSet, target: ClassSet) -> Tensor:
         cost, rows, columns = load_cost(self.file)

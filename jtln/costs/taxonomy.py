@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 from jtln.costs.base import Cost
 from jtln.errors import UserError
 from jtln.names.class_set import ClassSet, read_table
+from jtln.storage import given_path
 
 REMEDY = (
     "Give the hierarchy in a CSV file with the columns class,path, where a path is written 'Boeing/Boeing 737': "
@@ -42,7 +42,7 @@ class TaxonomyCost(Cost):
         self.file = file
         self._read: dict[str, str] = {}
         if file is not None:
-            rows = read_table(Path(file).expanduser(), ("class", "path"))
+            rows = read_table(given_path(file, "cost.file", "a CSV file or null"), ("class", "path"))
             self._read = {row["class"]: row["path"] for row in rows if row["path"]}
 
     def distances(self, source: ClassSet, target: ClassSet) -> Tensor:

@@ -6,31 +6,29 @@ import hashlib
 import json
 import os
 import shutil
-import sys
-import time
 import warnings
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
-from tqdm import tqdm
 
 from jtln.data.files import BadImage, FileImages, Reader
 from jtln.data.images import ImageSet, as_indices
+from jtln.data.passes import PATIENCE, Watch, cores, in_order, one_at_a_time
 from jtln.errors import UserError, unknown
-from jtln.storage import replacing
+from jtln.storage import replacing, write_text
 
 SHARE = 0.2  # of the free disk: what "auto" keeps takes at most this
-_FORMAT = 1  # of the cached files; raised when a reader's tensors or the files' layout change
-_PATIENCE = 2.0  # seconds without a word
+_FORMAT = 2  # of the cached files; raised when a reader's tensors or the files' layout change
+_PATIENCE = PATIENCE
+# Of an image's pixels: a fast checksum, which finds damage, and a hash, which finds images of the same pixels.
+_SUMS = np.dtype([("crc", "<u4"), ("hash", "<u8")])
 
 
 class Skipped(NamedTuple):
@@ -44,20 +42,19 @@ class CachedImages(ImageSet):
     """Images that lie decoded in one file, which every process maps into its memory.
 
     Args:
-        pixels: the file: (M, C, H, W) uint8 without a header.
-        rows: (N,) which of its images are this set's.
+        pixels: of these and perhaps other images.
+        rows: (N,) which of them are this set's.
         files: (N,) the files that they were read from.
     """
 
     in_memory = True
 
-    def __init__(self, pixels: Path, rows: np.ndarray, files: FileImages) -> None:
+    def __init__(self, pixels: _Pixels, rows: np.ndarray, files: FileImages) -> None:
         self.pixels = pixels
         self.rows = rows
         self.files = files
         self.labels = files.labels
         self.names = files.names
-        self._open: np.ndarray | None = None
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         images, labels = self.__getitems__([index])
@@ -65,40 +62,19 @@ class CachedImages(ImageSet):
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         # A copy, which a worker can hand over and a transform may write to.
-        return torch.from_numpy(self._mapped()[self.rows[indices]]), self.labels[indices]
+        return torch.from_numpy(self.pixels.read(self.rows[indices])), self.labels[indices]
 
     def subset(self, indices: Iterable[int] | Tensor, labels: Tensor | None = None) -> CachedImages:
         chosen = as_indices(indices)
         return CachedImages(self.pixels, self.rows[chosen.numpy()], self.files.subset(chosen, labels))
 
     def fingerprint(self) -> str:
-        """That of the files: whether the pixels are kept changes nothing."""
+        """Return that of the files: whether the pixels are kept changes nothing."""
         return self.files.fingerprint()
 
     def hashes(self) -> np.ndarray:
-        """(N,) uint64: images of the same pixels have the same. Found out once, and kept beside the pixels."""
-        kept, images = self.pixels.with_suffix(".hashes"), self._mapped()
-        try:
-            known = np.fromfile(kept, dtype="<u8")
-        except OSError:
-            known = np.empty(0, dtype="<u8")
-        if len(known) != len(images):
-            digests = b"".join(hashlib.blake2b(image, digest_size=8).digest() for image in images)
-            known = np.frombuffer(digests, dtype="<u8")
-            with suppress(OSError), replacing(kept) as file:  # a cache that cannot be written to
-                file.write(digests)
-        return known[self.rows]
-
-    def _mapped(self) -> np.ndarray:
-        """All images of the file (M, C, H, W)."""
-        if self._open is None:
-            reader = self.files.reader
-            flat = np.asarray(np.memmap(self.pixels, dtype=np.uint8, mode="r"))
-            self._open = flat.reshape(-1, reader.channels, reader.size, reader.size)
-        return self._open
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_open": None}  # a worker opens the file itself
+        """Return hashes (N,) uint64: images of the same pixels have the same. They are kept beside the pixels."""
+        return self.pixels.hashes(self.rows)
 
 
 def decoded(
@@ -106,8 +82,8 @@ def decoded(
 ) -> tuple[ImageSet, tuple[Skipped, ...]]:
     """``images`` ready for training: broken files found, and the others decoded where they are to be kept.
 
-    What is found out is kept in ``cache/decoded`` under a hash of the files' names, sizes and times of change and of
-    the reader, and shared by all processes and runs. A set that is not of files comes back as it is.
+    What is found out is kept in ``cache/decoded`` under a hash of the files' names and contents and of the reader, and
+    shared by all processes and runs. A set that is not of files comes back as it is.
 
     Args:
         images: any image set.
@@ -129,7 +105,7 @@ def decoded(
         raise unknown("dataset.decoded", keep, ("auto", "true", "false"))
     if not isinstance(images, FileImages) or not len(images):
         return images, ()
-    store = None if cache is None else _Store(cache / "decoded", images)
+    store = None if cache is None else _Store(cache, images)
     verdict = None
     if store is not None and (keep is True or (keep == "auto" and store.fits())):
         try:
@@ -146,12 +122,7 @@ def decoded(
             verdict = _Store(None, images).verdict(with_pixels=False)
     if verdict is None:
         return images, ()
-    return _sound(images, verdict, on_bad_image, store.pixels if kept and store is not None else None)
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return _sound(images, verdict, on_bad_image, _Pixels(store) if kept and store is not None else None)
 
 
 @dataclass(frozen=True)
@@ -163,7 +134,7 @@ class _Verdict:
 
 
 def _sound(
-    images: FileImages, verdict: _Verdict, on_bad_image: str, pixels: Path | None
+    images: FileImages, verdict: _Verdict, on_bad_image: str, pixels: _Pixels | None
 ) -> tuple[ImageSet, tuple[Skipped, ...]]:
     """The images that can be read, and the others; a UserError where there are others and they are not skipped."""
     broken = [f"{images.paths[index]}: {reason}" for index, reason in verdict.reasons.items()]
@@ -182,27 +153,26 @@ def _sound(
 
 
 class _Store:
-    """What is known of a set of files: a verdict in KEY.json, and pixels in KEY.u8.
+    """What is known of a set of files: a verdict in KEY.json, pixels in KEY.u8 and sums of each image in KEY.sums.
 
-    The order of the files does not matter: they are stored by name.
+    KEY is a hash of the files' names and contents and of the reader. The order of the files does not matter: they are
+    stored by name.
     """
 
-    def __init__(self, folder: Path | None, images: FileImages) -> None:
-        self.folder = folder
+    def __init__(self, cache: Path | None, images: FileImages) -> None:
+        self.cache = cache
+        self.folder = None if cache is None else cache / "decoded"
         self.images = images
-        states = images.states()
-        self.order = sorted(range(len(states)), key=states.__getitem__)
-        digest = hashlib.blake2b(f"{_FORMAT} {images.reader!r}\n".encode(), digest_size=12)
-        for index in self.order:
-            digest.update(states[index].encode("utf-8", "surrogateescape"))
-        self.key = digest.hexdigest()
+        self.order, self.key = self._key()
+        self.sound: list[int] = []  # (M,) the places in the set of the images whose pixels are kept
+        self.damaged = False
 
     @property
     def pixels(self) -> Path:
         return self._path("u8")
 
     def fits(self) -> bool:
-        """Whether the pixels take less than SHARE of the free disk, or are there already."""
+        """Return whether the pixels take less than SHARE of the free disk, or are there already."""
         if self._read(with_pixels=True) is not None:
             return True
         assert self.folder is not None
@@ -218,115 +188,256 @@ class _Store:
         return False
 
     def verdict(self, with_pixels: bool) -> _Verdict:
-        """What is known, or is found out now; an OSError where it cannot be written down."""
+        """Return what is known, or is found out now; an OSError where it cannot be written down."""
         if self.folder is None:
-            return self._placed(self._look(None))
+            return self._placed(self._look(None)[0])
         known = self._read(with_pixels)
         if known is not None:
             return known
         self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self._path("lock"))
-        try:
-            held = lock.acquire(timeout=_PATIENCE)
-        except Timeout:
-            print("waiting for another run, which decodes the same images", file=sys.stderr, flush=True)
-            held = lock.acquire()
-        with held:
+        with self._lock():
             return self._read(with_pixels) or self._make(with_pixels)  # another run may have made it meanwhile
 
+    def opened(self) -> _Opened:
+        """Map the pixels into memory; an OSError or ValueError where they are damaged."""
+        reader, sums = self.images.reader, self._sums()
+        images = np.asarray(np.memmap(self.pixels, dtype=np.uint8, mode="r"))
+        images = images.reshape(len(self.sound), reader.channels, reader.size, reader.size)
+        if len(sums) != len(images):
+            raise ValueError("damaged")
+        return _Opened(images, sums, np.zeros(len(images), dtype=bool))
+
+    def renew(self, state: tuple[int, int] | None) -> None:
+        """Decode the images anew, unless another process has done so since the pixels had this ``state``."""
+        before = self.sound
+        with self._lock():
+            if self.state() == state:
+                self._make(with_pixels=True)
+        if self.sound != before:
+            changed = self.images.paths[min(set(before) ^ set(self.sound))]
+            raise UserError(f"expected an image that is as it was before, but {changed} is not: start again")
+
+    def state(self) -> tuple[int, int] | None:
+        """Return what differs between the file of the pixels and one that takes its place."""
+        try:
+            status = self.pixels.stat()
+        except OSError:
+            return None
+        return status.st_ino, status.st_mtime_ns
+
+    def read_files(self, rows: np.ndarray) -> np.ndarray:
+        """Return images (len(rows), C, H, W) that are read from their own files."""
+        images = [self.images[self.sound[row]][0].numpy() for row in rows.tolist()]
+        return np.ascontiguousarray(np.stack(images))
+
+    def _key(self) -> tuple[list[int], str]:
+        """Return the order in which the files are stored, and the set's name."""
+        found = self.images.contents(self.cache)
+        lines = [f"{name}\0{content.digest}\n" for name, content in zip(self.images.names, found, strict=True)]
+        order = sorted(range(len(lines)), key=lines.__getitem__)
+        digest = hashlib.blake2b(f"{_FORMAT} {self.images.reader!r}\n".encode(), digest_size=12)
+        for index in order:
+            digest.update(lines[index].encode("utf-8", "surrogateescape"))
+        return order, digest.hexdigest()
+
+    def _lock(self) -> Any:
+        waiting = "waiting for another run, which decodes the same images"
+        return one_at_a_time(self._path("lock"), waiting, _PATIENCE)
+
     def _make(self, with_pixels: bool) -> _Verdict:
+        if self.damaged:
+            self.damaged = False
+            warnings.warn(f"{self.pixels} is damaged, and its images are decoded anew", stacklevel=5)
         if with_pixels:
             part = self._path("u8.part")
             try:
                 with open(part, "wb") as file:
-                    reasons = self._look(file)
+                    reasons, sums = self._look(file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                self._check_unchanged()
                 os.replace(part, self.pixels)
             except BaseException:
                 part.unlink(missing_ok=True)
                 raise
+            with replacing(self._path("sums")) as file:
+                file.write(sums.tobytes())
         else:
-            reasons = self._look(None)
-        part = self._path("json.part")
-        facts = {"format": _FORMAT, "images": len(self.order), "broken": sorted(reasons.items())}
-        part.write_text(json.dumps(facts), encoding="utf-8")
-        os.replace(part, self._path("json"))
+            reasons, sums = self._look(None)
+            self._check_unchanged()
+        facts = {
+            "images": len(self.order),
+            "broken": sorted(reasons.items()),
+            "sums": _digest(sums.tobytes()) if with_pixels else None,
+        }
+        write_text(self._path("json"), json.dumps(facts | {"seal": _digest(json.dumps(facts).encode())}))
         return self._placed(reasons)
 
+    def _check_unchanged(self) -> None:
+        """Raise a UserError where the files are not those that the key is of."""
+        if self._key()[1] != self.key:
+            raise UserError(
+                f"expected images that stay as they are while they are read, but some in {self.images.root} changed: "
+                "start again when nothing writes to them"
+            )
+
     def _read(self, with_pixels: bool) -> _Verdict | None:
-        """What is known; None where nothing is, or a file of the cache is broken."""
+        """Return what is known; None where nothing is, or a file of the cache is damaged."""
         if self.folder is None:
             return None
         try:
-            facts = json.loads(self._path("json").read_text(encoding="utf-8"))
+            facts = self._facts()
             reasons = {int(place): str(reason) for place, reason in facts["broken"]}
-            size = (len(self.order) - len(reasons)) * _bytes(self.images.reader)
-            if with_pixels and size and self.pixels.stat().st_size != size:
-                return None
+            if with_pixels:
+                if facts["sums"] is None:
+                    return None
+                sound = len(self.order) - len(reasons)
+                if len(self._sums()) != sound or self.pixels.stat().st_size != sound * _bytes(self.images.reader):
+                    raise ValueError("not of the right size")
+        except FileNotFoundError:
+            return None
         except (OSError, ValueError, KeyError, TypeError):
+            self.damaged = True
             return None
         return self._placed(reasons)
 
+    def _facts(self) -> dict[str, Any]:
+        """Return what KEY.json holds; a ValueError where it is damaged."""
+        facts: dict[str, Any] = json.loads(self._path("json").read_text(encoding="utf-8"))
+        seal = facts.pop("seal")
+        if seal != _digest(json.dumps(facts).encode()):
+            raise ValueError("damaged")
+        return facts
+
+    def _sums(self) -> np.ndarray:
+        """Return the sums (M,) of the images; a ValueError where they are damaged."""
+        kept = self._path("sums").read_bytes()
+        if _digest(kept) != self._facts()["sums"]:
+            raise ValueError("damaged")
+        return np.frombuffer(kept, dtype=_SUMS)
+
     def _placed(self, reasons: dict[int, str]) -> _Verdict:
-        """From places in the stored order to the set's own."""
-        sound = np.array([place not in reasons for place in range(len(self.order))])
-        rows = np.empty(len(self.order), dtype=np.int64)
-        rows[self.order] = np.where(sound, sound.cumsum() - 1, -1)
+        """Turn places in the stored order into those of the set's own."""
+        self.sound = [index for place, index in enumerate(self.order) if place not in reasons]
+        rows = np.full(len(self.order), -1)
+        rows[self.sound] = np.arange(len(self.sound))
         return _Verdict(rows, {self.order[place]: reason for place, reason in sorted(reasons.items())})
 
-    def _look(self, file: BinaryIO | None) -> dict[int, str]:
-        """Read every image, write the pixels down where asked to, and return what is wrong with the broken ones."""
-        reasons = {}
+    def _look(self, file: BinaryIO | None) -> tuple[dict[int, str], np.ndarray]:
+        """Read every image, and write the pixels down where asked to.
+
+        Returns:
+            what is wrong with the broken ones, and sums (M,) of those that were written down.
+        """
+        reasons, sums = {}, []
         paths = [self.images.paths[index] for index in self.order]
-        watch = _Watch("looking for broken images" if file is None else "decoding images", len(paths))
-        for place, image in enumerate(_read_all(self.images.reader, paths)):
-            if isinstance(image, BadImage):
-                reasons[place] = image.reason
-            elif file is not None:  # not by way of a memory map, which a full disk kills
-                file.write(image.contiguous().numpy().data)
-            watch.step()
-        watch.bar.close()
-        return reasons
+        read = partial(_decode, self.images.reader, file is not None)
+        with Watch("looking for broken images" if file is None else "decoding images", len(paths), _PATIENCE) as watch:
+            # As many threads as cores: Pillow decodes without Python's lock.
+            for place, image in enumerate(in_order(read, paths, cores())):
+                if isinstance(image, BadImage):
+                    reasons[place] = image.reason
+                elif file is not None and image is not None:  # not by way of a memory map, which a full disk kills
+                    file.write(image[0].data)
+                    sums.append(image[1])
+                watch.step()
+        return reasons, np.array(sums, dtype=_SUMS)
 
     def _path(self, suffix: str) -> Path:
         assert self.folder is not None
         return self.folder / f"{self.key}.{suffix}"
 
 
-class _Watch:
-    """Says how far a long reading is: a bar, or one line where a bar would fill a file."""
+@dataclass
+class _Opened:
+    """Decoded images (M, C, H, W) of a mapped file, their sums (M,), and which were checked (M,) by this process."""
 
-    def __init__(self, what: str, total: int) -> None:
-        self.what, self.total, self.done = what, total, 0
-        self.silent_until = time.monotonic() + _PATIENCE
-        self.bar = tqdm(total=total, desc=what, delay=_PATIENCE, leave=False, disable=not sys.stderr.isatty())
+    images: np.ndarray
+    sums: np.ndarray
+    checked: np.ndarray
 
-    def step(self) -> None:
-        self.done += 1
-        self.bar.update()
-        if self.bar.disable and time.monotonic() > self.silent_until:
-            seconds = _PATIENCE * self.total / self.done
-            print(f"{self.what}: {self.total}, in about {seconds:.0f} s", file=sys.stderr, flush=True)
-            self.silent_until = float("inf")
+    def read(self, rows: np.ndarray) -> np.ndarray | None:
+        """Return a copy (len(rows), C, H, W) of some images; None where one is damaged."""
+        copy = self.images[rows]
+        for place in np.flatnonzero(~self.checked[rows]).tolist():
+            if zlib.crc32(copy[place]) != self.sums["crc"][rows[place]]:
+                return None
+        self.checked[rows] = True
+        return copy
 
 
-def _read_all(reader: Reader, paths: Sequence[str]) -> Iterator[Tensor | BadImage]:
-    """The images in order, read by as many threads as there are cores: Pillow decodes without Python's lock."""
+class _Pixels:
+    """Decoded images in one file, each of which is checked when this process reads it for the first time.
 
-    def read(path: str) -> Tensor | BadImage:
+    Where one is damaged, all are decoded anew; where that fails, they are read from their own files.
+    """
+
+    def __init__(self, store: _Store) -> None:
+        self.store = store
+        self._opened: _Opened | None = None
+        self._state: tuple[int, int] | None = None
+        self._given_up = False
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """Return a copy (len(rows), C, H, W) of some images."""
+        for renewed in (False, True):
+            opened = self._open()
+            if opened is not None and (images := opened.read(rows)) is not None:
+                return images
+            if not renewed:
+                self._renew()
+        self._given_up = True
+        return self.store.read_files(rows)
+
+    def hashes(self, rows: np.ndarray) -> np.ndarray:
+        """Return hashes (len(rows),) uint64 of some images."""
+        opened = self._open()
+        if opened is None:
+            self._renew()
+            opened = self._open()
+        if opened is None:
+            return np.array([_sums(image)[1] for image in self.store.read_files(rows)], dtype=np.uint64)
+        return opened.sums["hash"][rows]
+
+    def _open(self) -> _Opened | None:
+        if self._opened is None and not self._given_up:
+            self._state = self.store.state()
+            try:
+                self._opened = self.store.opened()
+            except (OSError, ValueError, KeyError, TypeError):
+                return None
+        return self._opened
+
+    def _renew(self) -> None:
+        if self._given_up:
+            return
+        self._opened = None
+        self.store.damaged = True
         try:
-            return reader(path)
-        except BadImage as error:
-            return error
+            self.store.renew(self._state)
+        except OSError as error:
+            _warn(f"{self.store.pixels} is damaged and cannot be written, and files are read instead", error)
+            self._given_up = True
 
-    threads = cores()
-    waiting: deque[Future[Tensor | BadImage]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        for path in paths:
-            waiting.append(pool.submit(read, path))
-            if len(waiting) > 8 * threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_opened": None}  # a worker opens the file itself
+
+
+def _decode(reader: Reader, with_sums: bool, path: str) -> tuple[np.ndarray, tuple[int, int]] | BadImage | None:
+    """Return an image (C, H, W) and its sums; None for a sound one that is not kept."""
+    try:
+        image = reader(path).contiguous().numpy()
+    except BadImage as error:
+        return error
+    return (image, _sums(image)) if with_sums else None
+
+
+def _sums(image: np.ndarray) -> tuple[int, int]:
+    return zlib.crc32(image.data), int.from_bytes(hashlib.blake2b(image.data, digest_size=8).digest(), "little")
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def _bytes(reader: Reader) -> int:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +15,17 @@ from torch import Tensor
 from jtln.data.cache import Skipped, decoded
 from jtln.data.collections.base import Collection
 from jtln.data.files import FITS, FileImages, Reader
+from jtln.data.grey_levels import OVERSHOOT, common_white
 from jtln.data.images import ArrayImages, ImageSet
 from jtln.data.pairs import Pair, PairSpec, Task, check_classes
 from jtln.data.sampling import few_shot, share_of_each, stratified_split
 from jtln.data.selection import Wanted, in_both, select
 from jtln.errors import UserError, unknown
 from jtln.names.class_set import ClassSet
+from jtln.storage import given_path
 
 OVERLAPS = ("drop", "keep")
+TABLE = "a CSV file of class and synset, or null,"
 ON_BAD_IMAGE = ("error", "skip")
 Held = int | float | None  # images a class, a share of each class's images, or the official part
 Parts = dict[str, ImageSet]
@@ -47,11 +53,13 @@ class CategoryPair(PairSpec):
         shots: labelled target images a class; None takes all that validation leaves.
         rate: in place of ``shots``, the share in (0, 1] of each class's images.
         validation: target images that choose the checkpoint: so many a class, or a share in (0, 1) of each class's, for
-            which an official validation part joins the training part; None takes the official part.
+            which an official validation part joins the training part; None takes the official part. A validation part
+            of the user's own folder or table is taken whatever this is: it may be of other patients or days.
         test: share in (0, 1) of each class's images that is tested where the collection has no official test part.
         train_per_class: so many target images of each class are for training and validation, all others are tested,
             where there is no official test part (Caltech's protocol: 30 or 60).
         source_validation: as ``validation``, of the source.
+        pool_validation: whether the user's own validation part joins the training part, too, and is drawn anew.
         seed, split_seed: >= 0.
         image_size: the side of the images as the network sees them, in pixels.
         stored_size: the side at which images are read, in pixels; None is ``image_size``, or 8/7 of it where training
@@ -59,14 +67,17 @@ class CategoryPair(PairSpec):
         fit: how an oblong image becomes a square: "crop", "squash" or "pad".
         flip, shift, crop: as in ``PairSpec``.
         on_bad_image: "error" stops where an image cannot be read; "skip" leaves it out and lists it.
+        white: the grey level, > 0, that is white in all grey images of more than 8 bits, 4095 for instance where files
+            of 16 bits hold 12; None takes what files declare, and finds one level for all images where they do not.
         decoded: whether decoded images are kept on disk; "auto" keeps them where they fit.
         links: a CSV file with the columns class and synset, which counts more than what the collections know.
-        cache: the folder where decoded images are kept; None keeps none.
+        cache: the folder where decoded images, and digests of files, are kept; None keeps none.
         root, download: read by the collections, into whose settings a configuration copies them; ignored here.
 
     Raises:
         UserError: a setting is out of range, a class is unknown or on both sides, or a side has fewer than two; on
-            ``load``, a collection is not to be had, images are broken, or a class has fewer images than asked for.
+            ``load``, a collection is not to be had, images are broken, a class has fewer images than asked for, or
+            which grey level is white cannot be known.
     """
 
     def __init__(
@@ -83,6 +94,7 @@ class CategoryPair(PairSpec):
         test: float | None = 0.2,
         train_per_class: int | None = None,
         source_validation: Held = 0.1,
+        pool_validation: bool = False,
         seed: int = 0,
         split_seed: int = 0,
         image_size: int = 224,
@@ -92,6 +104,7 @@ class CategoryPair(PairSpec):
         shift: int = 0,
         crop: float | None = None,
         on_bad_image: str = "error",
+        white: float | None = None,
         decoded: bool | str = "auto",
         links: str | Path | None = None,
         cache: str | Path | None = None,
@@ -108,6 +121,7 @@ class CategoryPair(PairSpec):
         self.test = test
         self.train_per_class = train_per_class
         self.source_validation = source_validation
+        self.pool_validation = pool_validation
         self.seed = seed
         self.split_seed = split_seed
         self.image_size = image_size
@@ -116,14 +130,17 @@ class CategoryPair(PairSpec):
         self.shift = shift
         self.crop = crop
         self.on_bad_image = on_bad_image
+        self.white = white
         self.decoded = decoded
-        self.cache = None if cache is None else Path(cache).expanduser()
+        self.cache = (
+            None if cache is None else given_path(cache, "cache", "a folder", "set cache=DIR, or null for none")
+        )
         self.stored_size = image_size if stored_size is None else stored_size
         self._check()
         if stored_size is None and crop is not None:
             self.stored_size = round(image_size * 8 / 7)
         self.channels = max(self.source.channels, self.target.channels)
-        self._deal(target_classes, source_classes, None if links is None else Path(links).expanduser())
+        self._deal(target_classes, source_classes, None if links is None else given_path(links, "links", TABLE))
 
     def _check(self) -> None:
         """Refuse what cannot be before any image is read."""
@@ -146,6 +163,8 @@ class CategoryPair(PairSpec):
             "stored_size": (_at_least(1, self.stored_size), f"{whole}, or null", "null"),
             "shift": (self.shift is not None and _at_least(0, self.shift), "a whole number of 0 or more", 2),
             "crop": (self.crop is None or _share(self.crop) or self.crop == 1, "a share in (0, 1], or null", 0.5),
+            "white": (self.white is None or _level(self.white), "a grey level above 0, or null", 4095),
+            "pool_validation": (isinstance(self.pool_validation, bool), "true or false", "false"),
         }
         for key, (right, expected, example) in rules.items():
             if not right:
@@ -206,18 +225,45 @@ class CategoryPair(PairSpec):
     def _one_collection(self) -> bool:
         return self.source is self.target
 
+    @property
+    def identity(self) -> str:
+        """A hash of the names, contents and classes of the user's own images, and of other collections' class lists.
+
+        Files are read once, and then only looked at for changes, if there is a ``cache``.
+
+        Raises:
+            UserError: the user's images are not there.
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        reader = Reader(self.stored_size)
+        for side in ("source", "target"):
+            collection: Collection = getattr(self, side)
+            classes: ClassSet = getattr(self, f"{side}_classes")
+            lines = [collection.name, *classes]
+            for part, images in collection.parts(reader).items() if collection.own_parts else ():
+                chosen = images.subset(_indices_of(images, collection.classes, [*classes]))
+                labels = [collection.classes.names[label] for label in chosen.labels.tolist()]
+                assert isinstance(chosen, FileImages)
+                found = [content.digest for content in chosen.contents(self.cache)]
+                lines += sorted(repr((part, *row)) for row in zip(chosen.names, labels, found, strict=True))
+            digest.update("\n".join([side, *lines, ""]).encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
+
     def load(self) -> Pair:
-        reader = Reader(self.stored_size, self.fit, self.channels)
+        reader = Reader(self.stored_size, self.fit, self.channels, self.white)
         skipped: list[Skipped] = []
         # One collection's images are decoded once for both tasks, whichever task a class is dealt to.
         shared = [*self.source_classes, *self.target_classes] if self._one_collection else []
-        target = self._read(self.target, shared or [*self.target_classes], reader, self.validation is not None, skipped)
-        if self._one_collection and (self.validation is None) == (self.source_validation is None):
+        pools = {side: self._pools(side) for side in ("target", "source")}
+        target = self._parts(self.target, shared or [*self.target_classes], reader, pools["target"])
+        if self._one_collection and pools["target"] == pools["source"]:
             source = target
         else:
-            source = self._read(
-                self.source, shared or [*self.source_classes], reader, self.source_validation is not None, skipped
-            )
+            source = self._parts(self.source, shared or [*self.source_classes], reader, pools["source"])
+        white = self._find_white([*target.values(), *(source.values() if source is not target else ())])
+        reader, alone = replace(reader, white=white), source is not target
+        target = self._decoded(self.target, target, reader, skipped)
+        source = self._decoded(self.source, source, reader, skipped) if alone else target
         rest, val, test = self._split("target", target, self.seed, self.validation, self.train_per_class)
         called = self.target_classes.names
         if self.rate is None:
@@ -232,29 +278,72 @@ class CategoryPair(PairSpec):
             target=Task(self.target_classes, rest.subset(chosen), val, test),
             image_size=self.image_size,
             skipped=tuple(dict.fromkeys(skipped)),
+            white=white,
         )
 
-    def _read(
-        self, collection: Collection, names: list[str], reader: Reader, pooled: bool, skipped: list[Skipped]
-    ) -> Parts:
-        """The collection's parts with the images of the classes ``names``, labelled as the collection labels them.
+    def _pools(self, side: str) -> bool:
+        """Return whether a validation part joins the training part, so that validation images are drawn from both."""
+        collection: Collection = getattr(self, side)
+        drawn = self.validation if side == "target" else self.source_validation
+        return drawn is not None and (self.pool_validation or not collection.own_parts)
+
+    def _parts(self, collection: Collection, names: list[str], reader: Reader, pooled: bool) -> Parts:
+        """Return the parts with the images of the classes ``names``, labelled as the collection labels them.
 
         Args:
-            pooled: whether an official validation part joins the training part.
-            skipped: takes the broken images that are left out.
+            pooled: whether a validation part joins the training part.
         """
         parts = dict(collection.parts(reader))
         if pooled and "val" in parts:
             parts["train"] = _joined(parts["train"], parts.pop("val"))
-        wanted = torch.zeros(len(collection.classes), dtype=torch.bool)
-        wanted[[collection.classes.index(name) for name in names]] = True
         for part, images in parts.items():
-            chosen = images if wanted.all() else images.subset(torch.nonzero(wanted[images.labels])[:, 0])
-            parts[part], broken = decoded(chosen, self.cache, self.decoded, self.on_bad_image)
-            _check_left(collection.classes, part, chosen.labels, parts[part].labels)
-            folder = getattr(chosen, "root", None)
-            skipped.extend(Skipped(str(Path(folder or "", image)), reason) for image, reason in broken)
+            chosen = _indices_of(images, collection.classes, names)
+            parts[part] = images if len(chosen) == len(images) else images.subset(chosen)
         return parts
+
+    def _find_white(self, parts: list[ImageSet]) -> float | None:
+        """Return the grey level that is white in grey images of more than 8 bits; None: as each file declares."""
+        levels = {
+            path: content.levels
+            for images in parts
+            if isinstance(images, FileImages)
+            for path, content in zip(images.paths, images.contents(self.cache), strict=True)
+            if content.levels is not None
+        }
+        white = common_white(levels) if self.white is None else self.white
+        if white is None:
+            return None
+        highest = max((each.high for each in levels.values()), default=white)
+        if self.white is None:
+            warnings.warn(
+                f"white level: {white:g} in all {len(levels)} grey images of more than 8 bits, whose levels reach "
+                f"{highest:g}; dataset.white=NUMBER sets another one",
+                stacklevel=3,
+            )
+        elif highest > OVERSHOOT * white:
+            lighter = sum(each.high > OVERSHOOT * white for each in levels.values())
+            warnings.warn(
+                f"white level: {white:g}, but {lighter} of {len(levels)} grey images of more than 8 bits have lighter "
+                f"levels, to {highest:g}, which become white: is dataset.white={white:g} right?",
+                stacklevel=3,
+            )
+        return white
+
+    def _decoded(self, collection: Collection, parts: Parts, reader: Reader, skipped: list[Skipped]) -> Parts:
+        """Return the parts ready for training.
+
+        Args:
+            skipped: takes the broken images that are left out.
+        """
+        ready = {}
+        for part, images in parts.items():
+            if isinstance(images, FileImages) and images.reader != reader:
+                images = images.read_by(reader)
+            ready[part], broken = decoded(images, self.cache, self.decoded, self.on_bad_image)
+            _check_left(collection.classes, part, images.labels, ready[part].labels)
+            folder = getattr(images, "root", None)
+            skipped.extend(Skipped(str(Path(folder or "", image)), reason) for image, reason in broken)
+        return ready
 
     def _split(
         self, side: str, parts: Parts, seed: int, validation: Held, per_class: int | None
@@ -284,7 +373,13 @@ class CategoryPair(PairSpec):
                 train.labels, self.split_seed, fraction=self.test, names=classes.names, setting="test"
             )
             train, test = train.subset(kept), train.subset(held)
-        if validation is not None:
+        if val is not None and validation is not None:
+            warnings.warn(
+                f"dataset.{prefix}validation={validation} is not used for the {side}, as your images have a validation "
+                "part of their own: dataset.pool_validation=true draws anew from training and validation images",
+                stacklevel=3,
+            )
+        elif validation is not None:
             per_class, fraction = (validation, None) if isinstance(validation, int) else (None, validation)
             kept, held = stratified_split(
                 train.labels, seed, per_class, fraction, names=classes.names, setting=f"{prefix}validation"
@@ -297,8 +392,14 @@ class CategoryPair(PairSpec):
             )
         for part, images in (("training", train), ("validation", val), ("test", test)):
             if not len(images):
-                raise UserError(f"expected {part} images of the {side} classes in {collection.name}, but got none")
-        _say_untested(side, classes, test.labels)
+                remedy = (
+                    ": dataset.pool_validation=true draws them from the training part" if part == "validation" else ""
+                )
+                raise UserError(
+                    f"expected {part} images of the {side} classes in {collection.name}, but got none{remedy}"
+                )
+        _warn_of_missing(side, "validation", classes, val.labels)
+        _warn_of_missing(side, "test", classes, test.labels)
         return train, val, test
 
 
@@ -324,6 +425,10 @@ def _held(value: object) -> bool:
     return _at_least(1, value) or _share(value)
 
 
+def _level(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+
+
 def _joined(first: ImageSet, second: ImageSet) -> ImageSet:
     """The images of both sets, of one kind."""
     labels = torch.cat([first.labels, second.labels])
@@ -332,6 +437,13 @@ def _joined(first: ImageSet, second: ImageSet) -> ImageSet:
     if isinstance(first, ArrayImages) and isinstance(second, ArrayImages):
         return ArrayImages(torch.cat([first.images, second.images]), labels, [*first.names, *second.names])
     raise TypeError(f"expected two sets of one kind, but got {type(first).__name__} and {type(second).__name__}")
+
+
+def _indices_of(images: ImageSet, all_classes: ClassSet, names: list[str]) -> Tensor:
+    """Return the places (K,) of the images of the classes ``names``."""
+    wanted = torch.zeros(len(all_classes), dtype=torch.bool)
+    wanted[[all_classes.index(name) for name in names]] = True
+    return torch.nonzero(wanted[images.labels])[:, 0]
 
 
 def _of_classes(images: ImageSet, all_classes: ClassSet, classes: ClassSet) -> ImageSet:
@@ -343,14 +455,14 @@ def _of_classes(images: ImageSet, all_classes: ClassSet, classes: ClassSet) -> I
     return images.subset(chosen, labels[chosen])
 
 
-def _say_untested(side: str, classes: ClassSet, tested: Tensor) -> None:
-    """Warn of classes without a test image, about which test accuracy says nothing."""
-    without = torch.nonzero(tested.bincount(minlength=len(classes)) == 0)[:, 0].tolist()
+def _warn_of_missing(side: str, part: str, classes: ClassSet, there: Tensor) -> None:
+    """Warn of classes without a validation or test image, about which the accuracy of that part says nothing."""
+    without = torch.nonzero(there.bincount(minlength=len(classes)) == 0)[:, 0].tolist()
     if without:
         named = ", ".join(classes.names[label] for label in without[:10]) + (", ..." if len(without) > 10 else "")
         warnings.warn(
-            f"{len(without)} of the {len(classes)} {side} classes have no test image, and test accuracy says nothing "
-            f"about them: {named}",
+            f"{len(without)} of the {len(classes)} {side} classes have no {part} image, and {part} accuracy says "
+            f"nothing about them: {named}",
             stacklevel=4,
         )
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import warnings
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from jtln.data.content import Content, contents
+from jtln.data.grey_levels import eight_bits, is_deep
 from jtln.data.images import ImageSet, as_indices, check_labels
 from jtln.errors import UserError, unknown
 
@@ -56,6 +58,9 @@ class Reader:
         fit: "crop" resizes the shorter side and takes the square in the middle; "squash" resizes both sides; "pad"
             resizes the longer side and fills the rest with white.
         channels: 1 (grey) or 3 (RGB).
+        white: the grey level, > 0, that is white in all grey images of more than 8 bits; what is lighter is white, too,
+            and 0 is black. None takes what a file declares: 65535 for 16 bits, the range in a TIFF file's tags, 1 for
+            floats; a file that declares nothing is a BadImage. :func:`jtln.data.grey_levels.common_white` finds it.
 
     Raises:
         UserError: a setting is out of range.
@@ -64,6 +69,7 @@ class Reader:
     size: int
     fit: str = "crop"
     channels: int = 3
+    white: float | None = None
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -74,6 +80,8 @@ class Reader:
             raise unknown("fit", self.fit, FITS)
         if self.channels not in (1, 3):
             raise UserError(f"expected 1 (grey) or 3 (RGB) channels, but got {self.channels}: set one of the two")
+        if self.white is not None and not 0 < self.white < math.inf:
+            raise UserError(f"expected a grey level above 0 for white, but got {self.white}: set white=4095, say")
 
     def __call__(self, path: str | Path) -> Tensor:
         """The image (channels, size, size) uint8; a BadImage where the file cannot be read."""
@@ -83,11 +91,23 @@ class Reader:
                     image.draft("L" if self.channels == 1 else None, (self.size, self.size))
                 image.load()
                 _turn(image)
-                square = self._square(_plain(image))
+                square = self._square(self._plain(image))
         except Exception as error:  # each of Pillow's formats raises what its own parser raises
             raise BadImage(path, _reason(path, error)) from None
         pixels = torch.from_numpy(np.array(square))  # (size, size) or (size, size, 3)
         return pixels[None] if self.channels == 1 else pixels.permute(2, 0, 1)
+
+    def _plain(self, image: Image.Image) -> Image.Image:
+        """Return the image in L, RGB or RGBA, of 8 bits a channel."""
+        if is_deep(image):
+            return eight_bits(image, self.white)
+        if image.has_transparency_data:
+            return image.convert("RGBA")
+        if image.mode == "LAB":
+            return _from_lab(image)
+        if image.mode in ("L", "RGB"):
+            return image
+        return image.convert("L" if image.mode == "1" else "RGB")
 
     def _square(self, image: Image.Image) -> Image.Image:
         """An L, RGB or RGBA image at the size, in L or RGB."""
@@ -149,26 +169,25 @@ class FileImages(ImageSet):
         paths = [self.paths[index] for index in chosen.tolist()]
         return FileImages(paths, self.labels[chosen] if labels is None else labels, self.reader, self.root)
 
+    def read_by(self, reader: Reader) -> FileImages:
+        """Return the same files as another reader makes images of them."""
+        return FileImages(self.paths, self.labels, reader, self.root)
+
+    def contents(self, cache: str | Path | None = None) -> list[Content]:
+        """Return what each file holds (N,), see :func:`jtln.data.content.contents`.
+
+        Args:
+            cache: the folder that runs share; None remembers in this process alone.
+        """
+        return contents(self.paths, self.root, cache)
+
     def fingerprint(self) -> str:
-        """A hash (32 hex digits) of names, file sizes and times, labels and the reader: no file is opened."""
+        """Return a hash (32 hex digits) of the files' names and contents, of the labels and the reader."""
         digest = hashlib.blake2b(repr(self.reader).encode(), digest_size=16)
         digest.update(self.labels.numpy().astype("<i8").tobytes())
-        for line in self.states():
-            digest.update(line.encode("utf-8", "surrogateescape"))
+        for name, content in zip(self.names, self.contents(), strict=True):
+            digest.update(f"{name}\0{content.digest}\n".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
-
-    def states(self) -> list[str]:
-        """(N,) name, size and time of change of every file, by which a file that has changed is known."""
-        with ThreadPoolExecutor(16) as threads:  # a file system on a network answers many questions at once
-            return list(threads.map(_state, self.names, self.paths, chunksize=256))
-
-
-def _state(name: str, path: str) -> str:
-    try:
-        status = os.stat(path)
-    except OSError:  # said when the file is read
-        return f"{name}\0missing\n"
-    return f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n"
 
 
 def _turn(image: Image.Image) -> None:
@@ -177,34 +196,6 @@ def _turn(image: Image.Image) -> None:
         ImageOps.exif_transpose(image, in_place=True)
     except Exception:  # damaged metadata, which say nothing about the pixels
         return
-
-
-def _plain(image: Image.Image) -> Image.Image:
-    """The image in L, RGB or RGBA, of 8 bits a channel."""
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _eight_bits(image)
-    if image.has_transparency_data:
-        return image.convert("RGBA")
-    if image.mode == "LAB":
-        return _from_lab(image)
-    if image.mode in ("L", "RGB"):
-        return image
-    return image.convert("L" if image.mode == "1" else "RGB")
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Grey of more than 8 bits, brought to 8: white is 1, 255 or 65535, the least that holds, or the largest value.
-    RGBA where the file says of one grey that it is transparent."""
-    values = np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=0.0).clip(min=0)
-    most = float(values.max(initial=0.0))
-    whites = {"I": (255.0, 65535.0), "F": (1.0, 255.0, 65535.0)}.get(image.mode, (65535.0,))
-    white = next((white for white in whites if most <= white), most)
-    grey = Image.fromarray((values * (255 / white)).round().astype(np.uint8))
-    clear = image.info.get("transparency")
-    if not isinstance(clear, int):
-        return grey
-    alpha = Image.fromarray(np.where(np.asarray(image) == clear, 0, 255).astype(np.uint8))
-    return Image.merge("LA", (grey, alpha)).convert("RGBA")
 
 
 def _from_lab(image: Image.Image) -> Image.Image:

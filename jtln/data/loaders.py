@@ -13,9 +13,9 @@ from pytorch_lightning.utilities import CombinedLoader
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
-from jtln.data.cache import cores
 from jtln.data.images import ImageSet
 from jtln.data.pairs import Pair
+from jtln.data.passes import cores
 from jtln.data.transforms import ToFloat, Views
 from jtln.distributed import process
 from jtln.errors import UserError

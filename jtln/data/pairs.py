@@ -34,6 +34,7 @@ class Pair:
         source, target: the tasks.
         image_size: the side of the images as the network sees them, in pixels; the sets' own may be larger.
         skipped: the broken images that were left out, where the user asked for that.
+        white: the grey level that is white in grey image files of more than 8 bits; None: as each file declares.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Pair:
     target: Task
     image_size: int
     skipped: tuple[Skipped, ...] = ()
+    white: float | None = None
 
 
 class PairSpec(ABC):
@@ -86,6 +88,11 @@ class PairSpec(ABC):
     @property
     def seeds_differ_in_test(self) -> bool:
         return False
+
+    @property
+    def identity(self) -> str:
+        """A hash of the data that no setting names, such as the user's own images; empty where there are none."""
+        return ""
 
     @abstractmethod
     def load(self) -> Pair:

@@ -32,6 +32,7 @@ class Description:
         channels: 1 (grey) or 3 (RGB).
         fit: how an oblong image becomes a square: "crop", "squash" or "pad".
         views: what predictions were averaged over in its test: "none", "flip" or "ten_crop".
+        white: the grey level that is white in grey images of more than 8 bits; None: as each file declares.
     """
 
     trunk: dict[str, Any]
@@ -42,10 +43,11 @@ class Description:
     channels: int
     fit: str
     views: str
+    white: float | None = None
 
     @classmethod
-    def of(cls, spec: PairSpec, trunk: dict[str, Any], views: str) -> Description:
-        """That of a network which learns the pair."""
+    def of(cls, spec: PairSpec, trunk: dict[str, Any], views: str, white: float | None = None) -> Description:
+        """Return that of a network which learns the pair."""
         return cls(
             trunk,
             list(spec.source_classes.names),
@@ -55,6 +57,7 @@ class Description:
             spec.channels,
             spec.fit,
             views,
+            white,
         )
 
 

@@ -91,7 +91,7 @@ def load(run: str | Path, head: str = "target", views: str | None = None, trust:
             f"expected to make the network of {path} again, trunk {kind}, but got: {reason}. A file of your own has to "
             "be in this folder or installed, as it was in training"
         ) from error
-    reader = Reader(said.stored_size, said.fit, said.channels)
+    reader = Reader(said.stored_size, said.fit, said.channels, said.white)
     return Classifier(trunk, classifier, classes, reader, Views(views or said.views, said.image_size))
 
 

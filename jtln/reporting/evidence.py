@@ -1,11 +1,11 @@
-"""What results are evidence of: rows, intervals, and paired comparisons with what they show."""
+"""What results are evidence of: rows, intervals, and paired comparisons with their significance."""
 
 from __future__ import annotations
 
 import math
 import shlex
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean
@@ -16,7 +16,7 @@ from jtln.reporting.naming import PER_RUN, Run, by_data, named
 from jtln.reporting.statistics import Difference, Interval, holm, paired_difference, t_interval
 
 ALPHA = 0.05
-CONTROLS = ("uniform", "permuted")  # costs without knowledge, and with wrong knowledge
+CONTROLS = ("uniform", "permuted")  # costs that relate no classes, and the wrong ones
 BASELINES = ("consecutive", "joint")
 METRICS = ("accuracy", "mean_class_accuracy", "macro_f1")
 
@@ -36,7 +36,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class TableRow:
-    """A method with its settings, on one dataset."""
+    """A method and a head with their settings, on one dataset."""
 
     name: str
     method: str
@@ -67,7 +67,7 @@ class TableRow:
         return self.is_like(row) and row.cost is not None and self.cost == f"permuted {row.cost}"
 
     def controls(self, row: TableRow) -> bool:
-        """Whether it differs from ``row`` in what the cost knows and in nothing else."""
+        """Whether it differs from ``row`` in the cost's information and in nothing else."""
         if self.control == "uniform":
             return self.is_like(row)
         return self.is_permuted(row)
@@ -88,7 +88,7 @@ class Comparison:
     family: int  # comparisons that Holm's correction is over
 
     @property
-    def shown(self) -> bool:
+    def is_gain(self) -> bool:
         """Whether it is significantly above zero after the correction."""
         return self.p_holm < ALPHA and self.difference.mean > 0
 
@@ -98,12 +98,12 @@ class Comparison:
         mean, low, high, n, p = self.difference
         if math.isnan(low):
             return f"{mean:+.1f} ({n} {'pair' if n == 1 else 'pairs'})"
-        shown = (
+        tested = (
             "not testable"
             if math.isnan(p)
             else f"p_Holm {'< 0.001' if self.p_holm < 0.001 else f'= {self.p_holm:.3f}'}"
         )
-        return f"{mean:+.1f} [{low:.1f}, {high:.1f}], {shown}"
+        return f"{mean:+.1f} [{low:.1f}, {high:.1f}], {tested}"
 
     @property
     def verdict(self) -> str:
@@ -111,12 +111,11 @@ class Comparison:
         if math.isnan(p):
             return "nothing can be tested with one seed" if n < 2 else "nothing can be tested: no spread over the seeds"
         if self.p_holm < ALPHA:
-            return "a gain is shown" if mean > 0 else "a loss is shown"
+            return f"a significant {'gain' if mean > 0 else 'loss'}"
         if low > 0 or high < 0:
-            return (
-                f"no {'gain' if mean > 0 else 'loss'} is shown: the interval excludes zero, the corrected test does not"
-            )
-        return "no gain is shown"
+            kind = "gain" if mean > 0 else "loss"
+            return f"no significant {kind}: the interval excludes zero, the corrected test does not"
+        return "no significant gain"
 
 
 @dataclass(frozen=True)
@@ -126,9 +125,9 @@ class DatasetEvidence:
     Attributes:
         labels: numbers of labels in words, the fewest first.
         rows: in the order of the study, or of their names.
-        chosen: labels -> the row of this project that validation chose among its costs with knowledge.
+        chosen: labels -> the row that validation chose among those with a transport term under an informative cost.
         claims: the chosen row over every other method and control, and each cost over itself with shuffled columns.
-        comparisons: every row over the baselines, and this project's costs over their controls, but for the pairs that
+        comparisons: every row over the baselines, and informative costs over their controls, but for the pairs that
             ``claims`` holds: no pair is tested twice, and each p-value is corrected once.
     """
 
@@ -160,8 +159,8 @@ def gather(runs: Iterable[Run], against: Sequence[str] = BASELINES, metric: str 
     """Order runs into rows, and compare the rows.
 
     Args:
-        runs: finished ones; those without a row's name are named after method and cost, and where that is not enough
-            after the overrides in which they differ.
+        runs: finished ones; those without a row's name are named after method, head and cost, and where that is not
+            enough after the overrides in which they differ.
         against: the baselines: names of rows, or of methods.
         metric: one of METRICS.
 
@@ -178,7 +177,8 @@ def gather(runs: Iterable[Run], against: Sequence[str] = BASELINES, metric: str 
     for run in kept:
         by_dataset[run.result["dataset"]].append(run)
     datasets = tuple(_dataset(name, members, against, metric) for name, members in by_dataset.items())
-    return Evidence(datasets, tuple(kept), (*notes, *_notes(kept)), metric)
+    worse = (note for each in datasets for note in _negative_transfer(each))
+    return Evidence(datasets, tuple(kept), (*notes, *_notes(kept), *worse), metric)
 
 
 def labels_of(result: Mapping[str, Any]) -> str:
@@ -230,7 +230,7 @@ def _notes(runs: Sequence[Run]) -> list[str]:
     seeds = {run.result["seed"] for run in runs}
     if len(seeds) < 5:
         notes.append(
-            f"Only {len(seeds)} seed{'s' if len(seeds) > 1 else ''}: intervals are wide, and little can be shown."
+            f"Only {len(seeds)} seed{'s' if len(seeds) > 1 else ''}: intervals are wide, and little is significant."
         )
     return notes
 
@@ -241,7 +241,7 @@ def _dataset(dataset: str, runs: list[Run], against: Sequence[str], metric: str)
         by_row[str(run.row)].append(run)
     rows = tuple(_table_row(name, members, metric) for name, members in by_row.items())
     labels = tuple(sorted({labels_of(run.result) for run in runs}, key=how_many))
-    baselines = [row for row in rows if row.name in against or row.method in against]
+    baselines = _baselines(rows, against)
     controls = [row for row in rows if row.control]
     comparisons: list[Comparison] = []
     claims: list[Comparison] = []
@@ -259,6 +259,28 @@ def _dataset(dataset: str, runs: list[Run], against: Sequence[str], metric: str)
         claims += _compare(each, claimed)
         comparisons += _compare(each, _once(pairs, without=claimed))
     return DatasetEvidence(dataset, labels, rows, tuple(comparisons), chosen, tuple(claims))
+
+
+def _negative_transfer(evidence: DatasetEvidence) -> Iterator[str]:
+    """Name the rows that are significantly below the target alone.
+
+    The tests are corrected over all rows at the same number of labels.
+    """
+    alone = next((row for row in evidence.rows if row.method == "target_only"), None)
+    if alone is None:
+        return
+    for labels in evidence.labels:
+        others = [(row, alone) for row in evidence.at(labels) if row is not alone]
+        for each in _compare(labels, others):
+            if each.p_holm < ALPHA and each.difference.mean < 0:
+                yield f"Negative transfer in {evidence.dataset}: {each.row} over {each.other} at {labels}: {each.text}."
+
+
+def _baselines(rows: Sequence[TableRow], against: Sequence[str]) -> list[TableRow]:
+    """Return the rows that ``against`` names; a method stands for its rows with the linear head, if there are any."""
+    plain = {row.method for row in rows if row.head == "linear"}
+    named = [row for row in rows if row.method in against and (row.head == "linear" or row.method not in plain)]
+    return [row for row in rows if row.name in against or row in named]
 
 
 def _table_row(name: str, runs: list[Run], metric: str) -> TableRow:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-PER_RUN = ("seed", "dataset.shots", "dataset.rate")  # what runs of one row differ in
+PER_RUN = ("seed", "dataset.shots", "dataset.rate", "logger.group")  # what runs of one row differ in
 # Keys of a dataset that say where it lies and how its images are seen, but not which they are.
 _SAME_IMAGES = frozenset(
     ["root", "download", "cache", "decoded", "image_size", "stored_size", "fit", "flip", "shift", "crop"]
@@ -46,9 +46,12 @@ def by_data(runs: list[Run]) -> list[Run]:
 
 
 def named(runs: list[Run]) -> list[Run]:
-    """Each run with a row's name that no other row has: method and cost, and where several rows have these, what was
-    given for one and not for the others, or else the settings in which they differ (as between two versions of the
-    program)."""
+    """Return each run with a row's name that no other row has.
+
+    It is "METHOD + HEAD (COST)" without the linear head and a missing cost. Where several rows have these, what was
+    given for one and not for the others follows, or else the settings in which they differ (as between two versions of
+    the program).
+    """
     free: dict[tuple[str, str], list[Run]] = defaultdict(list)  # those without a name, by what they would be called
     for run in runs:
         if run.row is None:
@@ -108,7 +111,7 @@ def _experiments_differ(runs: Sequence[Run]) -> bool:
 
 
 def _told(rows: Sequence[Sequence[Run]]) -> list[str]:
-    """What tells rows of one method and cost apart, in words for each; nothing where there is one row."""
+    """Return what tells rows of one method, head and cost apart, in words for each; nothing where there is one row."""
     if len(rows) == 1:
         return [""]
     sets = [set.intersection(*(set(given(run.result)) for run in each)) for each in rows]

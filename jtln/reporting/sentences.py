@@ -1,4 +1,4 @@
-"""Evidence in plain sentences: where the claim of this project holds, and where it falls short."""
+"""Evidence in plain sentences: where the transport terms gain, and where they do not."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from jtln.reporting.evidence import Comparison, DatasetEvidence
 
 
 def summary(evidence: DatasetEvidence) -> list[str]:
-    """A sentence for each method and control that the claim is about, over all numbers of labels."""
+    """Return a sentence for each method and control that the claims are about, over all numbers of labels."""
     if not evidence.claims:
         return [
-            "The claim of this project cannot be judged from these runs: that takes runs of method=jtln with a cost "
-            "that holds knowledge beside runs of other methods, with the same seeds."
+            "The transport terms cannot be judged from these runs: that takes runs of a method that has them, "
+            "jtln_annealed or jtln, under an informative cost beside runs of other methods, with the same seeds."
         ]
     sentences = [
-        f"Chosen on validation among the costs with knowledge: "
+        f"Chosen on validation among the informative costs: "
         f"{'; '.join(f'{name} at {labels}' for labels, name in evidence.chosen.items())}."
     ]
     by_other: dict[tuple[str, str], list[Comparison]] = {}
@@ -30,7 +30,10 @@ def summary(evidence: DatasetEvidence) -> list[str]:
 
 
 def details(evidence: DatasetEvidence) -> list[str]:
-    """ "jtln_wordnet over consecutive at 1 shot: +3.2 [1.1, 5.3], p_Holm = 0.004: a gain is shown" for each claim."""
+    """Return a line for each claim.
+
+    For instance: "annealed_wordnet over consecutive at 1 shot: +3.2 [1.1, 5.3], p_Holm = 0.004: a significant gain".
+    """
     return [
         f"{claim.row} over {claim.other} at {claim.labels}: {claim.text}: {claim.verdict}"
         f"{_meaning(evidence, claim.other, [claim])}"
@@ -39,18 +42,18 @@ def details(evidence: DatasetEvidence) -> list[str]:
 
 
 def correction(comparisons: Sequence[Comparison]) -> str:
-    """How the p-values were corrected, and for how many comparisons."""
+    """Return how the p-values were corrected, and for how many comparisons."""
     families = dict.fromkeys((each.labels, each.family) for each in comparisons)
     sizes = ", ".join(f"{count} at {labels}" for labels, count in families)
     return (
         "Differences on test images in percentage points, paired by seed, with 95% t intervals, which are not "
         "corrected; p_Holm: two-sided paired t test, corrected by Holm's method over all comparisons of the table at "
-        f"the same number of labels ({sizes}). A gain or a loss is called shown where p_Holm < 0.05."
+        f"the same number of labels ({sizes}). A gain or a loss is called significant where p_Holm < 0.05."
     )
 
 
 def _where(claims: Iterable[Comparison]) -> str:
-    """ "a gain is shown at 1 shot and 2 shots (+3.2, +2.9); no gain is shown at 5 shots (+0.3)"."""
+    """Return "a significant gain at 1 shot and 2 shots (+3.2, +2.9); no significant gain at 5 shots (+0.3)"."""
     by_verdict: dict[str, list[Comparison]] = {}
     for claim in claims:
         verdict = "nothing can be tested" if math.isnan(claim.difference.p) else claim.verdict.partition(":")[0]
@@ -63,26 +66,21 @@ def _where(claims: Iterable[Comparison]) -> str:
 
 
 def _listed(claims: Sequence[Comparison]) -> str:
-    """ "1 shot, 2 shots and 5 shots"."""
+    """Return "1 shot, 2 shots and 5 shots"."""
     *first, last = (claim.labels for claim in claims)
     return f"{', '.join(first)} and {last}" if first else last
 
 
 def _meaning(evidence: DatasetEvidence, other: str, claims: Sequence[Comparison]) -> str:
-    """What a comparison with a control says about knowledge in the cost."""
+    """Return what a comparison with a control tells about the cost; nothing where the other row is no control."""
     control = evidence.row(other).control
     if control is None or all(math.isnan(claim.difference.p) for claim in claims):
         return ""
     if not all(evidence.row(other).controls(evidence.row(each.row)) for each in claims):
-        return ""  # another method, or another cost with other knowledge
-    shown = [claim for claim in claims if claim.shown]
-    some = "" if len(shown) in (0, len(claims)) else f" at {_listed(shown)}"
-    if control == "uniform":
-        return (
-            f": knowledge in the cost pays{some or ' here'}"
-            if shown
-            else ": that knowledge in the cost pays is not shown here"
-        )
-    if shown:
-        return f": right knowledge beats wrong knowledge{some}"
-    return ": that right knowledge beats wrong knowledge is not shown"
+        return ""  # another method or head, or the control of another cost
+    gains = [claim for claim in claims if claim.is_gain]
+    some = "" if len(gains) in (0, len(claims)) else f" at {_listed(gains)}"
+    winner = (
+        "an informative cost beats a uniform one" if control == "uniform" else "the cost beats its permuted columns"
+    )
+    return f": {winner}{some}" if gains else f": not significant that {winner}"

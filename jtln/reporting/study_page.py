@@ -22,7 +22,7 @@ _COMMANDS = "Each row's command trains its runs again, one after another."
 
 
 def show_evidence(evidence: Evidence) -> None:
-    """Print the table of each dataset, and what is shown and what not."""
+    """Print the table of each dataset, and what is significant and what not."""
     for each in evidence.datasets:
         print()
         show(_caption(evidence, each), *_accuracies(each))
@@ -110,7 +110,7 @@ def _markdown(evidence: Evidence, title: str, command: str | None, plots: dict[s
         ]
         if each.claims:
             parts += [
-                "### What is shown\n",
+                "### The transport terms, their cost chosen on validation, over the other rows\n",
                 "".join(f"- {line}\n" for line in details(each)),
                 correction(each.claims) + "\n",
             ]
@@ -130,12 +130,12 @@ def _html(evidence: Evidence, title: str, command: str | None, plots: dict[str, 
         parts += [f'<pre class="command"><code>{escape(command)}</code></pre>']
     for each in evidence.datasets:
         parts += [
-            f"<section><h2>{escape(each.dataset)}: what is shown</h2>\n{_list(summary(each))}</section>",
+            f"<section><h2>{escape(each.dataset)}: findings</h2>\n{_list(summary(each))}</section>",
             f"<section><h2>{escape(_caption(evidence, each))}</h2>\n{_table(*_accuracies(each))}</section>",
             pictures([plots[each.dataset]]),
         ]
         for name, comparisons in (
-            ("jtln, its cost chosen on validation, over the others", each.claims),
+            ("The transport terms, their cost chosen on validation, over the other rows", each.claims),
             ("The other comparisons: rows over the baselines, costs over their controls", each.comparisons),
         ):
             if comparisons:
@@ -178,7 +178,13 @@ def _write_csv(folder: Path, evidence: Evidence) -> None:
         for row in each.rows:
             for labels, cell in row.cells.items():
                 mean, low, high, seeds = cell.interval
-                facts = {"dataset": each.dataset, "row": row.name, "method": row.method, "cost": row.cost}
+                facts = {
+                    "dataset": each.dataset,
+                    "row": row.name,
+                    "method": row.method,
+                    "head": row.head,
+                    "cost": row.cost,
+                }
                 figures = {"labels": labels, "test": mean, "low": low, "high": high, "seeds": seeds}
                 val = sum(cell.val.values()) / len(cell.val)
                 rows.append(facts | figures | {"val": val, "seconds": cell.seconds, "command": row.command})
@@ -193,7 +199,19 @@ def _write_csv(folder: Path, evidence: Evidence) -> None:
                 }
                 judged = {"p_holm": one.p_holm, "family": one.family, "verdict": one.verdict}
                 compared.append(facts | one.difference._asdict() | judged)
-    keys = ("dataset", "method", "cost", "shots", "rate", "seed", "seconds", "hardware", "git_commit", "command")
+    keys = (
+        "dataset",
+        "method",
+        "head",
+        "cost",
+        "shots",
+        "rate",
+        "seed",
+        "seconds",
+        "hardware",
+        "git_commit",
+        "command",
+    )
     runs: list[dict[str, Any]] = []
     for run in evidence.runs:
         test, val = (run.result["target"][split].get(evidence.metric) for split in ("test", "val"))

@@ -21,16 +21,19 @@ _MARKERS = "osD^vPX<>"
 
 
 def accuracy_plot(evidence: DatasetEvidence, metric: str = "accuracy") -> Figure:
-    """Test accuracy in percent over the number of labels: means and 95% t intervals, a panel for the other methods
-    and one for this project's costs; with one number of labels the rows stand below one another."""
+    """Return test accuracy in percent over the number of labels: means and 95% t intervals.
+
+    One panel has the methods without transport terms, the other those with them, by cost. With one number of labels the
+    rows stand below one another.
+    """
     chosen = set(evidence.chosen.values())
     methods = [row for row in evidence.rows if not row.is_candidate and not row.control]
     costs = [row for row in evidence.rows if row.is_candidate or row.control]
     best = [row for row in costs if row.name in chosen]
-    reference = [row for row in methods if row.method == "consecutive"]
+    reference = [row for row in methods if _is_fine_tuning(row)]
     panels = [
         ("Methods", [*methods, *best] if methods else []),
-        ("Costs of jtln (controls hollow)", [*costs, *reference] if costs else []),
+        ("Transport terms, by cost (controls hollow)", [*costs, *reference] if costs else []),
     ]
     panels = [(title, rows) for title, rows in panels if rows]
     name = f"Test {metric.replace('_', ' ')} in %, mean and 95% interval: {evidence.dataset}"
@@ -85,8 +88,8 @@ def _below_one_another(panels: list[tuple[str, list[TableRow]]], labels: str, ti
 
 
 def _style(row: TableRow, index: int, alone: bool) -> dict[str, Any]:
-    """``alone``: whether this project's rows are one among other methods'."""
-    colour = _FAINT if row.method == "consecutive" else _COLOURS[index % len(_COLOURS)]
+    """``alone``: whether the rows with transport terms are one among other methods'."""
+    colour = _FAINT if _is_fine_tuning(row) else _COLOURS[index % len(_COLOURS)]
     if alone and row.is_candidate:
         colour = _INK
     return {
@@ -99,6 +102,10 @@ def _style(row: TableRow, index: int, alone: bool) -> dict[str, Any]:
         "elinewidth": 1.1,
         "capsize": 2.0,
     }
+
+
+def _is_fine_tuning(row: TableRow) -> bool:
+    return (row.method, row.head) == ("consecutive", "linear")
 
 
 def _places(labels: Sequence[str]) -> list[float]:

@@ -4,10 +4,8 @@ job.py       one run of a study, known by the hash of its settings
 ledger.py    which runs are finished, which were cut off
 workers.py   processes that run jobs, one a core or a GPU
 schedule.py  jobs onto workers until none is left
-tune.py      the same search for the hyper-parameters of every row
+tuning.py    the same search for the hyper-parameters of every row
 study.py     tune, run all, report
-naming.py    finished runs, and the names of their rows
-evidence.py  results into rows, intervals, paired comparisons and sentences
-pictures.py  accuracy against the number of labels
-page.py      the same evidence as Markdown, CSV, HTML and PNG
+
+What the results are evidence of is :mod:`jtln.reporting`'s.
 """

@@ -56,13 +56,15 @@ class Job:
         return re.sub(r"[^\w.%+-]+", "-", "_".join(words)).replace("%", "percent") + f"_{self.settings}"
 
 
-def settings_hash(config: Mapping[str, Any]) -> str:
+def settings_hash(config: Mapping[str, Any], data: str = "") -> str:
     """Equal for two composed configurations (nested mappings of plain values) of which the same results come.
 
-    Files that they name (cost.file, dataset.links, trunk.weights) count by their content; a data set's images do not,
-    and neither does the code.
+    Files that they name (cost.file, dataset.links, trunk.weights) count by their content; the code does not count.
+
+    Args:
+        data: the identity of the images, see :class:`jtln.data.pairs.PairSpec`.
     """
-    return _hash(config, _NO_SETTING)
+    return _hash({**config, "data": data} if data else config, _NO_SETTING)
 
 
 def is_setting(key: str) -> bool:

@@ -77,8 +77,10 @@ class Schedule:
         with _interruptible():
             try:
                 while waiting or self.running:
+                    replayed = False  # what follows from a finished job is looked at without a wait
                     for job in list(waiting):
                         if (result := self.ledger.result(job)) is not None:
+                            replayed = True
                             waiting.remove(job)
                             end(Done(job, result))
                         elif self.idle and self._may_start(job) and self.ledger.claim(job):
@@ -87,7 +89,7 @@ class Schedule:
                                 self._start(job)
                             else:
                                 self.ledger.release(job)
-                    for done in self._ended(wait=bool(waiting or self.running)):
+                    for done in self._ended(wait=not replayed and bool(waiting or self.running)):
                         made.append(done)
                         seconds = time.perf_counter() - started
                         self._tell(done, len(ended) + 1, total, seconds, seconds / len(made))

@@ -105,7 +105,8 @@ def run(experiment: Experiment) -> dict[str, Any]:
         experiment.optimization,
         source_head,
     )
-    module.hparams[KEY] = asdict(Description.of(experiment.spec, experiment.trunk, experiment.test_views))
+    described = Description.of(experiment.spec, experiment.trunk, experiment.test_views, pair.white)
+    module.hparams[KEY] = asdict(described)
     data.use_source, data.use_target = module.reads("source"), module.reads("target")
     _check_batch_norms(module, data, trainer.world_size)
     log_training(experiment, pair, module, cost, pretrained, data.passes(experiment.budget.steps))

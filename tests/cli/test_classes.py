@@ -72,6 +72,7 @@ def test_shows_and_writes_every_class(tmp_path: Path, folders: list[str], capsys
     assert rows["bike_helmet"]["others"].startswith("helmet.n.01 (")
 
 
+@pytest.mark.slow
 def test_a_corrected_table_comes_back(tmp_path: Path, folders: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     main([*folders, f"hydra.run.dir={tmp_path}/out"])
     rows = table(tmp_path / "out")

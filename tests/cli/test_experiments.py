@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from jtln.cli.train import config_dir, main
+from jtln.cli.overrides import config_dir
+from jtln.cli.train import main
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
@@ -45,13 +46,14 @@ def composed(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> Any:
     return OmegaConf.create(told.out)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_drawing")
 @pytest.mark.parametrize("name", NAMES)
 def test_every_experiment_runs(name: str, tmp_path: Path) -> None:
     needs = [*SMALL, *NEEDS.get(name, [])]
     assert main([f"experiment={name}", *needs, "debug=smoke", f"hydra.run.dir={tmp_path}/run"]) == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8"))
-    assert result["made_images"] is True
+    assert result["synthetic_images"] is True
     config = OmegaConf.load(tmp_path / "run" / "config.yaml")
     assert config["epochs"] == 2
     if name in ADAPTATION:
@@ -63,9 +65,10 @@ def test_every_experiment_runs(name: str, tmp_path: Path) -> None:
 def test_every_command_of_a_header_composes(name: str, command: str, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [re.sub(r"range\((\d+)\)", "0,1", each) for each in shlex.split(command) if each != "-m"]
     assert f"experiment={name}" in arguments
-    for job in (0, -1):  # of values with commas the first and the last
-        values = [f"{key}={value.split(',')[job]}" for key, _, value in (each.partition("=") for each in arguments)]
-        assert composed(values, capsys)["epochs"] in (18, 20)
+    pairs = [each.partition("=")[::2] for each in arguments]
+    # Of values with commas the first and the last.
+    for values in {tuple(f"{key}={value.split(',')[job]}" for key, value in pairs) for job in (0, -1)}:
+        assert composed(list(values), capsys)["epochs"] in (18, 20)
 
 
 def test_headers_say_what_they_have_to() -> None:
@@ -77,7 +80,7 @@ def test_headers_say_what_they_have_to() -> None:
 def test_the_command_of_the_design_on_four_devices(capsys: pytest.CaptureFixture[str]) -> None:
     config = composed(["experiment=aircraft_boeing_airbus", "trainer=ddp", "trainer.devices=4"], capsys)
     assert (config.dataset.name, config.dataset.target_classes, config.trainer.devices) == ("aircraft", ["Airbus/*"], 4)
-    assert config.trunk["_target_"] == "jtln.trunks.alexnet.alexnet"
+    assert config.trunk["_target_"] == "jtln.trunks.alexnet"
     for size in config.batch_size.values():
         assert size % 4 == 0
 
@@ -101,6 +104,8 @@ def test_task_adaptation_is_the_librarys(name: str, capsys: pytest.CaptureFixtur
     [
         ("method=target_only", "trunk_lr_factor", 0.1),  # the file's own, not that of a random trunk
         ("method=jtln", "method.name", "jtln"),
+        ("method=jtln_annealed", "head._target_", "jtln.heads.Discriminant"),  # the method's own
+        ("head=cosine", "head._target_", "jtln.heads.Cosine"),
         ("dataset/source=imagenet", "dataset.source._target_", "jtln.data.collections.imagenet.ImageNet"),
         ("pretrain=source", "pretrain.source", True),
         ("cost=posterior", "cost._target_", "jtln.costs.PosteriorCost"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from omegaconf import DictConfig
 
 from jtln.__main__ import main
-from jtln.cli.train import main as train
+from jtln.cli.hydra_app import run_hydra
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -55,27 +56,30 @@ def test_cost(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
 def test_a_finished_run_is_not_resumed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
+    monkeypatch.setattr("jtln.training.run.run", lambda experiment: pytest.fail("resumed"))
+    result = json.dumps({"target": {split: {"accuracy": 0.5} for split in ("test", "val")}, "seed": 3})
     (tmp_path / "overrides.yaml").write_text("- seed=3\n", encoding="utf-8")
-    (tmp_path / "result.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "result.json").write_text(result, encoding="utf-8")
     assert call(monkeypatch, "train", f"resume={tmp_path}") == 2
     assert "is finished" in capsys.readouterr().err
-    assert (tmp_path / "result.json").read_text(encoding="utf-8") == "{}"
+    assert (tmp_path / "result.json").read_text(encoding="utf-8") == result
 
 
+@pytest.mark.slow
 def test_what_to_type_after_an_interruption(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def job(config: DictConfig) -> None:
         raise KeyboardInterrupt
 
     given, run = tmp_path / "my conf", tmp_path / "run"
     given.mkdir()
-    assert train(["seed=3", "--config-dir", str(given), f"hydra.run.dir={run}"], job) == 130
+    assert run_hydra(["seed=3", "--config-dir", str(given), f"hydra.run.dir={run}"], job) == 130
     (told,) = capsys.readouterr().err.splitlines()
     again = shlex.split(told)[3:]
     assert again == ["python", "train.py", "--config-dir", str(given), f"resume={run}"]
     seen: list[DictConfig] = []
     (run / "overrides.yaml").write_text("- seed=4\n", encoding="utf-8")
-    assert train(again[2:], seen.append) == 0
+    assert run_hydra(again[2:], seen.append) == 0
     assert (seen[0].seed, seen[0].resume) == (4, str(run))
-    assert train(["seed=3", f"hydra.run.dir={run}"], job) == 130
+    assert run_hydra(["seed=3", f"hydra.run.dir={run}"], job) == 130
     (told,) = capsys.readouterr().err.splitlines()
     assert shlex.split(told)[3:] == ["python", "train.py", f"resume={run}"]

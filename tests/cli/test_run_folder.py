@@ -18,6 +18,7 @@ pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own", "no_drawing")
 RUN = ["debug=smoke", "trunk.width=0.05", "trainer.progress_bar=false", "method=consecutive", "pretrain=none"]
 
 
+@pytest.mark.slow
 def test_runs_of_the_same_time_have_a_folder_each(tmp_path: Path) -> None:
     """The year in place of the second."""
     for seed in (1, 2, 3):

@@ -5,18 +5,18 @@ from __future__ import annotations
 import csv
 import json
 import re
-import struct
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 import jtln
+from jtln.cli.overrides import config_dir
 from jtln.cli.sweep import SweepTable
-from jtln.cli.train import config_dir, main
+from jtln.cli.train import main
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
@@ -29,6 +29,11 @@ QUICK = ["trunk.width=0.05", "trainer.progress_bar=false"]
 PHOTOGRAPHS = ["aircraft", "caltech101", "caltech256", "cars", "cub200", "dtd", "flowers102", "food101", "imagenet"]
 PHOTOGRAPHS += ["office31", "pets", "places365"]
 
+AT_ONCE = ("head/cosine", "logger/csv", "method/linear_probe", "schedule/step", "trainer/cpu")  # the others are slow
+
+# Of these the plots are drawn, which takes longer than such a run: few classes and many, each kind of curve.
+DRAWN = ("cost/posterior", "dataset/caltech256", "dataset/fashion", "method/jtln_annealed", "method/l2sp")
+
 # What a file needs beside debug=smoke: a folder that is not there, a machine that is not this one.
 GLOBAL = "# @package _global_"  # a file that sets keys outside its group
 NEEDS: dict[str, list[str]] = {
@@ -39,6 +44,9 @@ NEEDS: dict[str, list[str]] = {
     + ["dataset.image_size=32"],
     "dataset/fashion_full": ["dataset.root=/nowhere", "dataset.download=false"],
     "trunk/torchvision": ["pretrain=none"],  # only to be quick
+    "trunk/timm": ["pretrain=none", "trunk.name=resnet10t", "dataset.image_size=32"],
+    "trunk/efficientnet_lite0": ["pretrain=none", "dataset.image_size=32"],
+    "trunk/module": ["pretrain=none", "trunk.path=torch.nn.Flatten"],
     "trainer/ddp": ["trainer.accelerator=cpu", "trainer.devices=1"],  # with more of them: test_ddp.py
 }
 
@@ -62,38 +70,51 @@ def result_of(folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "choice",
     [
-        pytest.param(name, marks=pytest.mark.gpu if name == "trainer/gpu" else ())
+        pytest.param(
+            name,
+            marks=[
+                *([] if name in AT_ONCE else [pytest.mark.slow]),
+                *([pytest.mark.gpu] if name == "trainer/gpu" else []),
+            ],
+        )
         for name in CHOICES
-        if name.split("/")[0] not in ("debug", "study", "experiment")  # test_app_report.py, test_app_experiments.py
+        if name.split("/")[0] not in ("debug", "study", "experiment")  # test_report.py, test_experiments.py
     ],
 )
 def test_every_configuration_file_runs(
     choice: str, train: Callable[..., tuple[int, Path]], request: pytest.FixtureRequest
 ) -> None:
     group, name = choice.split("/")
-    if group not in ("dataset", "cost", "method"):  # nothing else changes what is drawn
+    if choice not in DRAWN:
         request.getfixturevalue("no_drawing")
     code, folder = train(f"{group}={name}", *NEEDS.get(choice, []))
     assert code == 0
     result, config = result_of(folder), OmegaConf.load(folder / "config.yaml")
-    assert result["made_images"] is True
+    assert result["synthetic_images"] is True
     assert f"{group}={name}" in result["overrides"]
     assert config["epochs"] == 2
     written = OmegaConf.load(CONF / f"{choice}.yaml")
     if group not in ("debug",) and "defaults" not in written and not NEEDS.get(choice):
-        # The file's own values arrived, but for what debug=smoke makes smaller.
-        small = {"weights", "epochs", "steps_per_epoch", "batch_size", "width", "progress_bar", "seed", "tags"}
-        at = config if (CONF / f"{choice}.yaml").read_text(encoding="utf-8").startswith(GLOBAL) else config[group]
-        for key in written.keys() - small:
-            assert at[key] == written[key], key
+        is_global = (CONF / f"{choice}.yaml").read_text(encoding="utf-8").startswith(GLOBAL)
+        assert not missing(written, config if is_global else config[group])
+
+
+def missing(written: Any, got: Any, above: str = "") -> list[str]:
+    """The keys of a file whose values did not arrive, but for what debug=smoke makes smaller."""
+    small = {"weights", "epochs", "steps_per_epoch", "batch_size", "width", "progress_bar", "seed", "tags"}
+    if not OmegaConf.is_dict(written):
+        return [] if got == written else [above]
+    kept = [key for key in written if key not in small]
+    return [each for key in kept for each in missing(written[key], got[key], f"{above}.{key}".lstrip("."))]
 
 
 def test_there_is_a_file_for_every_choice() -> None:
-    assert {name.split("/")[0] for name in CHOICES} >= {"cost", "dataset", "method", "trunk", "trainer"}
+    assert {name.split("/")[0] for name in CHOICES} >= {"cost", "dataset", "head", "method", "trunk", "trainer"}
     assert {name.rpartition("/")[0] for name in WITHIN} >= {"dataset/protocol", "dataset/source"}
     assert set(FILES) - set(CHOICES) - set(WITHIN) == {"train", "hydra/help/jtln"}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_drawing")
 @pytest.mark.parametrize("name", [name for name in WITHIN if "/source/" in name])
 def test_every_source_of_a_data_set_runs(name: str, train: Callable[..., tuple[int, Path]]) -> None:
@@ -108,6 +129,23 @@ def test_every_source_of_a_data_set_runs(name: str, train: Callable[..., tuple[i
     assert got is None or got["_target_"] == written["_target_"]
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_drawing")
+@pytest.mark.parametrize("name", [name.partition("/")[2] for name in CHOICES if name.startswith("head/")])
+def test_every_head_after_a_method_that_reads_no_cost(name: str, train: Callable[..., tuple[int, Path]]) -> None:
+    code, folder = train("method=consecutive", f"head={name}", "cost=posterior")
+    assert code == 0
+    result, config = result_of(folder), OmegaConf.load(folder / "config.yaml")
+    assert (result["method"], result["head"]) == ("consecutive", name)
+    assert result["cost"] == ("posterior" if name == "discriminant" else None)  # the one head that reads it
+    kept = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True).get("head")
+    assert (result["head_fit"] is None) == (kept is None) == (name == "linear")
+    if kept is not None:
+        assert kept["kind"].rpartition(".")[2] == config["head"]["_target_"].rpartition(".")[2]
+        assert kept["settings"] == {key: value for key, value in config["head"].items() if key != "_target_"}
+
+
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_drawing")
 def test_real_images_and_a_pre_trained_trunk(tmp_path: Path) -> None:
     """debug=none: the images that travel with the package, in the smallest budget."""
@@ -117,23 +155,27 @@ def test_real_images_and_a_pre_trained_trunk(tmp_path: Path) -> None:
     )
     assert code == 0
     result = result_of(tmp_path / "run")
-    assert result["made_images"] is False
+    assert result["synthetic_images"] is False
     assert (result["target"]["test"]["n"], result["source"]["test"]["n"], result["steps"]) == (4000, 1200, 1)
-    (cached,) = (tmp_path / "cache" / "pretrained").iterdir()
+    (cached,) = (tmp_path / "cache" / "pretrained").glob("*.pt")
     assert cached.name == f"{result['trunk']['name']}-{result['trunk']['pretrained']['key']}.pt"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_drawing")
-def test_a_cost_without_knowledge_matches_nothing(
+def test_a_uniform_cost_matches_nothing(
     train: Callable[..., tuple[int, Path]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, folder = train("cost=uniform")
     told = capsys.readouterr().out
     assert code == 0
-    assert "a class's transported mean counts for 0 labelled images" in told
+    assert result_of(folder)["head_fit"]["transport_count"] == 0
+    assert "transport_count 0," in told
     assert "is matched with" not in told
     assert result_of(folder)["transport"]["strongest"] == {}
-    assert train("cost=wordnet", "method.calibrate=false")[0] == 0  # made images may bear no cost out
+    assert (
+        train("cost=wordnet", "transport.calibrate=false")[0] == 0
+    )  # of synthetic images a calibration may find no relation
     assert "is matched with" in capsys.readouterr().out
 
 
@@ -146,9 +188,15 @@ def test_help_names_every_group_and_every_file(capsys: pytest.CaptureFixture[str
         assert re.search(rf"(?<!\w){name}(?!\w)", line), f"{choice} is missing in: {line}"
     defaults = [entry for entry in OmegaConf.load(CONF / "train.yaml")["defaults"] if entry != "_self_"]
     for group, name in ((key, value) for entry in defaults for key, value in entry.items() if "override" not in key):
-        assert f"{name} (default)" in re.findall(rf"^  {group} .*$", told, re.MULTILINE)[0]
+        if group != "head":
+            assert f"{name} (default)" in re.findall(rf"^  {group} .*$", told, re.MULTILINE)[0]
+    own = {path.stem: OmegaConf.load(path).get("defaults", []) for path in (CONF / "method").glob("*.yaml")}
+    heads = {name: each["override /head"] for name, those in own.items() for each in those if "override /head" in each}
+    said = ", and ".join(["the default is the method's: linear", *(f"{h} for {m}" for m, h in heads.items())])
+    assert said in re.sub(r"\s+(formed\s+)?", " ", told)
 
 
+@pytest.mark.slow
 def test_the_keys_and_examples_of_help_exist(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--help"])
     told = capsys.readouterr().out
@@ -173,6 +221,7 @@ def sweep(tmp_path: Path, *overrides: str) -> tuple[int, Path]:
     return main(["-m", *QUICK, *overrides, f"hydra.sweep.dir={folder}"]), folder
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_drawing")
 def test_a_multirun_ends_with_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, folder = sweep(tmp_path, "cost=uniform,centroid", "seed=0,1", "debug=smoke")
@@ -205,6 +254,7 @@ def test_a_multirun_ends_with_a_table(tmp_path: Path, capsys: pytest.CaptureFixt
     assert f"sweep folder: {folder}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_drawing")
 def test_a_job_that_fails_lets_the_others_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     budget = ["epochs=1", "steps_per_epoch=1", "pretrain=none", "cost=uniform"]
@@ -233,6 +283,7 @@ def test_a_job_that_crashes_leaves_its_traceback(tmp_path: Path, monkeypatch: py
 # Resuming.
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_drawing")
 def test_resume_goes_on_in_the_same_folder(
     train: Callable[..., tuple[int, Path]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -242,7 +293,7 @@ def test_resume_goes_on_in_the_same_folder(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("jtln.training.trainer._SeedEpochs.on_train_epoch_start", cut_off)
+        patch.setattr("jtln.training.callbacks.SeedEpochs.on_train_epoch_start", cut_off)
         patch.setattr("signal.signal", lambda *_: None)  # Lightning would ignore Ctrl-C from now on
         code, folder = train("cost=uniform", "method.lambda_ot=0.5")
     assert code == 130
@@ -269,68 +320,11 @@ def test_resume_goes_on_in_the_same_folder(
     assert not list(folder.parent.glob("outputs"))
 
     capsys.readouterr()
-    assert main([f"resume={folder}", "cost=wordnet", "method.epsilon=0.2"]) == 2
-    assert "but got cost, method.epsilon with resume=" in capsys.readouterr().err
+    assert main([f"resume={folder}", "cost=wordnet", "transport.epsilon=0.2"]) == 2
+    assert "but got cost, transport.epsilon with resume=" in capsys.readouterr().err
     assert (folder / "overrides.yaml").read_text() == before
     assert main([f"resume={folder}", "epochs=3", "trainer=cpu", "cost=uniform"]) == 0  # what is no other setting
     assert (folder / "overrides.yaml").read_text() != before
-
-
-# Weights & Biases.
-
-
-def wandb_records(folder: Path) -> Iterator[Any]:
-    """What the one offline W&B run in a run folder holds: a LevelDB log of protobuf records after a header of 7 bytes,
-    in blocks of 32 KiB; before each part stand a checksum (4 bytes), its length (2) and its kind (1)."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
-    data, position, part = path.read_bytes(), 7, b""
-    while position + 7 <= len(data):
-        if (left := 2**15 - position % 2**15) < 7:
-            position += left
-            continue
-        length, kind = struct.unpack("<HB", data[position + 4 : position + 7])
-        if position + 7 + length > len(data):  # is being written
-            return
-        part += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):  # the whole of a record, or its last part
-            record = Record()
-            record.ParseFromString(part)
-            yield record
-            part = b""
-
-
-def test_each_job_is_a_wandb_run_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("WANDB_MODE")
-    monkeypatch.setenv("HOME", str(tmp_path))  # where a key might be
-    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
-    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked for something"))
-    code, folder = sweep(tmp_path, "cost=uniform", "seed=0,1", "debug=smoke", "logger=wandb")
-    assert code == 0
-    runs = []
-    for job in range(2):
-        until = time.monotonic() + 60  # W&B's own process writes; on a busy machine it ends after the run
-        while not any(each.HasField("exit") for each in wandb_records(folder / str(job))):
-            assert time.monotonic() < until
-            time.sleep(0.2)
-        records = list(wandb_records(folder / str(job)))
-        (run,) = {each.run.run_id: each.run for each in records if each.HasField("run")}.values()
-        assert run.run_group == folder.name
-        assert f"cost=uniform seed={job}" in run.display_name
-        runs.append(run.run_id)
-        assert [each.exit.exit_code for each in records if each.HasField("exit")] == [0]
-        logged = {item.key or "/".join(item.nested_key): item.value_json for each in records for item in items(each)}
-        test = result_of(folder / str(job))["target"]["test"]["accuracy"]
-        assert json.loads(logged["best/test/target/accuracy"]) == pytest.approx(test)
-        assert "train/loss" in logged
-        assert {"confusion", "training"} <= {key.partition("/")[0] for key in logged}  # the plots
-    assert runs[0] != runs[1]
-
-
-def items(record: Any) -> list[Any]:
-    return [*record.summary.update, *record.history.item]
 
 
 def test_package_says_where_its_configuration_is() -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from jtln.cli import user_warnings as warned
+from jtln.cli import user_warnings
 from jtln.cli.user_warnings import in_words
 
 
-def shown(text: str, category: type[Warning] = UserWarning, filename: str = warned.__file__) -> str:
+def shown(text: str, category: type[Warning] = UserWarning, filename: str = user_warnings.__file__) -> str:
     return warnings.formatwarning(text, category, filename, 7)
 
 
@@ -20,7 +20,7 @@ def test_a_warning_is_told_in_words_and_once() -> None:
         assert shown("a crane is a bird") == "warning: a crane is a bird\n"
         assert shown("a crane is a bird") == ""
         assert shown("no test image of: bee") == "warning: no test image of: bee\n"
-        assert f"{warned.__file__}:7: DeprecationWarning: old" in shown("old", DeprecationWarning)
+        assert f"{user_warnings.__file__}:7: DeprecationWarning: old" in shown("old", DeprecationWarning)
         assert shown("theirs", filename="elsewhere.py") == shown("theirs", filename="elsewhere.py")
         assert "elsewhere.py:7: UserWarning: theirs" in shown("theirs", filename="elsewhere.py")
     assert warnings.formatwarning is usual
@@ -33,6 +33,7 @@ def test_what_is_recorded_is_recorded() -> None:
         warnings.warn("heard", stacklevel=1)
 
 
+@pytest.mark.slow
 def test_a_command_names_doubtful_classes_once(tmp_path: Path) -> None:
     for name in ("dog", "cat", "crane", "seal"):
         (tmp_path / "x" / name).mkdir(parents=True)
@@ -43,6 +44,7 @@ def test_a_command_names_doubtful_classes_once(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         cwd=tmp_path,
+        timeout=600,
         check=True,
     )
     assert done.stderr.count("crane.n.05") == 1

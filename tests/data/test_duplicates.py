@@ -110,11 +110,13 @@ def test_hashes_are_of_the_pixels_and_kept(root: Path, tmp_path: Path) -> None:
     pixels = [images[index][0].numpy().tobytes() for index in range(48)]
     same = [[first == second for second in pixels] for first in pixels]
     assert np.array_equal(hashes[:, None] == hashes[None], same)
-    (kept,) = (tmp_path / "kept").rglob("*.hashes")
-    kept.write_bytes(kept.read_bytes()[::-1])  # known, and so not made again
-    assert not np.array_equal(images.hashes(), hashes)
-    kept.write_bytes(b"cut off")
     assert np.array_equal(images.subset(torch.tensor([40, 3])).hashes(), hashes[[40, 3]])  # type: ignore[attr-defined]
+    (kept,) = (tmp_path / "kept").rglob("*.sums")
+    for spoilt in (kept.read_bytes()[::-1], b"cut off"):
+        kept.write_bytes(spoilt)
+        with pytest.warns(UserWarning, match="damaged"):
+            again, _ = decoded(FileImages(paths, [0] * 48, Reader(8)), tmp_path / "kept", True, "error")
+        assert np.array_equal(again.hashes(), hashes)  # type: ignore[attr-defined]
 
 
 def test_they_are_listed_in_the_run_folder(root: Path, tmp_path: Path) -> None:

@@ -101,8 +101,9 @@ def test_every_mode(tmp_path: Path, mode: str) -> None:
         saved = picture.convert(mode)
     saved.save(path)
     rough = {"1": 140, "P": 60, "PA": 60, "CMYK": 12, "LAB": 40, "RGB": 20}.get(mode, 4)
-    assert close(Reader(30)(path), expected(picture, 30), rough)
-    assert close(Reader(30, channels=1)(path), expected(picture.convert("L"), 30)[:1], rough)
+    white = 255 if mode in ("I", "F") else None  # whose files do not declare it
+    assert close(Reader(30, white=white)(path), expected(picture, 30), rough)
+    assert close(Reader(30, channels=1, white=white)(path), expected(picture.convert("L"), 30)[:1], rough)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +113,12 @@ def test_numbers_of_other_ranges(tmp_path: Path, values: list[float], mode: str,
     path = tmp_path / "x.tiff"
     Image.fromarray(np.repeat(np.array([values], dtype=np.float32), 3, 0), mode).save(path)
     wanted = torch.tensor(values) * 255 / white
-    assert close(Reader(3, channels=1)(path)[0], wanted.expand(3, 3), 1)
+    assert close(Reader(3, channels=1, white=white)(path)[0], wanted.expand(3, 3), 1)
+    if white == 1:
+        assert close(Reader(3, channels=1)(path)[0], wanted.expand(3, 3), 1)
+    else:
+        with pytest.raises(BadImage, match="white=NUMBER"):
+            Reader(3, channels=1)(path)
 
 
 def test_transparent_is_white(tmp_path: Path) -> None:
@@ -266,7 +272,7 @@ def test_a_set_of_files(files: FileImages) -> None:
         FileImages(files.paths, [0, 1], files.reader)
 
 
-def test_fingerprint_opens_no_file(files: FileImages) -> None:
+def test_fingerprint_is_of_names_contents_labels_and_reader(files: FileImages) -> None:
     first = files.fingerprint()
     assert len(first) == 32
     assert files.subset(range(5)).fingerprint() == first
@@ -274,6 +280,7 @@ def test_fingerprint_opens_no_file(files: FileImages) -> None:
     variants = [
         FileImages(files.paths, files.labels, Reader(5), root),
         FileImages(files.paths, files.labels, Reader(4, "pad"), root),
+        FileImages(files.paths, files.labels, Reader(4, white=4095), root),
         FileImages(files.paths, files.labels.flip(0) + 1, reader, root),
         FileImages(files.paths, files.labels, reader),
         files.subset([1, 0, 2, 3, 4]),
@@ -282,11 +289,12 @@ def test_fingerprint_opens_no_file(files: FileImages) -> None:
     prints = {first, *(variant.fingerprint() for variant in variants)}
     assert len(prints) == len(variants) + 1
     path = Path(files.paths[2])
-    status = path.stat()
-    path.write_bytes(b"\0" * status.st_size)  # of the same size, and later
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1_000_000))
-    assert files.fingerprint() not in prints
+    status, content = path.stat(), path.read_bytes()
+    path.write_bytes(b"\0" * status.st_size)  # of the same size and time of change
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert files.fingerprint() not in prints
+    path.write_bytes(content)  # and later
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1_000_000))
     assert files.fingerprint() == first
     path.unlink()
     assert files.fingerprint() not in prints

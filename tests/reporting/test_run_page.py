@@ -19,7 +19,8 @@ from jtln.reporting.run_page import strongest_transports, transport_sentences, w
 
 VOID = {"meta", "link", "img", "br"}
 RESULT: dict[str, Any] = {
-    "method": "jtln",
+    "method": "jtln_annealed",
+    "head": "discriminant",
     "dataset": "fashion",
     "cost": "wordnet",
     "shots": 10,
@@ -39,6 +40,8 @@ RESULT: dict[str, Any] = {
         "strongest": {"Pullover": [["Coat <b>", 0.612], ["T-shirt/top", 0.22]]},
         "plan_entropy": 0.81234567,
     },
+    "calibration": {"epsilon": 0.1134567, "nll": 0.903, "chance": 1.386},
+    "head_fit": {"transport_count": 8.0, "trained_share": 0.3},
     "seconds": 83.4,
     "images_per_second": 2345.6,
 }
@@ -101,10 +104,13 @@ def read(folder: Path) -> Page:
 
 def test_title_facts_and_command(folder):
     page = read(folder)
-    assert page.text("h1") == page.text("title") == "jtln on fashion"
+    assert page.text("h1") == page.text("title") == "jtln_annealed on fashion"
     facts = dict(zip(page.texts["dt"], page.texts["dd"], strict=True))
     assert (facts["cost"], facts["shots"], facts["seed"]) == ("wordnet", "10", "3")
     assert facts["torch"] == "2.10.0"
+    assert (facts["head"], facts["transport count"], facts["trained share"]) == ("discriminant", "8", "0.3")
+    assert (facts["epsilon"], facts["chance"]) == ("0.1135", "1.386")  # the calibration's stands below the transport's
+    assert {"Calibration of the cost", "The target head: discriminant"} <= set(page.texts["h2"])
     assert facts["git commit"] == "abc1234"
     assert facts["time"] == "83 s"
     assert facts["plan entropy"] == "0.8123"
@@ -165,9 +171,11 @@ def test_configuration_is_folded_and_escaped(folder):
 def test_everything_from_the_result_is_escaped(tmp_path):
     evil = "<script>\"&'"
     result = {
-        **dict.fromkeys(("method", "dataset", "cost", "shots", "seed", "command", "git_commit"), evil),
+        **dict.fromkeys(("method", "head", "dataset", "cost", "shots", "seed", "command", "git_commit"), evil),
         "versions": {evil: evil},
         "target": {"test": {"accuracy": evil, "n": evil}},
+        "calibration": {evil: evil},
+        "head_fit": {evil: evil},
         "transport": {evil: evil, "nested": [evil], "strongest": {evil: [[evil, 0.5]]}},
     }
     (tmp_path / "result.json").write_text(json.dumps(result))

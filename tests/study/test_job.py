@@ -94,4 +94,6 @@ def test_values_as_the_command_line_wants_them() -> None:
     assert spelled("a", 0.5) == "a=0.5"
     assert spelled("a", "source") == "a=source"
     assert spelled("a", "two words") == 'a="two words"'
+    assert spelled("a", "Études") == "a=Études"
+    assert spelled("a", "Études I") == 'a="Études I"'
     assert spelled("a", [1, 2]) == "a=[1, 2]"

@@ -121,7 +121,7 @@ def test_a_run_that_another_study_is_at_is_waited_for(tmp_path: Path, monkeypatc
     assert not ended
     write_result(tmp_path / "a_hasha", "hasha")
     other.release(job("a"))
-    thread.join(5)
+    thread.join(600)
     assert [done.error for done in ended] == [None]
     assert not trainer.calls
 
@@ -146,6 +146,13 @@ class Slow:
         self.stopped = True
 
 
+def wait_for(condition: Callable[[], Any]) -> None:
+    until = time.monotonic() + 600  # on a busy machine
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
 def test_a_trunk_is_trained_by_one_run_and_the_others_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jtln.study.schedule._POLL", 0.01)
     first, second, third = workers = [Slow(), Slow(), Slow()]
@@ -153,22 +160,27 @@ def test_a_trunk_is_trained_by_one_run_and_the_others_wait(tmp_path: Path, monke
     jobs = [job("a", "trunk"), job("b", "trunk"), job("c")]
     thread = threading.Thread(target=schedule.run, args=(jobs, 3), daemon=True)
     thread.start()
-    time.sleep(0.2)
+    wait_for(lambda: first.started and second.started)
+    time.sleep(0.1)  # in which the third would start
     assert [len(worker.started) for worker in workers] == [1, 1, 0]
     assert "c_" in second.started[0].name  # needs no trunk
     (first.started[0] / "checkpoints").mkdir()
     (first.started[0] / "checkpoints" / "last.ckpt").write_text("")  # the trunk is there, the run goes on
-    time.sleep(0.2)
+    wait_for(lambda: third.started)
     assert "b_" in third.started[0].name
     for worker in workers:
         worker.finish()
-    thread.join(5)
+    thread.join(600)
     assert not thread.is_alive()
 
 
 def test_ctrl_c_stops_the_workers(tmp_path: Path) -> None:
-    worker = Slow()
-    threading.Timer(0.3, lambda: signal.raise_signal(signal.SIGINT)).start()
+    class Interrupted(Slow):
+        def start(self, arguments: Sequence[str], log: Path, done: Callable[[int], None]) -> None:
+            super().start(arguments, log, done)
+            threading.Timer(0.05, lambda: signal.raise_signal(signal.SIGINT)).start()
+
+    worker = Interrupted()
     schedule = Schedule(Ledger(tmp_path), [worker])
     with pytest.raises(KeyboardInterrupt):
         schedule.run([job("a")], 1)
@@ -193,7 +205,7 @@ def test_a_process_answers_and_is_replaced_when_it_dies(tmp_path: Path) -> None:
     for arguments in (["a"], ["die"], ["b"]):
         ended = threading.Event()
         worker.start(arguments, log, lambda code, ended=ended: (codes.append(code), ended.set()))  # type: ignore[misc]
-        assert ended.wait(30)
+        assert ended.wait(600)
     assert codes == [7, 3, 7]
     assert log.read_text() == "mine"
     worker.stop()
@@ -207,7 +219,7 @@ def test_a_process_for_every_run_where_that_is_asked_for(tmp_path: Path) -> None
     for arguments in (["a"], ["die"], ["b"]):
         ended, codes = threading.Event(), list[int]()
         worker.start(arguments, log, lambda code, ended=ended, codes=codes: (codes.append(code), ended.set()))  # type: ignore[misc]
-        assert ended.wait(30)
+        assert ended.wait(600)
         assert worker._process is not None
         assert worker._process.poll() is not None  # before the next one starts
         assert codes == [3 if arguments == ["die"] else 7]

@@ -125,7 +125,8 @@ def found(folder: Path) -> set[str]:
 
 
 RUN_FILES = {
-    *("config.yaml", "overrides.yaml", "result.json", "metrics.csv", "cost.csv", "split.csv", "report.html"),
+    *("config.yaml", "overrides.yaml", "result.json", "metrics.csv", "cost.csv", "split.csv", "data.json"),
+    "report.html",
     *("plots/confusion.png", "plots/cost.png", "plots/plan.png", "plots/training.png"),
     *("checkpoints/best.ckpt", "checkpoints/last.ckpt"),
 }

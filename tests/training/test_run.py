@@ -76,7 +76,16 @@ def test_the_run_folder(experiment: Experiment, capsys: pytest.CaptureFixture[st
     folder = experiment.folder
     found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     pictures = {f"plots/{name}.png" for name in ("confusion", "cost", "plan", "training")}
-    texts = {"config.yaml", "overrides.yaml", "result.json", "metrics.csv", "cost.csv", "split.csv", "report.html"}
+    texts = {
+        "config.yaml",
+        "overrides.yaml",
+        "result.json",
+        "metrics.csv",
+        "cost.csv",
+        "split.csv",
+        "data.json",
+        "report.html",
+    }
     assert found == texts | pictures | {"checkpoints/best.ckpt", "checkpoints/last.ckpt"}
 
     assert (folder / "config.yaml").read_text() == "seed: 0\n"

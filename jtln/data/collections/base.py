@@ -19,6 +19,7 @@ from jtln.data.files import FileImages, Reader
 from jtln.data.images import ImageSet
 from jtln.errors import UserError
 from jtln.names.class_set import ClassSet, read_table
+from jtln.storage import given_path
 
 TABLES = Path(__file__).parents[2] / "assets" / "classes"
 IMAGES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
@@ -32,11 +33,13 @@ class Collection(ABC):
         name: what it is called.
         classes: all its categories, in the order of the labels.
         channels: 1 (grey) or 3 (RGB).
+        own_parts: whether the user made the parts, by patient or by day for instance: a validation part stays one.
     """
 
     name: str
     classes: ClassSet
     channels: int = 3
+    own_parts: bool = False
 
     @abstractmethod
     def parts(self, reader: Reader) -> dict[str, ImageSet]:
@@ -94,7 +97,7 @@ class Published(Collection):
     table: str | Path | None = None
 
     def __init__(self, root: str | Path = "data", download: bool = True) -> None:
-        self.given = Path(root).expanduser()
+        self.given = given_path(root, "root", "a folder", "set dataset.root=DIR (of a source: dataset.source.root=DIR)")
         self.root = _above(self.given, Path(self.folder).parts)
         self.download = download and bool(self.size)
         self.classes, self.kinds = classes_of(self.name, self.table)

@@ -17,6 +17,7 @@ from jtln.data.files import Reader
 from jtln.data.images import ArrayImages, ImageSet
 from jtln.errors import UserError
 from jtln.names.class_set import ClassSet
+from jtln.storage import given_path
 
 ASSETS = Path(__file__).parents[2] / "assets" / "fashion"
 SOURCE = ("T-shirt/top", "Trouser", "Dress", "Coat", "Sandal", "Ankle boot")
@@ -69,7 +70,7 @@ class FashionFull(Fashion):
 
     def __init__(self, root: str | Path, download: bool = True) -> None:
         super().__init__()
-        self.root = Path(root).expanduser()
+        self.root = given_path(root, "root", "a folder", "set dataset.root=DIR (of a source: dataset.source.root=DIR)")
         self.download = download
 
     def _read(self, part: str) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,11 +11,13 @@ from jtln.data.files import FileImages, Reader
 from jtln.data.images import ImageSet
 from jtln.errors import UserError
 from jtln.names.class_set import ClassSet, composed, read_table
+from jtln.storage import given_path
 
 PARTS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}  # what users write
 PARTS |= {"test": "test", "testing": "test"}
 IGNORED = frozenset({"thumbs.db", "desktop.ini", "__macosx", "@eadir"})  # and whatever begins with a dot
 COLUMNS = ("path", "label", "split")
+WANTED = "a folder with a folder of images for each class, or a CSV file of path and label,"
 Files = list[tuple[str, str]]  # path and class of each image
 
 
@@ -37,14 +39,10 @@ class Folder(Collection):
     """
 
     name = "folder"
+    own_parts = True
 
     def __init__(self, root: str | Path | None) -> None:
-        if root is None:
-            raise UserError(
-                "expected a folder with a folder of images for each class, or a CSV file of path and label, but got "
-                "none: set dataset.source.root=DIR and dataset.target.root=DIR"
-            )
-        self.root = Path(root).expanduser()
+        self.root = given_path(root, "root", WANTED, "set dataset.source.root=DIR and dataset.target.root=DIR")
         if os.path.isfile(self.root):
             self._rows = _read_csv(self.root)
             self.folder = self.root.parent

@@ -1,0 +1,85 @@
+"""Long passes over many files: threaded, with a message, and made by one process at a time."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+PATIENCE = 2.0  # seconds without a message
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def cores() -> int:
+    """Return how many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_order(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
+    """Yield what the function returns for each item, in order, computed a little ahead by several threads."""
+    waiting: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > 8 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+@contextmanager
+def one_at_a_time(lock: Path, message: str, patience: float = PATIENCE) -> Iterator[None]:
+    """Hold a lock among processes, and print the message where another one holds it for long.
+
+    Raises:
+        OSError: the lock's file cannot be made.
+    """
+    file = FileLock(lock)
+    try:
+        held = file.acquire(timeout=patience)
+    except Timeout:
+        print(message, file=sys.stderr, flush=True)
+        held = file.acquire()
+    with held:
+        yield
+
+
+class Watch:
+    """A bar that shows how far a long pass is, or one line where a bar would fill a log file.
+
+    Args:
+        what: the pass does.
+        total: of its steps.
+        patience: seconds without a message.
+    """
+
+    def __init__(self, what: str, total: int, patience: float = PATIENCE) -> None:
+        self.what, self.total, self.done = what, total, 0
+        self.started = time.monotonic()
+        self.silent_until = self.started + patience
+        self.bar = tqdm(total=total, desc=what, delay=patience, leave=False, disable=not sys.stderr.isatty())
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def step(self) -> None:
+        """Count one step."""
+        self.done += 1
+        self.bar.update()
+        if self.bar.disable and (now := time.monotonic()) > self.silent_until:
+            seconds = (now - self.started) * self.total / self.done
+            print(f"{self.what}: {self.total}, in about {seconds:.0f} s", file=sys.stderr, flush=True)
+            self.silent_until = float("inf")

@@ -1,0 +1,180 @@
+"""The Weights & Biases run of a run, read back from what it leaves on the disk offline."""
+
+from __future__ import annotations
+
+import json
+import struct
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from jtln.cli.train import main
+from jtln.cli.wandb_logger import ID_FILE
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("in_a_folder_of_its_own", "no_drawing")]
+
+QUICK = ["debug=smoke", "trunk.width=0.05", "trainer.progress_bar=false", "logger=wandb"]
+SMALL = [*QUICK, "method=consecutive", "pretrain=none"]
+
+
+@pytest.fixture(autouse=True)
+def no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Offline by itself: there is no key, and nobody is asked for one."""
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("HOME", str(tmp_path))  # where a key might be
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked for something"))
+
+
+def records(path: Path) -> Iterator[Any]:
+    """What a .wandb file holds: after a header of 7 bytes a LevelDB log of protobuf records, in blocks of 32 KiB.
+
+    Before each part of a record stand a checksum (4 bytes), its length (2) and its kind (1).
+
+    W&B's own reader, wandb.sdk.internal.datastore, is gone from its newer releases.
+    """
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, position, part = path.read_bytes(), 7, b""
+    while position + 7 <= len(data):
+        if (left := 2**15 - position % 2**15) < 7:
+            position += left
+            continue
+        length, kind = struct.unpack("<HB", data[position + 4 : position + 7])
+        if position + 7 + length > len(data):  # is being written
+            return
+        part += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # the whole of a record, or its last part
+            record = Record()
+            record.ParseFromString(part)
+            yield record
+            part = b""
+
+
+class Logged:
+    """The W&B run that a file holds.
+
+    Attributes:
+        run: the record that began it.
+        config: its configuration, nested.
+        values: key -> the last value that was logged or is in the summary.
+        exit_codes: of its ends.
+    """
+
+    def __init__(self, path: Path) -> None:
+        until = time.monotonic() + 600  # W&B's own process writes; on a busy machine it ends after the run
+        while not any(each.HasField("exit") for each in records(path)):
+            assert time.monotonic() < until
+            time.sleep(0.2)
+        found = list(records(path))
+        self.run = next(each.run for each in found if each.HasField("run"))
+        assert {each.run.run_id for each in found if each.HasField("run")} == {self.run.run_id}
+        self.config: dict[str, Any] = {}
+        for update in [*(each.run.config for each in found if each.HasField("run")), *(each.config for each in found)]:
+            for item in update.update:
+                *above, last = [item.key] if item.key else item.nested_key
+                node = self.config
+                for key in above:
+                    node = node.setdefault(key, {})
+                node[last] = json.loads(item.value_json)
+        items = [item for each in found for item in (*each.summary.update, *each.history.item)]
+        self.values = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
+        self.exit_codes = [each.exit.exit_code for each in found if each.HasField("exit")]
+
+
+def logged(folder: Path) -> Logged:
+    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
+    return Logged(path)
+
+
+def result_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "result.json").read_text(encoding="utf-8"))
+
+
+def id_of(folder: Path) -> str:
+    return (folder / ID_FILE).read_text(encoding="utf-8").strip()
+
+
+def test_each_job_is_a_wandb_run_of_its_own(tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    assert main(["-m", *QUICK, "cost=uniform", "seed=0,1", "dataset.shots=5", f"hydra.sweep.dir={folder}"]) == 0
+    runs = []
+    for job in range(2):
+        found = logged(folder / str(job))
+        assert found.run.run_id == id_of(folder / str(job))
+        assert found.run.run_group == "sweep"
+        assert found.run.display_name == f"jtln_annealed discriminant uniform seed{job}"
+        assert found.run.job_type == "jtln_annealed discriminant"
+        assert list(found.run.tags) == ["fashion"]
+        assert found.exit_codes == [0]
+        runs.append(found.run.run_id)
+
+        config = found.config
+        assert config["method"]["name"] == "jtln_annealed"
+        assert config["head"]["_target_"] == "jtln.heads.Discriminant"
+        assert config["cost"]["_target_"] == "jtln.costs.UniformCost"
+        assert (config["dataset"]["shots"], config["seed"]) == (5, job)
+        composed = OmegaConf.to_container(OmegaConf.load(folder / str(job) / "config.yaml"))
+        assert isinstance(composed, dict)
+        smaller = {"epochs", "steps_per_epoch", "batch_size", "pretrain", "trunk"}  # by debug=smoke
+        assert composed.keys() <= config.keys()
+        assert {key: config[key] for key in composed.keys() - smaller} == {
+            key: value for key, value in composed.items() if key not in smaller
+        }
+        assert "${" not in json.dumps(config)  # nothing is left to resolve
+
+        test = result_of(folder / str(job))["target"]["test"]["accuracy"]
+        assert found.values["best/test/target/accuracy"] == pytest.approx(test)
+        assert "train/loss" in found.values
+        assert {"confusion", "training"} <= {key.partition("/")[0] for key in found.values}  # the plots
+    assert runs[0] != runs[1]
+
+
+def test_a_resumed_run_goes_on_in_the_same_wandb_run(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert main([*SMALL, f"hydra.run.dir={folder}"]) == 0
+    first = logged(folder)
+    assert first.run.run_group == ""  # of a single run
+    known = id_of(folder)
+    assert main([f"resume={folder}", "epochs=3"]) == 0
+    assert id_of(folder) == known == first.run.run_id
+    # Within one second W&B takes the same folder for both.
+    found = [Logged(path) for path in folder.glob("wandb/offline-run-*/*.wandb")]
+    assert {each.run.run_id for each in found} == {known}
+    assert main([*SMALL, f"hydra.run.dir={tmp_path}/other"]) == 0
+    assert logged(tmp_path / "other").run.run_id != known
+
+
+def test_name_group_and_tags_that_are_given(tmp_path: Path) -> None:
+    given = ["logger.name=mine", "logger.group=ours", "logger.tags=[first,second]", "logger.project=toys"]
+    assert main([*SMALL, *given, f"hydra.run.dir={tmp_path}/run"]) == 0
+    run = logged(tmp_path / "run").run
+    assert (run.display_name, run.run_group, run.project) == ("mine", "ours", "toys")
+    assert list(run.tags) == ["first", "second", "fashion"]
+    assert run.job_type == "consecutive linear"
+
+
+def test_a_run_that_fails_ends_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(experiment: Any) -> None:
+        assert experiment.loggers[0].experiment  # W&B's run begins
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("jtln.training.run.run", fails)
+    with pytest.raises(ZeroDivisionError):
+        main([*SMALL, f"hydra.run.dir={tmp_path}/run"])
+    assert logged(tmp_path / "run").exit_codes == [1]
+
+
+def test_the_runs_of_a_study_are_a_group(tmp_path: Path) -> None:
+    call = [*QUICK, "pretrain=none", "study.only=[consecutive]", "study.shots=1", "study.seeds=1", "study.workers=0"]
+    assert main(["-m", "study=quick", *call, 'hydra.sweep.dir="Études I"']) == 0
+    (folder,) = (tmp_path / "studies" / "runs").glob("consecutive_*")
+    found = logged(folder)
+    assert found.run.run_group == "Études I"
+    assert found.run.display_name == "consecutive linear wordnet seed0"
+    assert result_of(folder)["settings"]["run"] in folder.name  # the group is no setting
