@@ -78,5 +78,10 @@ class Step(Schedule):
     milestones: Sequence[float] = (0.6, 0.85)
     gamma: float = 0.1
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if wrong := [each for each in self.milestones if not (isinstance(each, int | float) and 0 < each < 1)]:
+            raise UserError(f"expected milestones in (0, 1), shares of training, but got {wrong[0]!r}")
+
     def shape(self, progress: float) -> float:
         return self.gamma ** sum(progress >= milestone for milestone in self.milestones)

@@ -51,3 +51,9 @@ def test_mistakes() -> None:
             Linear(until=until)
     with pytest.raises(UserError, match=r"warmup.*2\.0"):
         Linear(warmup=2.0)
+
+
+@pytest.mark.parametrize("milestone", [0, 1, 3, -0.5])
+def test_milestones_are_shares_of_training(milestone: float) -> None:
+    with pytest.raises(UserError, match=rf"milestones.*{milestone}"):
+        Step(milestones=[0.5, milestone])

@@ -196,8 +196,10 @@ def _wandb_group(rows: Sequence[Row], folder: Path) -> tuple[str, ...]:
     Nothing where a row does not log to W&B, or has a group of its own.
     """
     loggers = [row.config.logger for row in rows]
+    study = str(HydraConfig.get().runtime.choices["study"])
+    name = f"{study}-{folder.name}" if folder.parent.name == study else folder.name  # studies/STUDY/DATASET
     grouped = all(logger.wandb and not logger.get("group") for logger in loggers)
-    return (spelled("logger.group", folder.name),) if grouped else ()
+    return (spelled("logger.group", name),) if grouped else ()
 
 
 def _against(settings: DictConfig) -> tuple[str, ...]:

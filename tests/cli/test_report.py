@@ -310,8 +310,8 @@ def test_the_runs_of_a_study_have_its_folders_name_as_their_wandb_group(planned:
         return planned[-1].extra
 
     assert extra() == extra("logger=wandb", "logger.group=mine") == ()
-    assert extra("logger=wandb", "epochs=3") == ("logger.group=fashion_epochs-3",)
-    assert extra("study.overrides=['logger=wandb']") == ("logger.group=fashion_study.overrides-logger-wandb-",)
+    assert extra("logger=wandb", "epochs=3") == ("logger.group=quick-fashion_epochs-3",)
+    assert extra("study.overrides=['logger=wandb']") == ("logger.group=quick-fashion_study.overrides-logger-wandb-",)
     csv, wandb = (study.rows[0].job({}, study.labels[0], 0, None) for study in planned[:2])
     assert csv.settings == wandb.settings  # a run that is finished counts, wherever it was logged
 

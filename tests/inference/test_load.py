@@ -156,7 +156,7 @@ def in_a_trap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder in which each of RUNS leaves "ran" behind; that they would is tested below."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    Path("payload.pt").write_bytes(pickle.dumps(Payload()))
+    Path("payload.pt").write_bytes(pickle.dumps(Payload(), protocol=2))
     Path("hub").mkdir()
     Path("hub/hubconf.py").write_text("open('ran', 'w').close()\ndef network(**_):\n    pass\n", encoding="utf-8")
 
