@@ -13,7 +13,7 @@ from PIL import Image
 from jtln.cli.predict import main as predict
 from jtln.cli.train import main
 
-pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own", "no_drawing")
+pytestmark = [pytest.mark.usefixtures("in_a_folder_of_its_own", "no_drawing"), pytest.mark.slow]
 
 PYTHON = {
     "my_cost": """

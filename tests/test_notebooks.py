@@ -17,6 +17,8 @@ from nbformat import NotebookNode
 
 from jtln.cli.train import main
 
+pytestmark = pytest.mark.slow
+
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 LARGEST = 1_500_000  # bytes
 A_MACHINES_PATH = re.compile(r"(?<![\w.:/])/(tmp|home|root|work|Users|usr|opt|var|mnt)/|\b[A-Za-z]:\\\w")

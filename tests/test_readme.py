@@ -16,6 +16,8 @@ import jtln
 from jtln.cli.overrides import config_dir
 from jtln.cli.train import main
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PICTOGRAMS = Path(jtln.__file__).parent / "assets" / "pictograms"

@@ -237,8 +237,11 @@ def _optimizer(config: DictConfig, key: str) -> Any:
     optimizer = instantiate(OmegaConf.select(config, key))
     try:
         optimizer([Parameter(torch.zeros(1))])
-    except (TypeError, ValueError) as error:
-        raise UserError(f"expected values that the optimizer takes in {key}.*, but got: {error}") from error
+    except (TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+        given = _plain(OmegaConf.select(config, key))
+        shown = ", ".join(f"{name}={value}" for name, value in given.items() if not name.startswith("_"))
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"expected values that the optimizer takes in {key}, but got {shown} ({reason})") from error
     return optimizer
 
 

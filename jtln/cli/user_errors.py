@@ -11,11 +11,11 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from jtln.cli.overrides import config_dir, files, groups, overrides_given
+from jtln.cli.overrides import config_dir, files, groups, key_of, overrides_given
 from jtln.errors import UserError, unknown
 
 
@@ -43,6 +43,8 @@ def explain(error: BaseException, overrides: Sequence[str]) -> str | None:
         return _wrong_file(error)
     if isinstance(error, OverrideParseException):
         return _unquoted(str(error.override))
+    if isinstance(error, InstantiationException):
+        return _not_made(error, overrides)
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _wrong_key(error, overrides) or " ".join(str(error).split())
     return None
@@ -52,6 +54,18 @@ def _located(message: str, error: BaseException) -> str:
     """Put the configuration's key before the message of a class that Hydra has called: it names its argument alone."""
     key = re.search(r"^full_key: ([\w.]+)$", str(error), re.MULTILINE)
     return message if key is None or f"{key[1].partition('.')[0]}." in message else f"{key[1]}: {message}"
+
+
+def _not_made(error: InstantiationException, overrides: Sequence[str]) -> str:
+    """Name what could not be made, and the values that were given for it: Python's own words help nobody."""
+    text = str(error)
+    target, key = (re.search(each, text) for each in (r"target '([^']+)'", r"full_key: ([\w.]+)"))
+    values = [each for each in overrides if key_of(each) not in groups() and not each.startswith("hydra")]
+    near = [each for each in values if key is not None and key_of(each).startswith(key[1].partition(".")[0])]
+    what = "the configuration" if target is None else target[1]
+    reason = (str(error.__cause__ or error).strip().splitlines() or [""])[0]
+    given = ", ".join(near or values) or reason
+    return f"expected values that {what} takes, but got {given}"
 
 
 def _unquoted(override: str) -> str:

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from jtln.cli.overrides import config_dir
 from jtln.cli.train import main
 
-pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
+pytestmark = [pytest.mark.usefixtures("in_a_folder_of_its_own"), pytest.mark.slow]
 
 FOLDER = config_dir() / "experiment"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))

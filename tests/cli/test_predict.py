@@ -20,7 +20,7 @@ from jtln.cli.train import main as train
 from jtln.data.files import BadImage
 from jtln.inference import load
 
-pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
+pytestmark = [pytest.mark.usefixtures("in_a_folder_of_its_own"), pytest.mark.slow]
 
 CLASSES = {"source": ("apple", "pear", "plum"), "target": ("elk", "fox, red", "gnu", "yak")}
 

@@ -36,6 +36,8 @@ from jtln.training.trainer import fit as fit_from
 from jtln.transport import TransportLoss, TransportSettings, soft_labels
 from jtln.trunks.base import Trunk
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = TransportSettings(0.2, calibrate=True)
 PENALTIES: dict[str, Callable[[], Penalty]] = {
     "l2sp": lambda: L2SP(0.5, 0.5),

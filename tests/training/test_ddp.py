@@ -28,6 +28,8 @@ from jtln.training.trainer import Budget, TrainerSettings, make_trainer, pair_da
 from jtln.transport import TransportSettings
 from jtln.trunks.base import Trunk
 
+pytestmark = pytest.mark.slow
+
 UPDATES = ("once", "epoch", "ema")
 METRICS = ("val/target/", "val/source/", "test/target/", "test/source/")
 

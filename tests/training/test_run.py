@@ -35,6 +35,8 @@ from jtln.training.trainer import Budget, TrainerSettings, best_and_last
 from jtln.transport import TransportLoss, TransportSettings
 from jtln.trunks.base import Trunk
 
+pytestmark = pytest.mark.slow
+
 KEYS = {
     *("method", "dataset", "cost", "shots", "seed", "overrides", "git_commit", "versions"),
     *("target", "source", "transport", "seconds", "images_per_second"),

@@ -36,7 +36,7 @@ CPU = TrainerSettings({"accelerator": "cpu", "devices": 1, "log_every_n_steps": 
 ALONE = Method("target_only")
 STEPS = [4, 8, 12, 16]
 
-pytestmark = pytest.mark.usefixtures("no_drawing")
+pytestmark = [pytest.mark.usefixtures("no_drawing"), pytest.mark.slow]
 
 
 @pytest.fixture
