@@ -313,6 +313,9 @@ def _trainer(settings: DictConfig) -> TrainerSettings:
         raise UserError(f"expected true, false or warn for trainer.deterministic, but got {options['deterministic']!r}")
     if options.get("deterministic") is True:
         options["deterministic"] = "warn"  # the backward pass of AlexNet's adaptive pooling has no such form on a GPU
+    devices = options.get("devices")
+    if isinstance(devices, int) and not torch.cuda.is_available() and devices > (most := max(16, os.cpu_count() or 1)):
+        raise UserError(f"expected at most {most} processes on this machine for trainer.devices, but got {devices}")
     with _named("trainer"):
         return TrainerSettings({str(key): value for key, value in options.items()}, bar)
 

@@ -256,16 +256,7 @@ def test_two_processes_train_the_target_alone_together(tmp_path: Path) -> None:
     two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.progress_bar=false"]
     quick = ["method=joint", "debug=smoke", "trunk.width=0.05", "cost=uniform", "hydra.sweep.dir=sweep"]
     done = subprocess.run(
-        [
-            sys.executable,
-            str(script),
-            "-m",
-            *two,
-            *quick,
-            "method=joint",
-            "compare_target_only=true",
-            "pretrain=none,source",
-        ],
+        [sys.executable, str(script), "-m", *two, *quick, "compare_target_only=true", "pretrain=none,source"],
         cwd=tmp_path,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
