@@ -111,19 +111,19 @@ def test_what_cannot_be_loaded(
 
 
 def test_a_module_of_ones_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text(
+    (tmp_path / "my_networks.py").write_text(
         "from torch import nn\nmaps = nn.Conv2d(3, 5, 3)\ndef vectors(width=4):\n"
         "    return nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, width))\nnothing = 3\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    trunk: Trunk = from_module(16, "mine.vectors", width=6)
+    trunk: Trunk = from_module(16, "my_networks.vectors", width=6)
     assert (trunk(torch.zeros(2, 3, 16, 16)).shape, trunk.dim) == ((2, 6), 6)
     torch.save(trunk.state_dict(), tmp_path / "w.pth")
-    again = from_module(16, "mine.vectors", str(tmp_path / "w.pth"), width=6)
+    again = from_module(16, "my_networks.vectors", str(tmp_path / "w.pth"), width=6)
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in trunk.state_dict().items())
     images = torch.randn(2, 3, 16, 16)
-    pooled = from_module(16, "mine.maps").eval()
+    pooled = from_module(16, "my_networks.maps").eval()
     torch.testing.assert_close(pooled(images), pooled.body.network(images).mean((2, 3)))
-    for path in (None, "mine", "mine.absent", "absent.made", "mine.nothing"):
+    for path in (None, "my_networks", "my_networks.absent", "absent.made", "my_networks.nothing"):
         with pytest.raises(UserError, match=r"trunk\.path"):
             from_module(16, path)
