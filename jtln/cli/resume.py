@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from jtln.cli.overrides import config_dir, key_of
 from jtln.errors import UserError
 from jtln.study.job import is_setting
 from jtln.study.ledger import read_result
@@ -59,14 +60,26 @@ def resumed(arguments: list[str]) -> list[str]:
 
 def _check_harmless(override: str, file: Path) -> None:
     """Raise a UserError for an override of a file that runs code of other packages, or reaches into Hydra."""
-    key = override.partition("=")[0].lstrip("+~")
+    key = key_of(override)
     targets = re.findall(r"_target_[\"']?\s*[:=]\s*[\"']?([\w.]*)", override)
-    foreign = [target for target in targets if not target.startswith("jtln.")]
-    if foreign or key.startswith("hydra") or override.startswith("-") or "oc.env" in override:
+    foreign = [target for target in targets if target not in _configured_targets()]
+    own_network = override.lstrip("+") == "trunk=module" or key == "trunk.path"  # imports and calls what path names
+    if foreign or own_network or key.startswith("hydra") or override.startswith("-") or "oc.env" in override:
         raise UserError(
             f"expected settings of a run in {file}, but got {override!r}, which would run or read something else: give "
             "trust=true as well if the folder is from somebody whom you trust"
         )
+
+
+def _configured_targets() -> set[str]:
+    """Return what the package's own configuration names to be called, but for what calls a name that it is given.
+
+    A prefix would not do: jtln.storage.os.system is found by way of this package.
+    """
+    texts = (path.read_text(encoding="utf-8") for path in config_dir().rglob("*.yaml"))
+    return {target for text in texts for target in re.findall(r"_target_: ([\w.]+)", text)} - {
+        "jtln.trunks.from_module"
+    }
 
 
 def check_unchanged(config: str, folder: Path) -> None:
