@@ -4,7 +4,7 @@
         + lambda_ot OT_eps(s(x), t(x); C) + lambda_label OT(s(x_t), y_t; C) / eps + penalty
 
 One trunk F is shared by two tasks, with a linear head for each: s(x) over the S source classes, t(x) over the T target
-classes. The transport loss compares the two heads' predictions on the same image under a cost matrix C (S, T) between
+classes. A transported prior, alpha log q(x), may stand beside the target head (:mod:`jtln.transport.prior`). The transport loss compares the two heads' predictions on the same image under a cost matrix C (S, T) between
 the classes. After Lu, Chen & Saidi, arXiv 1709.02995, of which the abstract was read: which images feed the transport
 terms, where the gradient goes, the term on labels and the schedule are settings of ours. The penalty is a baseline's.
 """
@@ -28,7 +28,7 @@ from jtln.methods import Method, TargetBatch
 from jtln.methods.method import IMAGES
 from jtln.metrics import classification_metrics
 from jtln.schedules import Constant, Schedule
-from jtln.transport import TransportLoss
+from jtln.transport import TransportedPrior, TransportLoss
 from jtln.trunks import Trunk
 
 HEADS = ("target", "source")  # in the order of the evaluation loaders
@@ -87,6 +87,7 @@ class JTLN(pl.LightningModule):
         transport: the transport loss with its cost (S, T); needed where the method has a transport term.
         optimization: by default SGD.
         source_head: D -> S, where a trained one is at hand; by default a new one.
+        prior: alpha log q(x), which is added to the target logits; None: nothing.
 
     Attributes:
         terms: the objective.
@@ -105,6 +106,7 @@ class JTLN(pl.LightningModule):
         transport: TransportLoss | None = None,
         optimization: Optimization | None = None,
         source_head: nn.Linear | None = None,
+        prior: TransportedPrior | None = None,
     ) -> None:
         super().__init__()
         if method.uses_transport and transport is None:
@@ -112,6 +114,7 @@ class JTLN(pl.LightningModule):
         self.trunk, self.method = trunk, method
         self.source_head = source_head or nn.Linear(trunk.dim, source_classes)
         self.target_head: nn.Module = nn.Linear(trunk.dim, target_classes)
+        self.prior = prior
         self.transport = transport if method.uses_transport else None
         self.optimization = optimization or Optimization(_sgd)
         self.penalty = method.penalty
@@ -151,7 +154,7 @@ class JTLN(pl.LightningModule):
         return tuple(term for term in every if term.weight > 0)
 
     def _target_loss(self, features: dict[str, Tensor], batch: Batch) -> Tensor:
-        return self._cross_entropy("target", self.target_head(features["target"]), batch["target"][1])
+        return self._cross_entropy("target", self.target_logits(features["target"]), batch["target"][1])
 
     def _source_loss(self, features: dict[str, Tensor], batch: Batch) -> Tensor:
         return self._cross_entropy("source", self.source_head(features["source"]), batch["source"][1])
@@ -159,7 +162,7 @@ class JTLN(pl.LightningModule):
     def _transport(self, features: dict[str, Tensor], batch: Batch) -> Tensor:
         assert self.transport is not None
         x = torch.cat([features[side] for side in batch if side in IMAGES[self.method.ot_images]])
-        return self.transport(self.source_head(x), self.target_head(x))
+        return self.transport(self.source_head(x), self.target_logits(x))
 
     def _transport_to_labels(self, features: dict[str, Tensor], batch: Batch) -> Tensor:
         assert self.transport is not None
@@ -188,7 +191,18 @@ class JTLN(pl.LightningModule):
     def forward(self, images: Tensor) -> Logits:
         """images (B, 3, H, W), normalised as ``trunk.mean`` and ``trunk.std`` say -> logits (B, S) and (B, T)."""
         features = self.trunk(images)  # (B, D)
-        return Logits(self.source_head(features), self.target_head(features))
+        return Logits(self.source_head(features), self.target_logits(features))
+
+    def target_logits(self, features: Tensor) -> Tensor:
+        """features (B, D) -> (B, T), with the prior."""
+        logits: Tensor = self.target_head(features)
+        return logits if self.prior is None else logits + self.prior(self.source_head(features))
+
+    @property
+    def log_prior(self) -> Callable[[Tensor], Tensor] | None:
+        """The prior's logits: features (B, D) -> (B, T); None where there is no prior."""
+        prior = self.prior
+        return None if prior is None else lambda features: prior(self.source_head(features))
 
     def reads(self, side: str) -> bool:
         """Whether a term reads the training images of this task, "source" or "target"."""
@@ -252,9 +266,9 @@ class JTLN(pl.LightningModule):
             self.log("train/lambda_ot", weights["ot"], batch_size=1)
 
     def _evaluate(self, split: str, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> None:
-        images, labels = batch  # (B, 3, H, W), or (B, V, 3, H, W) with several views of each
+        images, labels = batch  # (B, 3, H, W) or features (B, D); (B, V, ...) with several views of each
         head = HEADS[dataloader_idx]
-        views = images.unsqueeze(1) if images.ndim == 4 else images
+        views = images.unsqueeze(1) if images.ndim in (2, 4) else images
         # Probabilities: of logits that all happen to lie in [0, 1] the calibration error would not know what they are.
         predictions = getattr(self(views.flatten(0, 1)), head).float().softmax(1)
         predictions = predictions.unflatten(0, views.shape[:2]).mean(1)

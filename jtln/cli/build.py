@@ -81,6 +81,7 @@ def build(config: DictConfig) -> Experiment:
         pretraining=_pretraining(config) if config.pretrain.source else None,
         pretraining_depends=_pretraining_depends(config),
         trunk=_plain(config.trunk),
+        trunk_views=_whole(config, "trunk.views", 1) if "views" in config.trunk else 1,
         cache=None if smoke else _cache(config),
         num_workers=_num_workers(config),
         test_views=_test_views(config, spec),
@@ -107,7 +108,8 @@ def check(config: DictConfig, spec: PairSpec) -> None:
     _transport(config)
     method, head, cost = _method(config), _head(config), instantiate(config.cost)
     name = type(cost).__name__.removesuffix("Cost").lower()
-    check_fit(method, head, cost, name, bool(config.pretrain.source))
+    trained = bool(config.pretrain.source) or spec.classifier_rows is not None
+    check_fit(method, head, cost, name, trained, spec.has_source_images, bool(config.trunk.get("freeze")))
     if (method.uses_transport or head.uses_cost) and cost.updates == "never":
         cost.matrix(spec.source_classes, spec.target_classes)  # a class that it does not know
     _optimization(config)
@@ -190,7 +192,7 @@ def _head(config: DictConfig) -> Head:
 
 
 def _make_trunk(config: DictConfig, spec: PairSpec) -> Callable[[], Trunk]:
-    settings = {key: value for key, value in _plain(config.trunk).items() if key != "freeze"}
+    settings = {key: value for key, value in _plain(config.trunk).items() if key not in ("freeze", "views")}
     frozen = bool(config.trunk.get("freeze", False))
 
     def make_trunk() -> Trunk:
@@ -203,7 +205,7 @@ def _make_trunk(config: DictConfig, spec: PairSpec) -> Callable[[], Trunk]:
 
 def _pretraining_depends(config: DictConfig) -> dict[str, Any]:
     return {
-        "trunk": {key: value for key, value in _plain(config.trunk).items() if key != "freeze"},
+        "trunk": {key: value for key, value in _plain(config.trunk).items() if key not in ("freeze", "views")},
         "weights": weights_digest(str(config.trunk.get("weights", "none"))),
         "optimizer": _plain(config.pretrain.get("optimizer") or OmegaConf.create()),
         "torchvision": version("torchvision"),  # whose default ImageNet weights may change

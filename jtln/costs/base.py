@@ -41,10 +41,12 @@ class Cost(nn.Module):
         updates: when the training reads features for it: "never", "once" (before the first step), "epoch" (before
             each epoch) or "ema" (from every training batch).
         needs_source_head: whether it reads the source head, which then has to be pre-trained.
+        reads_source: whether it reads source images.
     """
 
     updates: str = "never"
     needs_source_head: bool = False
+    reads_source: bool = False
 
     def __init__(self, scale: str = "max") -> None:
         super().__init__()

@@ -31,6 +31,8 @@ class CentroidCost(Cost):
     average: it carries no knowledge.
     """
 
+    reads_source = True
+
     source_sum: Tensor
     source_weight: Tensor
     target_sum: Tensor

@@ -31,7 +31,7 @@ class PermutedCost(Cost):
         if not isinstance(seed, int) or seed < 0:
             raise UserError(f"expected a whole number >= 0 for cost.seed, but got {seed!r}")
         self.of, self.seed = of, seed
-        self.updates, self.needs_source_head = of.updates, of.needs_source_head
+        self.updates, self.needs_source_head, self.reads_source = of.updates, of.needs_source_head, of.reads_source
 
     def prepare(self, sizes: tuple[int, int], dim: int) -> None:
         self.of.prepare(sizes, dim)

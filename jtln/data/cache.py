@@ -72,6 +72,10 @@ class CachedImages(ImageSet):
         """Return that of the files: whether the pixels are kept changes nothing."""
         return self.files.fingerprint()
 
+    def digests(self) -> list[str]:
+        """Return those of the files: whether the pixels are kept changes nothing."""
+        return self.files.digests()
+
     def hashes(self) -> np.ndarray:
         """Return hashes (N,) uint64: images of the same pixels have the same. They are kept beside the pixels."""
         return self.pixels.hashes(self.rows)

@@ -16,7 +16,7 @@ from jtln.data.cache import Skipped, decoded
 from jtln.data.collections.base import Collection
 from jtln.data.files import FITS, FileImages, Reader
 from jtln.data.grey_levels import OVERSHOOT, common_white
-from jtln.data.images import ArrayImages, ImageSet
+from jtln.data.images import ArrayImages, ImageSet, no_images
 from jtln.data.pairs import Pair, PairSpec, Task, check_classes
 from jtln.data.sampling import few_shot, share_of_each, stratified_split
 from jtln.data.selection import Wanted, in_both, select
@@ -53,8 +53,9 @@ class CategoryPair(PairSpec):
         shots: labelled target images a class; None takes all that validation leaves.
         rate: in place of ``shots``, the share in (0, 1] of each class's images.
         validation: target images that choose the checkpoint: so many a class, or a share in (0, 1) of each class's, for
-            which an official validation part joins the training part; None takes the official part. A validation part
-            of the user's own folder or table is taken whatever this is: it may be of other patients or days.
+            which an official validation part joins the training part; 0: none; None takes the official part. A
+            validation part of the user's own folder or table is taken whatever this is, but for 0: it may be of other
+            patients or days.
         test: share in (0, 1) of each class's images that is tested where the collection has no official test part.
         train_per_class: so many target images of each class are for training and validation, all others are tested,
             where there is no official test part (Caltech's protocol: 30 or 60).
@@ -136,6 +137,8 @@ class CategoryPair(PairSpec):
             None if cache is None else given_path(cache, "cache", "a folder", "set cache=DIR, or null for none")
         )
         self.stored_size = image_size if stored_size is None else stored_size
+        self.has_source_images = self.source.has_images
+        self.classifier_temperature = getattr(self.source, "temperature", 1.0)
         self._check()
         if stored_size is None and crop is not None:
             self.stored_size = round(image_size * 8 / 7)
@@ -155,7 +158,7 @@ class CategoryPair(PairSpec):
             "shots": (_at_least(1, self.shots), "1 or more labelled images a class, or null", 5),
             "rate": (self.rate is None or _share(self.rate) or self.rate == 1, "a share in (0, 1], or null", 0.15),
             "train_per_class": (_at_least(1, self.train_per_class), f"{whole}, or null", 30),
-            "validation": (_held(self.validation), f"{whole}, {share}, or null", 0.2),
+            "validation": (_held(self.validation) or self.validation == 0, f"{whole}, 0, {share}, or null", 0.2),
             "source_validation": (_held(self.source_validation), f"{whole}, {share}, or null", 0.1),
             "test": (self.test is None or _share(self.test), f"{share}, or null", 0.2),
             "split_seed": (seed is not None and _at_least(0, seed), "a whole number of 0 or more", 0),
@@ -215,6 +218,10 @@ class CategoryPair(PairSpec):
                 "name others, or keep them with dataset.overlap=keep"
             )
         self.source_classes = of_source.subset(wanted)
+        if self.source.classifier_classes is not None:
+            place = {name: index for index, name in enumerate(self.source.classifier_classes)}
+            self.classifier_size = len(place)
+            self.classifier_rows = tuple(place[name] for name in wanted)
         check_classes(self.source_classes, self.target_classes, disjoint=self._one_collection)
 
     @property
@@ -259,7 +266,9 @@ class CategoryPair(PairSpec):
         if self._one_collection and pools["target"] == pools["source"]:
             source = target
         else:
-            source = self._parts(self.source, shared or [*self.source_classes], reader, pools["source"])
+            source = {}
+            if self.has_source_images:
+                source = self._parts(self.source, shared or [*self.source_classes], reader, pools["source"])
         white = self._find_white([*target.values(), *(source.values() if source is not target else ())])
         reader, alone = replace(reader, white=white), source is not target
         target = self._decoded(self.target, target, reader, skipped)
@@ -270,11 +279,13 @@ class CategoryPair(PairSpec):
             chosen = few_shot(rest.labels, self.shots, self.seed, called)
         else:
             chosen = share_of_each(rest.labels, self.rate, self.seed, called)
+        if self.has_source_images:
+            of_source = self._split("source", source, self.split_seed, self.source_validation, None)
+        else:
+            of_source = (no_images(self.channels, self.stored_size),) * 3
         return Pair(
             name=self.name,
-            source=Task(
-                self.source_classes, *self._split("source", source, self.split_seed, self.source_validation, None)
-            ),
+            source=Task(self.source_classes, *of_source),
             target=Task(self.target_classes, rest.subset(chosen), val, test),
             image_size=self.image_size,
             skipped=tuple(dict.fromkeys(skipped)),
@@ -373,12 +384,16 @@ class CategoryPair(PairSpec):
                 train.labels, self.split_seed, fraction=self.test, names=classes.names, setting="test"
             )
             train, test = train.subset(kept), train.subset(held)
-        if val is not None and validation is not None:
+        if val is not None and validation == 0:
+            val = val.subset([])
+        elif val is not None and validation is not None:
             warnings.warn(
                 f"dataset.{prefix}validation={validation} is not used for the {side}, as your images have a validation "
                 "part of their own: dataset.pool_validation=true draws anew from training and validation images",
                 stacklevel=3,
             )
+        elif validation == 0:
+            val = train.subset([])
         elif validation is not None:
             per_class, fraction = (validation, None) if isinstance(validation, int) else (None, validation)
             kept, held = stratified_split(
@@ -391,14 +406,15 @@ class CategoryPair(PairSpec):
                 f"but it has none: set dataset.{prefix}validation=0.2, for instance"
             )
         for part, images in (("training", train), ("validation", val), ("test", test)):
-            if not len(images):
+            if not len(images) and not (part == "validation" and validation == 0):
                 remedy = (
                     ": dataset.pool_validation=true draws them from the training part" if part == "validation" else ""
                 )
                 raise UserError(
                     f"expected {part} images of the {side} classes in {collection.name}, but got none{remedy}"
                 )
-        _warn_of_missing(side, "validation", classes, val.labels)
+        if validation != 0:
+            _warn_of_missing(side, "validation", classes, val.labels)
         _warn_of_missing(side, "test", classes, test.labels)
         return train, val, test
 

@@ -181,6 +181,11 @@ class FileImages(ImageSet):
         """
         return contents(self.paths, self.root, cache)
 
+    def digests(self) -> list[str]:
+        """Return what changes with each file's content (N,), or with the reader."""
+        reader = hashlib.blake2b(repr(self.reader).encode(), digest_size=8).hexdigest()
+        return [f"{content.digest}-{reader}" for content in self.contents()]
+
     def fingerprint(self) -> str:
         """Return a hash (32 hex digits) of the files' names and contents, of the labels and the reader."""
         digest = hashlib.blake2b(repr(self.reader).encode(), digest_size=16)

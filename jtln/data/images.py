@@ -42,6 +42,15 @@ class ImageSet(Dataset[tuple[Tensor, int]], ABC):
         images, labels = zip(*(self[index] for index in indices), strict=True)
         return torch.stack(images), torch.tensor(labels)
 
+    def digests(self) -> list[str]:
+        """Return a text for each image (N,) that changes with its pixels, by which its features are kept."""
+        found: list[str] = []
+        for start in range(0, len(self), 1024):
+            images, _ = self.__getitems__(list(range(start, min(start + 1024, len(self)))))
+            for image in images.contiguous().numpy():
+                found.append(hashlib.blake2b(image.tobytes(), digest_size=16, salt=_salt(image.shape)).hexdigest())
+        return found
+
     def subset(self, indices: Iterable[int] | Tensor, labels: Tensor | None = None) -> ImageSet:
         """The images at ``indices``, in that order; pixels are read when they are asked for.
 
@@ -60,6 +69,15 @@ class ImageSet(Dataset[tuple[Tensor, int]], ABC):
             digest.update(labels.numpy().astype("<i8").tobytes())
             digest.update(images.contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+
+def no_images(channels: int, size: int) -> ArrayImages:
+    """Return the empty set, of images (channels, size, size)."""
+    return ArrayImages(torch.zeros(0, channels, size, size, dtype=torch.uint8), torch.zeros(0), [])
+
+
+def _salt(shape: Iterable[int]) -> bytes:
+    return b"".join(int(side).to_bytes(4, "little") for side in shape)[:16]
 
 
 class ArrayImages(ImageSet):

@@ -24,6 +24,7 @@ Transform = Callable[[Tensor], Tensor]
 Batch = TypeVar("Batch")
 
 EVALUATED = ("target", "source")  # in the order of the evaluation loaders' indices
+FEATURES_AT_ONCE = 64  # images in a pass that computes features
 WATCHED = 1000  # about how many source images validate while the target is trained, of which validation chooses
 
 
@@ -140,6 +141,9 @@ class PairData(pl.LightningDataModule):
         transform_train, transform_eval: (B, C, H, W) uint8 -> (B, 3, H, W) float32; ``ToFloat()`` by default.
         views: several views of every validation and test image, (B, V, 3, H, W) after ``transform_eval``; None gives
             the image itself, (B, 3, H, W).
+        augmented: the pair that training batches come from, where they are not the pair's own: features of augmented
+            images.
+        viewed: the pair that is validated and tested, where it is not the pair's own: features of several views.
         use_source, use_target: whether training reads these images. Validation and test offer both tasks; the
             validations in the course of a training leave out a source that it does not read, and look at about 1,000
             images of one that it reads beside the target.
@@ -157,6 +161,8 @@ class PairData(pl.LightningDataModule):
         transform_train: Transform | None = None,
         transform_eval: Transform | None = None,
         views: Views | None = None,
+        augmented: Pair | None = None,
+        viewed: Pair | None = None,
         use_source: bool = True,
         use_target: bool = True,
     ) -> None:
@@ -171,17 +177,20 @@ class PairData(pl.LightningDataModule):
         self.transform_train = transform_train or ToFloat()
         self.transform_eval = transform_eval or ToFloat()
         self.views = views
+        self.augmented, self.viewed = augmented or pair, viewed or pair
         self.use_source = use_source
         self.use_target = use_target
 
     def train_dataloader(self) -> CombinedLoader:
-        sets = {"source": self.pair.source.train, "target": self.pair.target.train}
+        sets = {"source": self.augmented.source.train, "target": self.augmented.target.train}
         sizes = self._batch_sizes()
         return CombinedLoader({name: self._train_loader(sets[name], size) for name, size in sizes.items()}, "min_size")
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
+        if not len(self.pair.target.val):
+            return []
         if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
-            return [self.val_dataloader_of(name) for name in EVALUATED]
+            return [self.val_dataloader_of(name) for name in self._evaluated]
         target = self.val_dataloader_of("target")
         if not self.use_source:
             return [target]
@@ -193,11 +202,34 @@ class PairData(pl.LightningDataModule):
         Args:
             at_most: about how many there may be, over all processes, evenly spread over the set; None: all.
         """
-        images = getattr(self.pair, side).val
+        images = getattr(self.viewed, side).val
         return self._eval_loader(images, self.views, self._step(images, at_most))
 
     def test_dataloader(self) -> list[DataLoader[Any]]:
-        return [self._eval_loader(getattr(self.pair, name).test, self.views) for name in EVALUATED]
+        return [self._eval_loader(getattr(self.viewed, name).test, self.views) for name in self._evaluated]
+
+    @property
+    def _evaluated(self) -> tuple[str, ...]:
+        """The tasks with images, the target first."""
+        return EVALUATED if len(self.pair.source.test) else EVALUATED[:1]
+
+    def pass_over(
+        self, images: ImageSet, device: torch.device | str, transform: Transform, views: Views | None = None
+    ) -> Iterator[Tensor]:
+        """Images of any set, in order and in one process, as a network takes them: (B, V, 3, H, W).
+
+        Args:
+            images: the set.
+            device: where they go, before they are transformed.
+            transform: (B, C, H, W) uint8 -> (B, 3, H, W) float32.
+            views: several views of each; None: V = 1.
+        """
+        batch_size = max(1, FEATURES_AT_ONCE // (1 if views is None else len(views)))
+        sampler = BatchSampler(ShardSampler(len(images)), batch_size, drop_last=False)
+        for pixels, _ in self._loader(images, sampler, 1.0):
+            pixels = pixels.to(device, non_blocking=True)
+            seen = pixels[:, None] if views is None else views(pixels)  # (B, V, C, H, W)
+            yield transform(seen.flatten(0, 1)).unflatten(0, seen.shape[:2])
 
     def images_of(
         self, side: str, part: str = "train", at_most: int | None = None, device: torch.device | str = "cpu"
@@ -206,11 +238,13 @@ class PairData(pl.LightningDataModule):
 
         Args:
             side: "source" or "target".
-            part: "train" or "val".
+            part: "train" or "val"; nothing where it has no image.
             at_most: about how many images, over all processes, evenly spread over the part; None: all.
             device: where they go, before they are transformed.
         """
         images = getattr(getattr(self.pair, side), part)
+        if not len(images):
+            return
         for pixels, labels in self._eval_loader(images, step=self._step(images, at_most)):
             yield self.transform_eval(pixels.to(device)), labels.to(device)
 

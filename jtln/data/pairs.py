@@ -16,7 +16,8 @@ from jtln.names.class_set import ClassSet
 class Task:
     """One labelled problem: its classes and its three parts, which share no image.
 
-    ``val`` chooses the checkpoint; ``test`` is read once, with the checkpoint that ``val`` chose.
+    ``val`` chooses the checkpoint, and may be empty; ``test`` is read once, with the checkpoint that ``val`` chose, or
+    the last one. A source task of a published classifier has no image at all.
     """
 
     classes: ClassSet
@@ -66,6 +67,11 @@ class PairSpec(ABC):
         dropped: the classes that the source would have, were they not target classes as well.
         seeds_differ_in_test: whether the seed draws the target's test images, so that what one seed tests another
             validates on.
+        has_source_images: whether the source has images; a published classifier's has none.
+        classifier_rows: for each source class its place among the classes of a published classifier; None: there is no
+            such classifier.
+        classifier_size: how many classes such a classifier has.
+        classifier_temperature: > 0, by which the published classifier's logits are divided.
     """
 
     name: str
@@ -80,6 +86,10 @@ class PairSpec(ABC):
     fit: str = "crop"
     crop: float | None = None
     dropped: tuple[str, ...] = ()
+    has_source_images: bool = True
+    classifier_rows: tuple[int, ...] | None = None
+    classifier_size: int = 0
+    classifier_temperature: float = 1.0
 
     @cached_property
     def stored_size(self) -> int:

@@ -75,10 +75,10 @@ class Watch:
     def __exit__(self, *_: object) -> None:
         self.bar.close()
 
-    def step(self) -> None:
-        """Count one step."""
-        self.done += 1
-        self.bar.update()
+    def step(self, count: int = 1) -> None:
+        """Count steps."""
+        self.done += count
+        self.bar.update(count)
         if self.bar.disable and (now := time.monotonic()) > self.silent_until:
             seconds = (now - self.started) * self.total / self.done
             print(f"{self.what}: {self.total}, in about {seconds:.0f} s", file=sys.stderr, flush=True)

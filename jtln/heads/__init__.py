@@ -1,8 +1,21 @@
 """How the target classifier is formed, for every method alike."""
 
-from jtln.heads.base import FeatureSource, Head, HeadFit
+from jtln.heads.base import AUTO, FeatureSource, Head, HeadFit, HeadInputs
 from jtln.heads.cosine import Cosine, CosineClassifier
 from jtln.heads.discriminant import Discriminant
 from jtln.heads.linear import Linear
+from jtln.heads.logistic import Logistic, NormalizedLinear
 
-__all__ = ["Cosine", "CosineClassifier", "Discriminant", "FeatureSource", "Head", "HeadFit", "Linear"]
+__all__ = [
+    "AUTO",
+    "Cosine",
+    "CosineClassifier",
+    "Discriminant",
+    "FeatureSource",
+    "Head",
+    "HeadFit",
+    "HeadInputs",
+    "Linear",
+    "Logistic",
+    "NormalizedLinear",
+]

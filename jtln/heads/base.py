@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
+
+from jtln.errors import UserError
+
+AUTO = "auto"
 
 Batch = tuple[Tensor, Tensor]  # features (B, D), labels (B,)
 
@@ -15,7 +20,7 @@ class FeatureSource(Protocol):
     """What a head is fitted to: :class:`jtln.data.features.Features`, or iterables of your own in this form."""
 
     def of(self, side: str, part: str = "train", at_most: int | None = None) -> Iterable[Batch]:
-        """Features (B, D) and labels (B,), this process's share of them, each image once.
+        """Features (B, D) and labels (B,), this process's share of them, each image once; none where there are none.
 
         Args:
             side: "source" or "target".
@@ -24,43 +29,71 @@ class FeatureSource(Protocol):
         """
 
 
+class HeadInputs(NamedTuple):
+    """What a head is fitted to."""
+
+    features: FeatureSource  # of the trained trunk
+    sizes: tuple[int, int]  # S and T
+    plan: Tensor | None = None  # (S, T) between the classes, columns of positive mass; None: no cost relates them
+    prior: Callable[[Tensor], Tensor] | None = None  # alpha log q, (B, D) -> (B, T); None: there is no prior
+
+
 class HeadFit(NamedTuple):
     """The outcome of a fit."""
 
-    classifier: nn.Module  # (B, D) -> logits (B, T)
+    classifier: nn.Module  # (B, D) -> logits (B, T), without the prior
     chosen: dict[str, float]  # what was chosen and how well it does, for result.json
 
 
+@dataclass(frozen=True)
 class Head(ABC):
     """A way to form the target classifier once the network is trained.
 
     A subclass is one file here, or in your own code, and one YAML file in ``conf/head``.
 
     Attributes:
+        prior: alpha >= 0, the weight of the transported prior log q(x) in the target logits
+            (:mod:`jtln.transport.prior`); 0 leaves it out; "auto" chooses it on labelled images that are left out.
+
+    Class attributes:
         name: what results are filed under.
-        uses_cost: whether it reads the plan between the classes.
+        reads_plan: whether it reads the plan between the classes.
+        reads_source: whether it reads source images.
         replaces: whether :meth:`fit` takes the place of the linear head that was trained.
+
+    Raises:
+        UserError: ``prior`` is none of these.
     """
 
-    name: str
-    uses_cost: bool = False
-    replaces: bool = True
+    prior: float | str = 0.0
+
+    name = ""
+    reads_plan = False
+    reads_source = False
+    replaces = True
+
+    def __post_init__(self) -> None:
+        if self.prior != AUTO and not (isinstance(self.prior, int | float) and 0 <= self.prior < float("inf")):
+            raise UserError(f"expected a number prior >= 0, or auto, but got {self.prior!r}")
+
+    @property
+    def uses_cost(self) -> bool:
+        """Whether the head reads the cost between the classes."""
+        return self.reads_plan or self.prior != 0
 
     @abstractmethod
     def classifier(self, dim: int, classes: int) -> nn.Module:
         """Return an empty classifier (B, dim) -> (B, classes), whose state dict a checkpoint fills."""
 
     @abstractmethod
-    def fit(self, trained: nn.Linear, features: FeatureSource, plan: Tensor | None, sizes: tuple[int, int]) -> HeadFit:
+    def fit(self, trained: nn.Linear, given: HeadInputs) -> HeadFit:
         """Form the classifier; in several processes each of them calls this and gets the same.
 
         Args:
             trained: the linear head after training, D -> T.
-            features: of the trained trunk.
-            plan: (S, T) between the classes, columns of positive mass; None where no cost relates them.
-            sizes: S and T.
+            given: the features, and what is known of the classes.
         """
 
     def settings(self) -> dict[str, Any]:
         """Return the constructor's arguments, by which a checkpoint makes the head again."""
-        return dict(vars(self))
+        return asdict(self)

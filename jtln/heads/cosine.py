@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
 
 from jtln.distributed import accumulation_dtype, class_sums
-from jtln.heads.base import FeatureSource, Head, HeadFit
+from jtln.errors import UserError
+from jtln.heads.base import Head, HeadFit, HeadInputs
 from jtln.temperature import fit_temperature
 
 
@@ -31,24 +34,53 @@ class CosineClassifier(nn.Module):
         return linear(normalize(features), self.weight) / self.temperature
 
 
+@dataclass(frozen=True)
 class Cosine(Head):
     """Nearest class mean by the cosine, the means taken of the labelled images' normalised features.
 
-    The temperature is that at which the validation images' labels are most likely; it changes no prediction, only how
-    sure it is.
+    The temperature is that at which labels of images outside the means are most likely: of the validation images;
+    without any, of labelled images that are left out of their class's mean, where each class has two or more; else
+    ``temperature``.
+
+    Attributes:
+        temperature: > 0, for one labelled image a class and no validation image.
+
+    Raises:
+        UserError: a number is out of range.
     """
 
+    temperature: float = 0.07
+
     name = "cosine"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (isinstance(self.temperature, int | float) and 0 < self.temperature < float("inf")):
+            raise UserError(f"expected a number temperature > 0, but got {self.temperature!r}")
 
     def classifier(self, dim: int, classes: int) -> CosineClassifier:
         return CosineClassifier(dim, classes)
 
     @torch.no_grad()
-    def fit(self, trained: nn.Linear, features: FeatureSource, plan: Tensor | None, sizes: tuple[int, int]) -> HeadFit:
+    def fit(self, trained: nn.Linear, given: HeadInputs) -> HeadFit:
         head = self.classifier(trained.in_features, trained.out_features).to(trained.weight.device)
-        sums, _ = class_sums(((normalize(rows), labels) for rows, labels in features.of("target")), sizes[1])
+        features, classes = given.features, given.sizes[1]
+        sums, counts = class_sums(((normalize(rows), labels) for rows, labels in features.of("target")), classes)
         head.weight.copy_(normalize(sums))
-        logits = ((head(rows), labels) for rows, labels in features.of("target", "val"))
-        fit = fit_temperature([(each.to(accumulation_dtype(each)), labels) for each, labels in logits])
+        held_out = [(head(rows), labels) for rows, labels in features.of("target", "val")]
+        if not held_out and bool((counts >= 2).all()):
+            held_out = [_left_out(normalize(rows), labels, sums) for rows, labels in features.of("target")]
+        if not held_out:
+            head.temperature.fill_(self.temperature)
+            return HeadFit(head, {"temperature": self.temperature})
+        fit = fit_temperature([(each.to(accumulation_dtype(each)), labels) for each, labels in held_out])
         head.temperature.fill_(fit.temperature)
         return HeadFit(head, {"temperature": fit.temperature, "nll": fit.nll})
+
+
+def _left_out(rows: Tensor, labels: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the cosines (B, T) of labelled images with the class means that leave each image itself out."""
+    cosines = linear(rows, normalize(sums))
+    own = normalize(sums[labels] - rows)
+    cosines[torch.arange(len(rows)), labels] = (rows * own).sum(1)
+    return cosines, labels

@@ -31,7 +31,7 @@ from torch.nn.functional import one_hot
 
 from jtln.distributed import Batch, all_reduce_sum, class_sums
 from jtln.errors import UserError
-from jtln.heads.base import FeatureSource, Head, HeadFit
+from jtln.heads.base import Head, HeadFit, HeadInputs
 from jtln.temperature import TemperatureFit, fit_temperature
 
 TRANSPORT_COUNTS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # candidates for k
@@ -65,13 +65,15 @@ class Discriminant(Head):
     """
 
     name = "discriminant"
-    uses_cost = True
+    reads_plan = True
+    reads_source = True
 
     shrinkage: float = 0.7
     mixed_from: float = 10
     source_images: int = 5000
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 1e-6 <= self.shrinkage <= 1:
             raise UserError(f"expected shrinkage in [1e-6, 1], but got {self.shrinkage}")
         if not self.mixed_from >= 0:
@@ -83,26 +85,27 @@ class Discriminant(Head):
         return nn.Linear(dim, classes)
 
     @torch.no_grad()
-    def fit(self, trained: nn.Linear, features: FeatureSource, plan: Tensor | None, sizes: tuple[int, int]) -> HeadFit:
+    def fit(self, trained: nn.Linear, given: HeadInputs) -> HeadFit:
         """Form the discriminant; it is linear in the features.
 
         Raises:
             UserError: there is no source image, or features of the source, the target or its validation images are not
                 finite.
         """
+        features, plan, sizes = given.features, given.plan, given.sizes
         source, labelled = features.of("source", at_most=self.source_images), features.of("target")
         validation = features.of("target", "val")
         classes = _classes(source, sizes[0], self.shrinkage)
         sums, counts = (_wide(each) for each in class_sums(labelled, sizes[1]))
         seen = counts[:, None] > 0
-        given = torch.where(seen, sums / counts.clamp_min(1)[:, None] - classes.centre, 0.0)  # (T, D)
-        moved = (given.sum(0) / seen.sum().clamp_min(1)).expand_as(given)  # to the labelled images' own middle
-        known = torch.zeros_like(given)
+        shifts = torch.where(seen, sums / counts.clamp_min(1)[:, None] - classes.centre, 0.0)  # (T, D)
+        moved = (shifts.sum(0) / seen.sum().clamp_min(1)).expand_as(shifts)  # to the labelled images' own middle
+        known = torch.zeros_like(shifts)
         if plan is not None:
             shares = _wide(plan) / _wide(plan).sum(0)
             known = shares.t() @ (classes.means - classes.centre)
         says = bool(known.abs().max() > 1e-6 * classes.means.std())  # a constant cost transports m to every class
-        parts = torch.stack([given, known, moved])  # (3, T, D), from m on
+        parts = torch.stack([shifts, known, moved])  # (3, T, D), from m on
         directions = torch.cholesky_solve(parts.flatten(0, 1).t(), classes.factor).t().view_as(parts)
         products = torch.einsum("atd,btd->abt", parts, directions)
 

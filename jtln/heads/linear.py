@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from dataclasses import dataclass
 
-from jtln.heads.base import FeatureSource, Head, HeadFit
+from torch import nn
+
+from jtln.heads.base import Head, HeadFit, HeadInputs
 
 
+@dataclass(frozen=True)
 class Linear(Head):
-    """The head that the objective trains, in place."""
+    """The head that the objective trains, in place; with a prior, the losses see the prediction that includes it."""
 
     name = "linear"
     replaces = False
@@ -16,5 +19,5 @@ class Linear(Head):
     def classifier(self, dim: int, classes: int) -> nn.Linear:
         return nn.Linear(dim, classes)
 
-    def fit(self, trained: nn.Linear, features: FeatureSource, plan: Tensor | None, sizes: tuple[int, int]) -> HeadFit:
+    def fit(self, trained: nn.Linear, given: HeadInputs) -> HeadFit:
         return HeadFit(trained, {})

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from jtln.data.files import BadImage, Reader
 from jtln.data.pairs import PairSpec
 from jtln.data.transforms import ToFloat, Views
+from jtln.transport import TransportedPrior
 from jtln.trunks.base import Trunk
 
 KEY = "model"  # of a checkpoint's hyper-parameters: what it says about its network
@@ -59,6 +60,24 @@ class Description:
             views,
             white,
         )
+
+
+class Informed(nn.Module):
+    """A target head with the transported prior: features (B, D) -> logits (B, T).
+
+    Args:
+        classifier: D -> T.
+        source_head: D -> S.
+        prior: alpha log q.
+    """
+
+    def __init__(self, classifier: nn.Module, source_head: nn.Linear, prior: TransportedPrior) -> None:
+        super().__init__()
+        self.classifier, self.source_head, self.prior = classifier, source_head, prior
+
+    def forward(self, features: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(features) + self.prior(self.source_head(features))
+        return logits
 
 
 class Classifier(nn.Module):

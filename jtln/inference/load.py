@@ -14,9 +14,10 @@ from torch import nn
 from jtln.data.files import Reader
 from jtln.data.transforms import Views
 from jtln.errors import UserError, unknown
-from jtln.heads import Cosine, Discriminant, Head, Linear
-from jtln.inference.classifier import KEY, Classifier, Description
+from jtln.heads import Cosine, Discriminant, Head, Linear, Logistic
+from jtln.inference.classifier import KEY, Classifier, Description, Informed
 from jtln.module import not_finite
+from jtln.transport import TransportedPrior
 from jtln.trunks import Trunk, alexnet, efficientnet_lite, from_timm, from_torchvision
 from jtln.trunks.weights import is_fetched
 
@@ -30,7 +31,7 @@ TRUNKS: dict[str, Callable[..., Trunk]] = {
 MODULE = "jtln.trunks.from_module"  # a network of the user's own, whose path it takes
 _HYDRAS = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")  # keys that are no arguments
 HEADS: dict[str, Callable[..., Head]] = {
-    f"{kind.__module__}.{kind.__qualname__}": kind for kind in (Linear, Cosine, Discriminant)
+    f"{kind.__module__}.{kind.__qualname__}": kind for kind in (Linear, Cosine, Discriminant, Logistic)
 }
 
 
@@ -72,7 +73,8 @@ def load(run: str | Path, head: str = "target", views: str | None = None, trust:
     make_head = None if fitted is None else _trusted(fitted["kind"], HEADS, "head", path, trust, fitted["settings"])
     classes = getattr(said, head)
     try:
-        settings.pop("freeze", None)
+        for key in ("freeze", "views"):
+            settings.pop(key, None)
         if kind in (*TRUNKS, MODULE):  # the weights are in the checkpoint, and need not be fetched
             settings["weights"] = "none"
         trunk = make_trunk(image_size=said.image_size, **settings)
@@ -85,6 +87,8 @@ def load(run: str | Path, head: str = "target", views: str | None = None, trust:
         if make_head is not None and fitted is not None:
             classifier, weights = make_head(**fitted["settings"]).classifier(trunk.dim, len(classes)), fitted["state"]
         classifier.load_state_dict(weights)
+        if head == "target" and "prior.rows" in state:
+            classifier = Informed(classifier, *_prior(state))
     except Exception as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise UserError(
@@ -93,6 +97,15 @@ def load(run: str | Path, head: str = "target", views: str | None = None, trust:
         ) from error
     reader = Reader(said.stored_size, said.fit, said.channels, said.white)
     return Classifier(trunk, classifier, classes, reader, Views(views or said.views, said.image_size))
+
+
+def _prior(state: dict[str, torch.Tensor]) -> tuple[nn.Linear, TransportedPrior]:
+    """Return the source head and the prior that a checkpoint's target head reads."""
+    weight, rows = state["source_head.weight"], state["prior.rows"]
+    source_head, prior = nn.Linear(weight.shape[1], weight.shape[0]), TransportedPrior(rows)
+    source_head.load_state_dict({"weight": weight, "bias": state["source_head.bias"]})
+    prior.load_state_dict({name: state[f"prior.{name}"] for name in ("rows", "alpha", "temperature")})
+    return source_head, prior
 
 
 def _trusted(

@@ -43,10 +43,12 @@ class Penalty(nn.Module):
 
     Attributes:
         needs_source_head: whether it reads and trains the pre-trained source head, on target images.
+        needs_trunk: whether it does nothing where the trunk stays as it is.
         replaces_weight_decay: whether the optimizer is to decay no weight, because the penalty says where to.
     """
 
     needs_source_head: bool = False
+    needs_trunk: bool = False
     replaces_weight_decay: bool = False
 
     def setup(self, network: Network) -> None:

@@ -25,6 +25,8 @@ class BSS(Penalty):
         k: >= 1, how many singular values; at most min(B, D).
     """
 
+    needs_trunk = True
+
     def __init__(self, eta: float = 0.001, k: int = 1) -> None:
         super().__init__()
         check_weights(eta=eta)

@@ -38,6 +38,7 @@ class DELTA(Penalty):
             four batches of 32. Each channel of each layer takes a pass of these images through what follows it.
     """
 
+    needs_trunk = True
     replaces_weight_decay = True
 
     def __init__(

@@ -28,6 +28,7 @@ class L2SP(Penalty):
             weights alone (mode 1); their mode 101 and thuml's Transfer-Learning-Library hold everything.
     """
 
+    needs_trunk = True
     replaces_weight_decay = True
 
     def __init__(self, alpha: float = 0.01, beta: float = 0.01, biases: bool = False) -> None:

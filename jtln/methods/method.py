@@ -62,6 +62,11 @@ class Method:
         return self.lambda_ot > 0 or self.lambda_label > 0
 
     @property
+    def has_terms(self) -> bool:
+        """Whether there is a term, and so something to train."""
+        return bool(self.lambda_target or self.lambda_source or self.uses_transport or self.penalty is not None)
+
+    @property
     def keeps_source(self) -> bool:
         """Whether a term teaches the source head what the source's labels are."""
         return self.lambda_source > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +11,17 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
 
-from jtln.costs import Cost, SourceHead
+from jtln.costs import Cost, SourceHead, is_constant
 from jtln.costs.calibration import Calibration, calibrate
 from jtln.data.features import Features
 from jtln.data.pairs import Pair
+from jtln.heads import AUTO, Head
+from jtln.heads.logistic import at_length, choose_alpha, labelled
 from jtln.methods import Method
 from jtln.module import JTLN
-from jtln.transport import TransportLoss, TransportSettings
+from jtln.transport import TransportedPrior, TransportLoss, TransportSettings, relation
+
+DEFAULT_ALPHA = 0.5  # weight of the prior where one label a class cannot choose it
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,63 @@ def read_cost(
     logits = ((_logits(source_head, rows), labels) for rows, labels in features.of("target"))
     used, calibration = calibrate(given.to(features.device), settings.epsilon, logits)
     return RunCost(given, used.cpu(), calibration)
+
+
+@dataclass(frozen=True)
+class RunPrior:
+    """The transported prior of a run, and what chose its weight.
+
+    Attributes:
+        prior: alpha log q(x).
+        nll: mean negative log-likelihood of the labelled images under q, in nats.
+        chance: that of a uniform guess, log T.
+        folds: with ``head.prior=auto``, the mean negative log-likelihood of labelled images that are left out, at each
+            alpha; empty where alpha was given, or a class has one label only.
+    """
+
+    prior: TransportedPrior
+    nll: float
+    chance: float
+    folds: dict[float, float]
+
+    def described(self) -> dict[str, Any]:
+        """Return what ``result.json`` holds of it."""
+        folds = {f"{alpha:g}": nll for alpha, nll in self.folds.items()}
+        return {"alpha": float(self.prior.alpha), "nll": self.nll, "chance": self.chance, "folds": folds}
+
+
+@torch.no_grad()
+def read_prior(
+    head: Head,
+    cost: RunCost,
+    features: Features,
+    source_head: nn.Linear,
+    settings: TransportSettings,
+    learns: bool,
+) -> RunPrior:
+    """Form the prior under the cost in use, and choose its weight where the head asks for that.
+
+    With ``prior="auto"`` labelled images that are left out choose alpha. Where a class has one label, alpha is 0.5 if the
+    labelled images are likelier under q than by chance, and 0 otherwise.
+
+    Args:
+        learns: whether the gradient reaches the source head through q.
+    """
+    rows = relation(cost.used.to(features.device), settings.epsilon, settings.rows)
+    prior = TransportedPrior(rows, DEFAULT_ALPHA, learns=learns).to(features.device)
+    inputs, labels, log_q = labelled(features, lambda x: prior.log_q(source_head(x)))
+    assert log_q is not None
+    chance = math.log(rows.shape[1])
+    nll = float(-log_q.gather(1, labels[:, None]).mean())
+    folds: dict[float, float] = {}
+    if head.prior == AUTO:
+        length = at_length(inputs.double(), 5.0)
+        folds = {} if is_constant(cost.used) else choose_alpha(length, labels, log_q)
+        alpha = min(folds, key=lambda each: folds[each]) if folds else DEFAULT_ALPHA * float(nll < chance - 1e-6)
+    else:
+        alpha = float(head.prior)
+    prior.alpha.fill_(alpha)
+    return RunPrior(prior, nll, chance, folds)
 
 
 class FollowFeatures(Callback):

@@ -34,6 +34,7 @@ class Experiment:
         make_trunk: returns the network that both tasks share.
         dataset, cost_name: the names that results are filed under.
         trunk: the configuration that ``make_trunk`` goes by.
+        trunk_views: views of each training image whose features are computed, where the trunk is frozen.
         pretraining_depends: what the pre-trained trunk depends on beside the pair and ``pretraining``.
         cache: folder of what runs share; None keeps nothing.
         num_workers: processes that read images for each loader; None: as the data and the machine suggest.
@@ -61,6 +62,7 @@ class Experiment:
     pretraining: Pretraining | None = None
     pretraining_depends: dict[str, Any] = field(default_factory=dict)
     trunk: dict[str, Any] = field(default_factory=dict)
+    trunk_views: int = 1
     cache: Path | None = None
     num_workers: int | None = None
     test_views: str = "none"
@@ -83,19 +85,52 @@ class Experiment:
     def calibrates(self) -> bool:
         """Whether the labelled images calibrate the cost: not one that is read off them, nor without a source head."""
         fixed = self.uses_cost and self.cost.updates == "never"
-        return fixed and self.transport.calibrate and self.pretraining is not None
+        return fixed and self.transport.calibrate and self.source_head_trained
+
+    @property
+    def source_head_trained(self) -> bool:
+        """Whether the source head is trained before the run: here, or by those who published the weights."""
+        return self.pretraining is not None or self.spec.classifier_rows is not None
+
+    @property
+    def computes_features(self) -> bool:
+        """Whether the trunk stays as it is, so that its features are computed once."""
+        return bool(self.trunk.get("freeze")) or not self.method.has_terms
 
     def __post_init__(self) -> None:
-        check_fit(self.method, self.head, self.cost, self.cost_name, self.pretraining is not None)
+        pretrained, images = self.source_head_trained, self.spec.has_source_images
+        check_fit(self.method, self.head, self.cost, self.cost_name, pretrained, images, bool(self.trunk.get("freeze")))
+        if self.pretraining is not None and not images:
+            raise UserError("expected source images for pretrain=source, but the source has none: give pretrain=none")
 
 
-def check_fit(method: Method, head: Head, cost: Cost, cost_name: str, pretrained: bool) -> None:
-    """Raise a UserError where method, head and cost do not fit, or read a source head that nothing has trained.
+def check_fit(
+    method: Method,
+    head: Head,
+    cost: Cost,
+    cost_name: str,
+    pretrained: bool,
+    source_images: bool = True,
+    frozen: bool = False,
+) -> None:
+    """Raise a UserError where method, head and cost do not fit, or read what is not there.
 
     Args:
         cost_name: what the user calls it.
-        pretrained: whether the trunk and the source head learn the source set first.
+        pretrained: whether the source head is trained before the run starts.
+        source_images: whether the source has images.
+        frozen: whether the trunk stays as it is.
     """
+    if not method.has_terms and not head.replaces:
+        raise UserError(
+            f"expected a term for head={head.name}, which training forms, but method={method.name} has none: give "
+            "head=logistic"
+        )
+    if frozen and method.penalty is not None and method.penalty.needs_trunk:
+        raise UserError(
+            f"expected a trunk that is trained for method={method.name}, but got trunk.freeze=true, under which the "
+            "method does nothing: leave it out"
+        )
     uses_cost = method.uses_transport or head.uses_cost
     reads_both = method.uses_transport and (method.lambda_source > 0 or method.ot_images == "both")
     reads_both |= method.lambda_ot > 0 and method.ot_images == "source"
@@ -105,7 +140,20 @@ def check_fit(method: Method, head: Head, cost: Cost, cost_name: str, pretrained
             f"update=ema of cost={cost_name} with method={method.name}: give cost.update=once"
         )
     without_source = not method.keeps_source
+    images = {
+        f"head={head.name}": head.reads_source,
+        f"cost={cost_name}": uses_cost and cost.reads_source,
+        f"method={method.name} (lambda_source)": method.lambda_source > 0,
+        f"method={method.name} (ot_images={method.ot_images})": method.lambda_ot > 0 and method.ot_images != "target",
+    }
+    for reader, reads in images.items():
+        if reads and not source_images:
+            raise UserError(
+                f"expected source images for {reader}, but a published classifier has none: choose another, or a "
+                "source with images (dataset/source=imagenet)"
+            )
     readers = {
+        f"head={head.name} with a prior": head.prior != 0,
         f"method={method.name}": method.penalty is not None and method.penalty.needs_source_head,
         "method.lambda_ot without lambda_source": method.lambda_ot > 0 and without_source,
         "method.lambda_label without lambda_source": method.lambda_label > 0 and without_source,

@@ -91,7 +91,7 @@ def log_training(
     else:
         sizes = f"{len(pair.source.classes)} x {len(pair.target.classes)}"
         log("cost", f"{experiment.cost_name}, {sizes}, {_sharpness(cost.calibration, experiment.transport.epsilon)}")
-    terms = ["CE(target)"]
+    terms = ["CE(target)"] if method.lambda_target else []
     if method.lambda_source:
         terms.append(f"{method.lambda_source:g} CE(source)")
     if method.lambda_ot:
@@ -102,7 +102,7 @@ def log_training(
         terms.append(f"{method.lambda_label:g} OT(target images to their labels)")
     if method.penalty is not None:
         terms.append(f"{type(method.penalty).__name__}({method.penalty.extra_repr()})")
-    log("method", f"{method.name}: " + " + ".join(terms))
+    log("method", f"{method.name}: " + (" + ".join(terms) or "no term: nothing is trained before the head"))
     log(
         "head", f"{experiment.head.name}, {'formed after training' if experiment.head.replaces else 'trained in place'}"
     )
@@ -146,8 +146,10 @@ def show_result(result: dict[str, Any], messages: Sequence[str], folder: Path) -
     rows = []
     for head in ("target", "source"):
         val, test = result[head]["val"], result[head]["test"]
-        figures = (val["accuracy"], test["accuracy"], test["mean_class_accuracy"])
-        rows.append([head, *(f"{100 * figure:.1f}" for figure in figures), str(test["n"])])
+        if test is not None:
+            figures = (val and val["accuracy"], test["accuracy"], test["mean_class_accuracy"])
+            shown = ["-" if figure is None else f"{100 * figure:.1f}" for figure in figures]
+            rows.append([head, *shown, str(test["n"])])
     print()
     show(f"{result['method']}, head {result['head']}, on {result['dataset']}", columns, rows)
     for message in messages:

@@ -22,12 +22,13 @@ from jtln.data.pairs import Pair, PairSpec
 from jtln.data.synthetic import synthetic_pair
 from jtln.data.transforms import Augment
 from jtln.errors import UserError
-from jtln.heads import Head, HeadFit
+from jtln.heads import Head, HeadFit, HeadInputs
 from jtln.inference.classifier import KEY, Description
 from jtln.module import JTLN
 from jtln.storage import save_torch
-from jtln.training.class_costs import FollowFeatures, RunCost, read_cost
+from jtln.training.class_costs import FollowFeatures, RunCost, read_cost, read_prior
 from jtln.training.experiment import Experiment
+from jtln.training.frozen import ComputedFeatures, feature_data
 from jtln.training.log import log, log_data, log_training
 from jtln.training.pretraining import Pretrained, pretrain
 from jtln.training.run_folder import (
@@ -40,8 +41,19 @@ from jtln.training.run_folder import (
     write_split,
 )
 from jtln.training.target_only import Curve, ValidationCurve, compare_target_only
-from jtln.training.trainer import Budget, csv_logger, evaluate, fit, fit_best, make_trainer, pair_data, steps_done
+from jtln.training.trainer import (
+    Budget,
+    csv_logger,
+    evaluate,
+    fit,
+    fit_best,
+    keep_untrained,
+    make_trainer,
+    pair_data,
+    steps_done,
+)
 from jtln.transport import class_plan
+from jtln.trunks import Trunk
 
 
 def run(experiment: Experiment) -> dict[str, Any]:
@@ -77,23 +89,47 @@ def run(experiment: Experiment) -> dict[str, Any]:
         callbacks.append(follow)
 
     pl.seed_everything(experiment.seed, verbose=False)
-    trunk = experiment.make_trunk()
+    network = trunk = experiment.make_trunk()
     source_head = nn.Linear(trunk.dim, len(pair.source.classes))
     if pretrained is not None:
         pretrained.load_into(trunk, source_head)
+    else:
+        take_published(source_head, trunk, experiment.spec)
     data = _data(experiment, pair, trunk)
 
     if experiment.resume:
         log("resumed", f"after {done} steps" if checkpoint else "from the start: there is no checkpoint yet")
     loggers = [csv_logger(experiment.folder, keep_steps=done), *experiment.loggers]
-    trainer = make_trainer(experiment.trainer, experiment.budget, experiment.folder, loggers, callbacks)
+    trainer = make_trainer(
+        experiment.trainer,
+        experiment.budget,
+        experiment.folder,
+        loggers,
+        callbacks,
+        validates=bool(len(pair.target.val)),
+    )
 
     device = trainer.strategy.root_device
-    features = Features(trunk.to(device), data, device)
-    cost = None
+    trunk.to(device)
+    if experiment.computes_features:
+        data = feature_data(
+            data,
+            trunk,
+            device,
+            cache=experiment.cache,
+            views=experiment.trunk_views,
+            precision=str(experiment.trainer.options.get("precision")),
+            context=trainer.precision_plugin.forward_context,
+        )
+        trunk = ComputedFeatures(network)
+    features = Features(trunk, data, device)
+    cost = prior = None
     if experiment.uses_cost:
         settings = experiment.transport
         cost = read_cost(experiment.cost, pair, features, source_head.to(device), settings, experiment.calibrates)
+        if experiment.head.prior != 0:
+            learns = experiment.method.keeps_source
+            prior = read_prior(experiment.head, cost, features, source_head, settings, learns)
     if follow is not None and cost is not None:
         follow.matrix = cost.used
     module = JTLN(
@@ -104,6 +140,7 @@ def run(experiment: Experiment) -> dict[str, Any]:
         None if cost is None else cost.loss(experiment.method, experiment.transport),
         experiment.optimization,
         source_head,
+        None if prior is None else prior.prior,
     )
     described = Description.of(experiment.spec, experiment.trunk, experiment.test_views, pair.white)
     module.hparams[KEY] = asdict(described)
@@ -111,18 +148,18 @@ def run(experiment: Experiment) -> dict[str, Any]:
     _check_batch_norms(module, data, trainer.world_size)
     log_training(experiment, pair, module, cost, pretrained, data.passes(experiment.budget.steps))
 
-    fitted = fit_best(trainer, module, data, checkpoint)
+    fitted = fit_best(trainer, module, data, checkpoint) if module.terms else keep_untrained(trainer, module)
     matrix = _matrix_in_use(module, follow, cost)
     head_fit = form_head(experiment.head, module, features, matrix, experiment.transport.epsilon)
-    if trainer.is_global_zero and experiment.head.replaces:
-        _keep_head(fitted.best, experiment.head, module.target_head)
+    if trainer.is_global_zero:
+        _complete(fitted.best, experiment.head, module, None if trunk is network else network)
     metrics = evaluate(trainer, module, data)
 
-    result = describe(experiment, trunk.name, trainer, metrics, fitted, cost, pretrained, head_fit)
+    result = describe(experiment, trunk.name, trainer, metrics, fitted, cost, pretrained, head_fit, prior)
     if compared is not None:
         result["target_only"] = asdict(compared.result())
     if trainer.is_global_zero:
-        plan = mean_plan(module, pair, data.transform_eval) if experiment.method.lambda_ot > 0 else None
+        plan = mean_plan(module, data.pair, data.transform_eval) if experiment.method.lambda_ot > 0 else None
         shown = matrix if follow is not None or cost is None else cost.given
         write_results(experiment, pair, module, result, shown, plan, time.perf_counter() - started)
         for logger in experiment.loggers:
@@ -151,21 +188,57 @@ def form_head(head: Head, module: JTLN, features: Features, cost: Tensor | None,
         return None
     module.to(features.device)
     plan = None
-    if head.uses_cost and cost is not None:
+    if head.reads_plan and cost is not None:
         plan = class_plan(cost.to(features.device), epsilon)
     trained = module.target_head
     assert isinstance(trained, nn.Linear)
-    found = head.fit(trained, features, plan, (module.source_head.out_features, trained.out_features))
+    sizes = module.source_head.out_features, trained.out_features
+    found = head.fit(trained, HeadInputs(features, sizes, plan, module.log_prior))
     module.target_head = found.classifier.to(features.device)
     return found
 
 
-def _keep_head(path: Path, head: Head, classifier: nn.Module) -> None:
-    """Add the classifier to the chosen checkpoint, whose own weights stay as they were trained."""
+def take_published(source_head: nn.Linear, trunk: Trunk, spec: PairSpec) -> bool:
+    """Start the source head from the classifier that the trunk's weights came with, and return whether there was one.
+
+    Raises:
+        UserError: the source has no images, and there is no such classifier, or one of another number of classes.
+    """
+    rows = spec.classifier_rows
+    published = trunk.published
+    if rows is not None and published is not None and len(published.bias) > max(rows):
+        if spec.has_source_images or len(published.bias) == spec.classifier_size:
+            with torch.no_grad():
+                chosen = torch.tensor(rows)
+                source_head.weight.copy_(published.weight[chosen] / spec.classifier_temperature)
+                source_head.bias.copy_(published.bias[chosen] / spec.classifier_temperature)
+            return True
+    if not spec.has_source_images:
+        got = "none" if published is None else f"one of {len(published.bias)} classes"
+        raise UserError(
+            f"expected a classifier of {spec.classifier_size} classes in the weights of {trunk.name} for "
+            f"dataset/source=classifier, but got {got}: choose weights with their classifier, or its list of classes "
+            "with dataset.source.labels"
+        )
+    return False
+
+
+def _complete(path: Path, head: Head, module: JTLN, trunk: Trunk | None) -> None:
+    """Add the head that was formed to the chosen checkpoint, whose own weights stay as they were trained.
+
+    Args:
+        trunk: the network whose features were computed ahead, which is added as well; None: the checkpoint has it.
+    """
+    if not head.replaces and trunk is None:
+        return
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    kind = f"{type(head).__module__}.{type(head).__qualname__}"
-    state = {name: value.detach().cpu() for name, value in classifier.state_dict().items()}
-    checkpoint["head"] = {"kind": kind, "settings": head.settings(), "state": state}
+    if head.replaces:
+        kind = f"{type(head).__module__}.{type(head).__qualname__}"
+        state = {name: value.detach().cpu() for name, value in module.target_head.state_dict().items()}
+        checkpoint["head"] = {"kind": kind, "settings": head.settings(), "state": state}
+    if trunk is not None:
+        state = {f"trunk.{name}": value.detach().cpu() for name, value in trunk.state_dict().items()}
+        checkpoint["state_dict"] = {**checkpoint["state_dict"], **state}
     save_torch(checkpoint, path)
 
 
@@ -269,6 +342,6 @@ def _fitting(budget: Budget, pair: Pair) -> Budget:
     """A batch never holds an image twice: a task with fewer images than a batch gives all of them each step."""
     return replace(
         budget,
-        source_batch_size=min(budget.source_batch_size, len(pair.source.train)),
+        source_batch_size=max(1, min(budget.source_batch_size, len(pair.source.train))),
         target_batch_size=min(budget.target_batch_size, len(pair.target.train)),
     )

@@ -27,12 +27,12 @@ from jtln.module import JTLN
 from jtln.reporting import plots
 from jtln.reporting.run_page import strongest_transports, transport_sentences, write_report
 from jtln.storage import clear_leftovers, write_text
-from jtln.training.class_costs import RunCost
+from jtln.training.class_costs import RunCost, RunPrior
 from jtln.training.experiment import Experiment
 from jtln.training.log import calibration_message, head_message, show_result
 from jtln.training.pretraining import Pretrained
 from jtln.training.provenance import git_commit, hardware, versions
-from jtln.training.trainer import Fitted
+from jtln.training.trainer import Fitted, Metrics
 from jtln.transport.plans import plan_summary
 
 
@@ -129,6 +129,7 @@ def mean_plan(module: JTLN, pair: Pair, transform: Callable[[Tensor], Tensor], b
     plan, entropy, count = torch.zeros_like(module.transport.cost), 0.0, 0
     for side in ("source", "target"):
         images = getattr(pair, side).val
+        images = images if len(images) else getattr(pair, side).train
         if side not in IMAGES[module.method.ot_images]:
             continue
         for start in range(0, len(images), batch):
@@ -146,11 +147,12 @@ def describe(
     experiment: Experiment,
     trunk_name: str,
     trainer: pl.Trainer,
-    metrics: dict[str, Any],
+    metrics: Metrics,
     fitted: Fitted,
     cost: RunCost | None,
     pretrained: Pretrained | None,
     head_fit: HeadFit | None,
+    prior: RunPrior | None = None,
 ) -> dict[str, Any]:
     """Return what ``result.json`` holds, but for what the plots are made of."""
     method = experiment.method
@@ -180,6 +182,7 @@ def describe(
         if experiment.uses_cost
         else None,
         "calibration": None if cost is None or cost.calibration is None else _finite(cost.calibration._asdict()),
+        "prior": None if prior is None else prior.described(),
         "head_fit": None if head_fit is None else {name: round(value, 6) for name, value in head_fit.chosen.items()},
         "target_only": None,
         "trunk": {
@@ -254,7 +257,7 @@ def log_summary(logger: Logger, result: dict[str, Any], folder: Path) -> None:
     run: Any = logger.experiment  # type: ignore[attr-defined]
     for head in ("target", "source"):
         for split in ("val", "test"):
-            for key, value in result[head][split].items():
+            for key, value in (result[head][split] or {}).items():
                 run.summary[f"best/{split}/{head}/{key}"] = value
     import wandb
 

@@ -30,6 +30,7 @@ from jtln.storage import save_torch
 from jtln.training.callbacks import CheckFinite, Progress, SeedEpochs, TransportDiagnostics
 from jtln.trunks.base import Trunk
 
+Metrics = dict[str, dict[str, dict[str, float] | None]]  # head -> split -> metric
 _BUDGET = "set epochs and steps_per_epoch, and pretrain.epochs and pretrain.steps_per_epoch"
 REFUSED = {  # options of pl.Trainer that a run sets itself, for its phases differ in them
     "fast_dev_run": "debug=smoke runs a step or two of everything on synthetic images",
@@ -145,8 +146,13 @@ def make_trainer(
     description: str = "training",
     keep_checkpoints: bool = True,
     hidden: tuple[str, ...] = (),
+    validates: bool = True,
 ) -> pl.Trainer:
-    """A Trainer that keeps the checkpoint with the best target validation accuracy, and the last one."""
+    """A Trainer that keeps the checkpoint with the best target validation accuracy, and the last one.
+
+    Args:
+        validates: whether there are validation images; without any, the weights of the last epoch are the best.
+    """
     _quiet_lightning()
     extra: list[Callback] = [
         SeedEpochs(),
@@ -155,7 +161,7 @@ def make_trainer(
         *([Progress(description, hidden)] if settings.progress_bar else []),
     ]
     if keep_checkpoints:
-        extra.extend(best_and_last(folder))
+        extra.extend(best_and_last(folder, validates))
     options: dict[str, Any] = {
         "log_every_n_steps": max(1, min(10, budget.steps_per_epoch)),
         **settings.options,
@@ -195,7 +201,7 @@ def listed(value: Any) -> list[Any]:
     return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
 
 
-def best_and_last(folder: Path) -> list[ModelCheckpoint]:
+def best_and_last(folder: Path, validates: bool = True) -> list[ModelCheckpoint]:
     """``best.ckpt`` has the weights alone; ``last.ckpt`` all that it takes to go on.
 
     Two callbacks, the best one first: Lightning's ``save_last`` writes the last one only where it is the best as well.
@@ -204,9 +210,10 @@ def best_and_last(folder: Path) -> list[ModelCheckpoint]:
     best = _Movable(
         folder,
         filename="best",
-        monitor="val/target/selection",
+        monitor="val/target/selection" if validates else None,
         mode="max",
         save_weights_only=True,
+        save_on_train_epoch_end=None if validates else True,
         enable_version_counter=False,
     )
     return [best, _Movable(folder, filename="last", enable_version_counter=False)]
@@ -268,29 +275,35 @@ def fit_best(trainer: pl.Trainer, module: JTLN, data: PairData, checkpoint: Path
     return Fitted(seconds, images / max(seconds, 1e-9), path, int(best["epoch"]))
 
 
-def evaluate(trainer: pl.Trainer, module: JTLN, data: PairData) -> dict[str, dict[str, dict[str, float]]]:
-    """Measure the module on validation and test images: head -> split -> metric."""
+def keep_untrained(trainer: pl.Trainer, module: JTLN) -> Fitted:
+    """Write the checkpoint of a run whose objective has no term: there is nothing to train before the head."""
+    trainer.strategy.connect(module)
+    path = Path(trainer.checkpoint_callback.dirpath or "", "best.ckpt")  # type: ignore[union-attr]
+    trainer.save_checkpoint(path, weights_only=True)
+    return Fitted(0.0, 0.0, path, 0)
+
+
+def evaluate(trainer: pl.Trainer, module: JTLN, data: PairData) -> Metrics:
+    """Measure the module on validation and test images; where a task has none of a part, there is None."""
     values: dict[str, Any] = {}
     # Only the test is logged: the curves hold the chosen checkpoint's validation already, at its own step, as trained.
-    for measure, loggers in ((trainer.validate, []), (trainer.test, trainer.loggers)):
+    measures: list[tuple[Any, Any]] = [(trainer.validate, [])] if len(data.pair.target.val) else []
+    for measure, loggers in [*measures, (trainer.test, trainer.loggers)]:
         trainer.loggers = loggers
         with _interruptible(trainer):
             for part in measure(module, datamodule=data, verbose=False):
                 values.update(part)
-    return {
-        head: {
-            split: {
-                **{
-                    key.rpartition("/")[2]: float(value)
-                    for key, value in values.items()
-                    if key.startswith(f"{split}/{head}/") and not key.endswith("/selection")
-                },
-                "n": len(getattr(getattr(data.pair, head), split)),
-            }
-            for split in ("val", "test")
+
+    def found(head: str, split: str) -> dict[str, float] | None:
+        images = len(getattr(getattr(data.pair, head), split))
+        metrics = {
+            key.rpartition("/")[2]: float(value)
+            for key, value in values.items()
+            if key.startswith(f"{split}/{head}/") and not key.endswith("/selection")
         }
-        for head in HEADS
-    }
+        return {**metrics, "n": images} if metrics else None
+
+    return {head: {split: found(head, split) for split in ("val", "test")} for head in HEADS}
 
 
 def steps_done(checkpoint: Path | None) -> int:

@@ -2,6 +2,7 @@
 
 from jtln.transport.loss import TransportLoss, TransportSettings, label_transport, soft_labels
 from jtln.transport.plans import PlanSummary, class_plan, plan_summary, transport_plan
+from jtln.transport.prior import TransportedPrior, relation
 from jtln.transport.sinkhorn import SinkhornResult, check_cost, check_epsilon, check_limits, sinkhorn
 
 __all__ = [
@@ -9,12 +10,14 @@ __all__ = [
     "SinkhornResult",
     "TransportLoss",
     "TransportSettings",
+    "TransportedPrior",
     "check_cost",
     "check_epsilon",
     "check_limits",
     "class_plan",
     "label_transport",
     "plan_summary",
+    "relation",
     "sinkhorn",
     "soft_labels",
     "transport_plan",

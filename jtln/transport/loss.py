@@ -13,6 +13,7 @@ from jtln.transport.plans import plan_summary
 from jtln.transport.sinkhorn import SinkhornResult, check_cost, check_epsilon, check_limits, sinkhorn
 
 GRADIENTS = ("both", "source", "target")
+ROWS = ("plan", "softmax")
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class TransportSettings:
 
     Attributes:
         epsilon: > 0, in the cost's units: how soft the plans under the cost are.
+        rows: what a source class's share of the target classes is in the prior: "plan", the rows of the balanced plan
+            between the classes, or "softmax", softmax(-C_i / epsilon).
         calibrate: whether the labelled images calibrate the cost first (:mod:`jtln.costs.calibration`).
         max_iterations: >= 1, of Sinkhorn.
         tolerance: >= 0, of Sinkhorn's marginal error.
@@ -33,9 +36,12 @@ class TransportSettings:
     calibrate: bool = True
     max_iterations: int = 200
     tolerance: float = 1e-4
+    rows: str = "plan"
 
     def __post_init__(self) -> None:
         check_epsilon(self.epsilon)
+        if self.rows not in ROWS:
+            raise unknown("rows", self.rows, ROWS)
         check_limits(self.max_iterations, self.tolerance)
         if not isinstance(self.calibrate, bool):
             raise UserError(f"expected calibrate to be true or false, but got {self.calibrate!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,13 @@ from torch import Tensor, nn
 from jtln.errors import UserError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class PublishedHead(NamedTuple):
+    """The linear classifier that published weights have on top of the trunk."""
+
+    weight: Tensor  # (S, D)
+    bias: Tensor  # (S,)
 
 
 class Trunk(nn.Module):
@@ -21,10 +29,12 @@ class Trunk(nn.Module):
         mean, std: how it wants its images (in [0, 1]) normalised, a value a channel.
         pretrained: whether it has weights that others trained; False where they are random.
         frozen: whether training leaves it as it is.
+        published: the classifier that the weights of others came with; None where there was none.
     """
 
     pretrained: bool = False
     frozen: bool = False
+    published: PublishedHead | None = None
 
     def __init__(self, body: nn.Module, name: str, dim: int, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()

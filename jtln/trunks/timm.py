@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from jtln.errors import UserError, unknown
-from jtln.trunks.base import Trunk, check_image_size, check_takes
-from jtln.trunks.weights import load_weights, read_weights, weights_digest
+from jtln.trunks.base import PublishedHead, Trunk, check_image_size, check_takes
+from jtln.trunks.weights import load_trunk, read_weights, weights_digest
 
 
 class Packaged(NamedTuple):
@@ -74,14 +74,17 @@ def from_timm(image_size: int, name: str = "resnet50", weights: str = "auto", ma
             f"the weights of {name} could not be fetched ({reason}): give a file with trunk.weights=FILE, or start "
             "from a random trunk with trunk.weights=none"
         ) from error
+    published = _take_classifier(model) if weights == "auto" else None
     trunk = _trunk(model, name, image_size)
     if weights == "auto":
-        trunk.pretrained = True
+        trunk.pretrained, trunk.published = True, published
     elif weights.endswith(".npz"):
         _load_npz(trunk, weights)
     elif weights != "none":
-        load_weights(trunk.body, read_weights(Path(weights).expanduser()), name, weights, match)
-        trunk.pretrained = True
+        config: Any = model.pretrained_cfg
+        named = config.get("classifier")
+        head = named if isinstance(named, str) else ""
+        load_trunk(trunk, read_weights(Path(weights).expanduser()), weights, match, head)
     return trunk
 
 
@@ -106,8 +109,7 @@ def efficientnet_lite(image_size: int, name: str = "efficientnet_lite0", weights
     trunk.name = name
     if weights == "auto":
         path = lite_file(name)
-        load_weights(trunk.body, read_weights(path), name, str(path), match="order")
-        trunk.pretrained = True
+        load_trunk(trunk, read_weights(path), str(path), match="order")
     return trunk
 
 
@@ -140,16 +142,26 @@ def _timm() -> Any:
 
 
 def _made(timm: Any, name: str, image_size: int, pretrained: bool) -> nn.Module:
-    """The network without classifier; for this size where it is one of those that are built for a size."""
+    """The network, with its classifier if it is pre-trained; for this size where it is built for a size."""
+    classes = {} if pretrained else {"num_classes": 0}
     try:
-        return timm.create_model(name, pretrained=pretrained, num_classes=0, img_size=image_size)
+        return timm.create_model(name, pretrained=pretrained, img_size=image_size, **classes)
     except TypeError:  # takes images of any size
-        return timm.create_model(name, pretrained=pretrained, num_classes=0)
+        return timm.create_model(name, pretrained=pretrained, **classes)
     except AssertionError as error:
         size = timm.get_pretrained_cfg(name).input_size[-1]
         raise UserError(
             f"{name} cannot take images of {image_size} pixels ({error}): set dataset.image_size={size}"
         ) from error
+
+
+def _take_classifier(model: Any) -> PublishedHead | None:
+    """Take the classifier off a network of timm, and return it where it is a linear layer."""
+    classifier = model.get_classifier()
+    model.reset_classifier(0)
+    if not isinstance(classifier, nn.Linear) or classifier.bias is None:
+        return None
+    return PublishedHead(classifier.weight.detach(), classifier.bias.detach())
 
 
 def _trunk(model: nn.Module, name: str, image_size: int) -> Trunk:

@@ -14,7 +14,7 @@ import torchvision
 from torch import Tensor, nn
 
 from jtln.errors import UserError, unknown
-from jtln.trunks.base import Trunk
+from jtln.trunks.base import PublishedHead, Trunk
 
 MATCHES = ("name", "order")
 CONTAINERS = ("state_dict", "model", "model_ema", "state_dict_ema", "teacher", "module")  # keys that hold the tensors
@@ -53,9 +53,33 @@ def with_weights(trunk: Trunk, weights: str, torchvision_name: str | None, match
         )
     else:
         state = _fetch_imagenet(torchvision_name, "DEFAULT" if weights == "imagenet" else weights)
-    load_weights(trunk.body, state, trunk.name, weights, match)
-    trunk.pretrained = True
+    load_trunk(trunk, state, weights, match)
     return trunk
+
+
+def load_trunk(trunk: Trunk, state: dict[str, Tensor], origin: str, match: str = "name", head: str = "") -> None:
+    """Load a trunk from a state dict, and keep the classifier that this has as ``trunk.published``.
+
+    Args:
+        origin: where the state dict comes from, for messages.
+        match: see :func:`load_weights`.
+        head: the classifier's name; by default it is the only linear layer of D inputs that the trunk leaves over.
+
+    Raises:
+        UserError: a tensor of the trunk is not there or has another shape.
+    """
+    left = load_weights(trunk.body, state, trunk.name, origin, match)
+    trunk.pretrained, trunk.published = True, _published(left, trunk.dim, head)
+
+
+def _published(left: dict[str, Tensor], dim: int, head: str) -> PublishedHead | None:
+    found = {}
+    for name, weight in left.items():
+        bias = left.get(f"{name.removesuffix('weight')}bias")
+        fits = weight.ndim == 2 and weight.shape[1] == dim and bias is not None and bias.shape == weight.shape[:1]
+        if name.endswith("weight") and fits and bias is not None:
+            found[name.removesuffix("weight").rstrip(".")] = PublishedHead(weight.float(), bias.float())
+    return found.get(head) or (next(iter(found.values())) if len(found) == 1 else None)
 
 
 def _fetch_imagenet(name: str, which: str) -> dict[str, Any]:
@@ -115,8 +139,10 @@ def _candidates(content: Any) -> Iterator[dict[Any, Any]]:
         yield content
 
 
-def load_weights(network: nn.Module, state: dict[str, Tensor], name: str, origin: str, match: str = "name") -> None:
-    """Load a network without classifier from a state dict; what else that holds, a classifier above all, is left out.
+def load_weights(
+    network: nn.Module, state: dict[str, Tensor], name: str, origin: str, match: str = "name"
+) -> dict[str, Tensor]:
+    """Load a network without classifier from a state dict, and return the tensors that the network does not have.
 
     Names may have any prefix in front (``module.``, ``backbone.``, ``module.encoder_q.``, a run's ``trunk.body.``): the
     one under which most tensors fit is taken.
@@ -132,7 +158,7 @@ def load_weights(network: nn.Module, state: dict[str, Tensor], name: str, origin
     if match not in MATCHES:
         raise unknown("trunk.match", match, MATCHES)
     wanted = network.state_dict()
-    found = _by_order(wanted, state) if match == "order" else _by_name(wanted, state)
+    found, left = _by_order(wanted, state) if match == "order" else _by_name(wanted, state)
     wrong = [each for each, value in wanted.items() if each not in found or found[each].shape != value.shape]
     if wrong:
         first = wrong[0]
@@ -144,26 +170,32 @@ def load_weights(network: nn.Module, state: dict[str, Tensor], name: str, origin
             f"choose the network that the file was made with{hint}"
         )
     network.load_state_dict(found)
+    return left
 
 
-def _by_name(wanted: dict[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of the prefix under which most names and shapes fit."""
+def _by_name(wanted: dict[str, Tensor], state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the tensors of the prefix under which most names and shapes fit, and the others of that prefix."""
     fits: Counter[str] = Counter()
     for name, value in wanted.items():
         for key in _ending_in(state, name):
             fits[key[: len(key) - len(name)]] += 1 + 1000 * (state[key].shape == value.shape)
     prefix = max(fits, key=lambda each: (fits[each], -len(each)), default="")
-    return {name: state[prefix + name] for name in wanted if prefix + name in state}
+    found = {name: state[prefix + name] for name in wanted if prefix + name in state}
+    others = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    return found, {key: value for key, value in others.items() if key not in wanted}
 
 
 def _ending_in(state: dict[str, Tensor], name: str) -> Iterator[str]:
     return (key for key in state if key == name or key.endswith(f".{name}"))
 
 
-def _by_order(wanted: dict[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors one after another; counters of batch norms, which old files lack, are taken as they are."""
-    left = [value for name, value in state.items() if not name.endswith("num_batches_tracked")]
+def _by_order(wanted: dict[str, Tensor], state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the tensors one after another, and those after the last one.
+
+    Counters of batch norms, which old files lack, are taken as they are.
+    """
+    there = [(name, value) for name, value in state.items() if not name.endswith("num_batches_tracked")]
     found = {name: value for name, value in wanted.items() if name.endswith("num_batches_tracked")}
     names = [name for name in wanted if name not in found]
-    found |= dict(zip(names, left, strict=False))
-    return {name: found[name] for name in wanted if name in found}
+    found |= {name: value for name, (_, value) in zip(names, there, strict=False)}
+    return {name: found[name] for name in wanted if name in found}, dict(there[len(names) :])

@@ -34,12 +34,16 @@ class Collection(ABC):
         classes: all its categories, in the order of the labels.
         channels: 1 (grey) or 3 (RGB).
         own_parts: whether the user made the parts, by patient or by day for instance: a validation part stays one.
+        has_images: whether there are images; a published classifier's classes have none.
+        classifier_classes: all classes of published classifiers of this collection, in their order; None: there are none.
     """
 
     name: str
     classes: ClassSet
     channels: int = 3
     own_parts: bool = False
+    has_images: bool = True
+    classifier_classes: ClassSet | None = None
 
     @abstractmethod
     def parts(self, reader: Reader) -> dict[str, ImageSet]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from torchvision import datasets
 from torchvision.datasets.imagenet import ARCHIVE_META
 
-from jtln.data.collections.base import Listed, Published, by_folder
+from jtln.data.collections.base import Listed, Published, by_folder, classes_of
 
 PARTS = {"train": "train", "test": "val"}
 
@@ -27,6 +28,10 @@ class ImageNet(Published):
         "It can be had at image-net.org only, with an account; the archives ILSVRC2012_img_train.tar, "
         "ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz are unpacked where they lie in that folder"
     )
+
+    def __init__(self, root: str | Path = "data", download: bool = True) -> None:
+        super().__init__(root, download)
+        self.classifier_classes = classes_of(self.name)[0]
 
     def files(self) -> dict[str, Listed]:
         for folder in PARTS.values():

@@ -1,0 +1,156 @@
+"""Features of a trunk that stays as it is: computed once for each image, and kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jtln.data.images import ImageSet, as_indices
+from jtln.data.passes import Watch, one_at_a_time
+from jtln.storage import kept_if_possible, replacing
+
+Compute = Callable[[ImageSet], Iterator[Tensor]]  # the features (B, V, D) of a set's images, in order
+
+
+class FeatureImages(ImageSet):
+    """A set whose "images" are features: (D,) of one view, or (V, D) of several.
+
+    Args:
+        rows: (M, V, D) float32, of these and perhaps other images; may be mapped into memory.
+        places: (N,) which of them are this set's.
+        labels: (N,) integers.
+        names: (N,) the images' names.
+        draws: whether an image gives one of its views, drawn at random, as augmentation does; otherwise all.
+    """
+
+    in_memory = True
+
+    def __init__(
+        self, rows: np.ndarray, places: np.ndarray, labels: Tensor, names: Sequence[str], draws: bool = False
+    ) -> None:
+        self.rows, self.places, self.draws = rows, places, draws
+        self.labels, self.names = labels, list(names)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        rows, labels = self.__getitems__([index])
+        return rows[0], int(labels[0])
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        views = torch.from_numpy(np.asarray(self.rows[self.places[indices]]))  # (B, V, D)
+        if self.draws and views.shape[1] > 1:
+            views = views[torch.arange(len(views)), torch.randint(views.shape[1], (len(views),))]
+        return views[:, 0] if views.ndim == 3 and views.shape[1] == 1 else views, self.labels[indices]
+
+    def subset(self, indices: Iterable[int] | Tensor, labels: Tensor | None = None) -> FeatureImages:
+        chosen = as_indices(indices)
+        names = [self.names[index] for index in chosen.tolist()]
+        given = self.labels[chosen] if labels is None else labels
+        return FeatureImages(self.rows, self.places[chosen.numpy()], given, names, self.draws)
+
+
+class FeatureStore:
+    """The features of one network and one way to see images, for every image that a run has asked for.
+
+    Rows lie one after another in KEY.f32, and KEY.txt says which image each is of. It is written after them, whole or
+    not at all: rows that it does not name, of a process that was killed, are written over. One process writes at a
+    time.
+
+    Args:
+        cache: the folder that runs share; None keeps nothing.
+        key: a text of all that features depend on beside the image: the network's weights, the size, the views.
+        shape: (V, D) of an image's features.
+    """
+
+    def __init__(self, cache: Path | None, key: str, shape: tuple[int, int]) -> None:
+        self.shape = shape
+        name = hashlib.blake2b(f"{key} {shape}".encode(), digest_size=12).hexdigest()
+        self.path = None if cache is None else cache / "features" / f"{name}.f32"
+
+    def known(self) -> dict[str, int]:
+        """Return the row of each image that is kept, by its digest; nothing where the files are not whole."""
+        if self.path is None:
+            return {}
+        try:
+            sealed, _, text = self.path.with_suffix(".txt").read_text(encoding="ascii").partition("\n")
+            digests = text.split()
+            whole = sealed == _seal(text) and self.path.stat().st_size >= len(digests) * self._bytes
+        except (OSError, ValueError):
+            return {}
+        return {digest: row for row, digest in enumerate(digests)} if whole else {}
+
+    def features(
+        self, images: ImageSet, compute: Compute, draws: bool = False, what: str = "features"
+    ) -> FeatureImages:
+        """Return the set with features in place of images; those that are not kept are computed, and kept.
+
+        Args:
+            images: the set.
+            compute: returns features of some of its images.
+            draws: as in :class:`FeatureImages`.
+            what: the message of a long pass says.
+        """
+        digests = images.digests()
+        if self.path is None:
+            return self._in_memory(images, digests, compute, draws, what)
+        if set(digests) - set(self.known()):
+            with kept_if_possible("features", "every run computes them again"):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with one_at_a_time(self.path.with_suffix(".lock"), "waiting for another run, which computes features"):
+                    self._append(images, digests, compute, what)
+        known = self.known()
+        if set(digests) - set(known):
+            return self._in_memory(images, digests, compute, draws, what)
+        if not digests:
+            return FeatureImages(np.zeros((0, *self.shape), np.float32), np.zeros(0, int), images.labels, images.names)
+        rows = np.memmap(self.path, dtype=np.float32, mode="r", shape=(len(known), *self.shape))
+        places = np.array([known[digest] for digest in digests])
+        return FeatureImages(rows, places, images.labels, images.names, draws)
+
+    @property
+    def _bytes(self) -> int:
+        return 4 * self.shape[0] * self.shape[1]
+
+    def _append(self, images: ImageSet, digests: list[str], compute: Compute, what: str) -> None:
+        assert self.path is not None
+        known = self.known()
+        missing: dict[str, int] = {}
+        for index, digest in enumerate(digests):
+            if digest not in known:
+                missing.setdefault(digest, index)
+        with open(self.path, "r+b" if self.path.exists() else "w+b") as file:
+            file.truncate(len(known) * self._bytes)
+            file.seek(0, os.SEEK_END)
+            try:
+                for rows in _watched(compute(images.subset(list(missing.values()))), len(missing), what):
+                    file.write(rows.contiguous().numpy().tobytes())
+            finally:  # what is whole is kept, also where Ctrl-C or a broken image ends the pass
+                file.flush()
+                os.fsync(file.fileno())
+                done = (file.tell() - len(known) * self._bytes) // self._bytes
+                text = "\n".join([*known, *list(missing)[:done]])
+                with replacing(self.path.with_suffix(".txt")) as index_file:
+                    index_file.write(f"{_seal(text)}\n{text}".encode("ascii"))
+
+    def _in_memory(
+        self, images: ImageSet, digests: list[str], compute: Compute, draws: bool, what: str
+    ) -> FeatureImages:
+        found = [rows.numpy() for rows in _watched(compute(images), len(images), what)] if len(images) else []
+        rows = np.concatenate(found) if found else np.zeros((0, *self.shape), np.float32)
+        return FeatureImages(rows, np.arange(len(rows)), images.labels, images.names, draws)
+
+
+def _watched(batches: Iterator[Tensor], total: int, what: str) -> Iterator[Tensor]:
+    with Watch(what, total) as watch:
+        for rows in batches:
+            yield rows
+            watch.step(len(rows))
+
+
+def _seal(text: str) -> str:
+    return hashlib.blake2b(text.encode("ascii"), digest_size=16).hexdigest()

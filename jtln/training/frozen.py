@@ -1,0 +1,135 @@
+"""Features of a trunk that training leaves as it is: computed once, so that a run trains heads alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jtln.data.feature_store import Compute, FeatureStore
+from jtln.data.images import ImageSet
+from jtln.data.loaders import PairData
+from jtln.data.pairs import Pair, Task
+from jtln.trunks import Trunk
+
+PARTS = ("train", "val", "test")
+
+
+class ComputedFeatures(Trunk):
+    """In the place of a trunk whose features are computed already: (B, D) -> (B, D)."""
+
+    frozen = True
+
+    def __init__(self, trunk: Trunk) -> None:
+        super().__init__(nn.Identity(), trunk.name, trunk.dim, trunk.mean, trunk.std)
+        self.pretrained, self.published = trunk.pretrained, trunk.published
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images
+
+
+def feature_data(
+    data: PairData,
+    trunk: Trunk,
+    device: torch.device,
+    *,
+    cache: Path | None,
+    views: int = 1,
+    precision: str = "32-true",
+    context: Any = None,
+) -> PairData:
+    """Return the same batches with features in place of images; what the cache does not have is computed.
+
+    Args:
+        data: of the images.
+        trunk: on the device.
+        cache: the folder that runs share; None keeps nothing.
+        views: of each training image that training draws from: itself, and ``views`` - 1 augmented ones.
+        precision: the trainer's.
+        context: returns the context in which a forward pass runs; None: none.
+    """
+    trunk = trunk.eval()
+    key = json.dumps([trunk_digest(trunk), trunk.mean, trunk.std, data.pair.image_size, precision])
+    context = context or torch.no_grad
+
+    def stored(what: str, count: int, compute: Compute) -> Any:
+        store = FeatureStore(cache, f"{key} {what}", (count, trunk.dim))
+        return lambda images, draws=False: store.features(images, compute, draws, f"features of {trunk.name}")
+
+    def plain(images: ImageSet) -> Iterator[Tensor]:
+        for batch in data.pass_over(images, device, data.transform_eval):
+            yield _features(trunk, batch, context)
+
+    def seen(images: ImageSet) -> Iterator[Tensor]:
+        for batch in data.pass_over(images, device, data.transform_eval, data.views):
+            yield _features(trunk, batch, context)
+
+    def augmented(images: ImageSet) -> Iterator[Tensor]:
+        """Each image's views follow from the image alone, whatever stands beside it."""
+        for index, digest in enumerate(images.digests()):
+            pixels, _ = images.__getitems__([index])
+            with torch.random.fork_rng():
+                torch.manual_seed(int.from_bytes(hashlib.blake2b(digest.encode(), digest_size=6).digest(), "big"))
+                drawn = data.transform_train(pixels.expand(views - 1, -1, -1, -1).contiguous().to(device))
+            own = data.transform_eval(pixels.to(device))
+            yield _features(trunk, torch.cat([own, drawn])[None], context)
+
+    keep = stored("plain", 1, plain)
+    pair = _mapped(data.pair, PARTS, keep)
+    viewed = pair
+    if data.views is not None:
+        viewed = _mapped(data.pair, ("val", "test"), stored(data.views.kind, len(data.views), seen))
+    training = pair
+    if views > 1:
+        keep_views = stored(f"{data.transform_train} {views}", views, augmented)
+        training = _mapped(data.pair, ("train",), lambda images: keep_views(images, draws=True))
+    return PairData(
+        pair,
+        data.steps_per_epoch,
+        data.source_batch_size,
+        data.target_batch_size,
+        data.eval_batch_size,
+        data.seed,
+        num_workers=0,
+        transform_train=nn.Identity(),
+        transform_eval=nn.Identity(),
+        augmented=training,
+        viewed=viewed,
+    )
+
+
+def trunk_digest(trunk: nn.Module) -> str:
+    """Return a hash of a network's structure and weights."""
+    digest = hashlib.blake2b(repr(trunk).encode(), digest_size=16)
+    for name, value in trunk.state_dict().items():
+        digest.update(f"{name}{tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _features(trunk: Trunk, views: Tensor, context: Any) -> Tensor:
+    """views (B, V, 3, H, W) -> (B, V, D) float32 on the CPU"""
+    with torch.inference_mode(), _entered(context):
+        rows = trunk(views.flatten(0, 1))
+    return rows.float().unflatten(0, views.shape[:2]).cpu()
+
+
+def _entered(context: Any) -> AbstractContextManager[Any]:
+    entered: AbstractContextManager[Any] = context()
+    return entered
+
+
+def _mapped(pair: Pair, parts: tuple[str, ...], change: Any) -> Pair:
+    """Return the pair with features in these parts of both tasks."""
+
+    def mapped(task: Task) -> Task:
+        return replace(task, **{part: change(getattr(task, part)) for part in parts})
+
+    return replace(pair, source=mapped(pair.source), target=mapped(pair.target))
