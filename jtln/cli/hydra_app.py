@@ -18,6 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from jtln.cli.defaults import with_defaults
 from jtln.cli.overrides import at_home, check_overrides, config_dir, config_dir_given, options_first, overrides_given
 from jtln.cli.resume import resumed
 from jtln.cli.run_folder import new_sweep_folder
@@ -47,7 +48,9 @@ def run_hydra(arguments: list[str], job: Callable[[DictConfig], Any]) -> int:
         check_overrides(arguments)
         check_choices(arguments)
         sweep = _sweep_folder(arguments)
-        sys.argv[1:] = options_first([*resumed(arguments), *([] if sweep is None else [f'hydra.sweep.dir="{sweep}"'])])
+        sys.argv[1:] = options_first(
+            [*with_defaults(resumed(arguments)), *([] if sweep is None else [f'hydra.sweep.dir="{sweep}"'])]
+        )
         decorate = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")
         decorate(lambda config: _guarded(job, config))()
     except BrokenPipeError:
