@@ -4,9 +4,10 @@
         + lambda_ot OT_eps(s(x), t(x); C) + lambda_label OT(s(x_t), y_t; C) / eps + penalty
 
 One trunk F is shared by two tasks, with a linear head for each: s(x) over the S source classes, t(x) over the T target
-classes. A transported prior, alpha log q(x), may stand beside the target head (:mod:`jtln.transport.prior`). The transport loss compares the two heads' predictions on the same image under a cost matrix C (S, T) between
-the classes. After Lu, Chen & Saidi, arXiv 1709.02995, of which the abstract was read: which images feed the transport
-terms, where the gradient goes, the term on labels and the schedule are settings of ours. The penalty is a baseline's.
+classes. A transported prior, alpha log q(x), may stand beside the target head (:mod:`jtln.transport.prior`). The
+transport loss compares the two heads' predictions on the same image under a cost matrix C (S, T) between the classes.
+After Lu, Chen & Saidi, arXiv 1709.02995, of which the abstract was read: which images feed the transport terms, where
+the gradient goes, the term on labels and the schedule are settings of ours. The penalty is a baseline's.
 """
 
 from __future__ import annotations

@@ -112,8 +112,8 @@ def read_prior(
 ) -> RunPrior:
     """Form the prior under the cost in use, and choose its weight where the head asks for that.
 
-    With ``prior="auto"`` labelled images that are left out choose alpha. Where a class has one label, alpha is 0.5 if the
-    labelled images are likelier under q than by chance, and 0 otherwise.
+    With ``prior="auto"`` labelled images that are left out choose alpha. Where every class has one label, alpha is 0.5
+    if the labelled images are likelier under q than by chance, and 0 otherwise.
 
     Args:
         learns: whether the gradient reaches the source head through q.

@@ -16,7 +16,7 @@ from jtln.data.pairs import Pair
 from jtln.module import JTLN
 from jtln.reporting.tables import Column, show
 from jtln.schedules import Constant
-from jtln.training.class_costs import RunCost
+from jtln.training.class_costs import RunCost, RunPrior
 from jtln.training.experiment import Experiment
 from jtln.training.pretraining import Pretrained
 
@@ -71,10 +71,11 @@ def log_training(
     cost: RunCost | None,
     pretrained: Pretrained | None,
     passes: dict[str, float],
+    prior: RunPrior | None = None,
 ) -> None:
-    """Print trunk, cost, objective, head and budget."""
+    """Print trunk, cost, prior, objective, head and budget."""
     method, budget = experiment.method, experiment.budget
-    origin = "not pre-trained here"
+    origin = "weights of others" if module.trunk.pretrained else "not pre-trained here"
     if pretrained is not None:
         origin = (
             f"pre-trained on the source set, validation accuracy {pretrained.accuracy:.1%}"
@@ -91,6 +92,8 @@ def log_training(
     else:
         sizes = f"{len(pair.source.classes)} x {len(pair.target.classes)}"
         log("cost", f"{experiment.cost_name}, {sizes}, {_sharpness(cost.calibration, experiment.transport.epsilon)}")
+    if prior is not None:
+        log("prior", prior_message(prior.described()))
     terms = ["CE(target)"] if method.lambda_target else []
     if method.lambda_source:
         terms.append(f"{method.lambda_source:g} CE(source)")
@@ -102,10 +105,12 @@ def log_training(
         terms.append(f"{method.lambda_label:g} OT(target images to their labels)")
     if method.penalty is not None:
         terms.append(f"{type(method.penalty).__name__}({method.penalty.extra_repr()})")
-    log("method", f"{method.name}: " + (" + ".join(terms) or "no term: nothing is trained before the head"))
+    log("method", f"{method.name}: " + (" + ".join(terms) or "nothing is trained but the head"))
     log(
         "head", f"{experiment.head.name}, {'formed after training' if experiment.head.replaces else 'trained in place'}"
     )
+    if not module.terms:
+        return
     rates = " and ".join(
         f"{size} {side} images (seen {passes[side]:.1f} times)"
         for side, size in (("source", budget.source_batch_size), ("target", budget.target_batch_size))
@@ -128,6 +133,14 @@ def calibration_message(found: dict[str, Any] | None) -> list[str]:
         return ["the labelled images are no likelier under the cost than by chance: no relation of the classes is used"]
     nll, chance = found["nll"], found["chance"]
     return [f"epsilon {found['epsilon']:.2g} of its range, nll {nll:.3f} of the labelled images (chance {chance:.3f})"]
+
+
+def prior_message(found: dict[str, Any]) -> str:
+    """Return the weight of the prior, what chose it, and how likely the labels are under q."""
+    chosen = (
+        f", chosen on {len(found['folds'])} candidates by labelled images that are left out" if found["folds"] else ""
+    )
+    return f"alpha {found['alpha']:g}{chosen}; labels under q: nll {found['nll']:.3f} (chance {found['chance']:.3f})"
 
 
 def head_message(name: str, fit: dict[str, float] | None) -> list[str]:

@@ -146,7 +146,7 @@ def run(experiment: Experiment) -> dict[str, Any]:
     module.hparams[KEY] = asdict(described)
     data.use_source, data.use_target = module.reads("source"), module.reads("target")
     _check_batch_norms(module, data, trainer.world_size)
-    log_training(experiment, pair, module, cost, pretrained, data.passes(experiment.budget.steps))
+    log_training(experiment, pair, module, cost, pretrained, data.passes(experiment.budget.steps), prior)
 
     fitted = fit_best(trainer, module, data, checkpoint) if module.terms else keep_untrained(trainer, module)
     matrix = _matrix_in_use(module, follow, cost)
@@ -204,15 +204,13 @@ def take_published(source_head: nn.Linear, trunk: Trunk, spec: PairSpec) -> bool
     Raises:
         UserError: the source has no images, and there is no such classifier, or one of another number of classes.
     """
-    rows = spec.classifier_rows
-    published = trunk.published
-    if rows is not None and published is not None and len(published.bias) > max(rows):
-        if spec.has_source_images or len(published.bias) == spec.classifier_size:
-            with torch.no_grad():
-                chosen = torch.tensor(rows)
-                source_head.weight.copy_(published.weight[chosen] / spec.classifier_temperature)
-                source_head.bias.copy_(published.bias[chosen] / spec.classifier_temperature)
-            return True
+    published, rows = trunk.published, spec.classifier_rows
+    if rows is not None and published is not None and len(published.bias) == spec.classifier_size:
+        with torch.no_grad():
+            chosen = torch.tensor(rows)
+            source_head.weight.copy_(published.weight[chosen] / spec.classifier_temperature)
+            source_head.bias.copy_(published.bias[chosen] / spec.classifier_temperature)
+        return True
     if not spec.has_source_images:
         got = "none" if published is None else f"one of {len(published.bias)} classes"
         raise UserError(

@@ -2,10 +2,10 @@
 
     q(x) = R' s(x),        target logits(x) = classifier(f) + alpha log q(x)
 
-s(x) are the source head's probabilities, R (S, T) relates the classes: each row is a distribution over the target classes.
-R holds the rows of the balanced plan between the classes, which keeps the cost of one pair relative to others, or the
-soft labels softmax(-C_i / eps). With the rows of R as soft labels, entropic transport is bounded from below by the divergence
-of the target prediction from q,
+s(x) are the source head's probabilities. R (S, T) relates the classes: each row is a distribution over the target
+classes. R holds the rows of the balanced plan between the classes, which keeps the cost of one pair relative to others,
+or the soft labels softmax(-C_i / eps). With the rows of R as soft labels, entropic transport is bounded from below by
+the divergence of the target prediction from q,
 
     min over g in Pi(a, b) of KL(g || diag(a) R)  >=  KL(b || R' a),
 

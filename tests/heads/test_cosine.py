@@ -14,7 +14,8 @@ from sklearn.neighbors import NearestCentroid
 from sklearn.preprocessing import normalize
 from torch import Tensor, nn
 
-from jtln.heads import Cosine, CosineClassifier, HeadFit
+from jtln.errors import UserError
+from jtln.heads import Cosine, CosineClassifier, HeadFit, HeadInputs
 
 T, D = 4, 7
 
@@ -38,11 +39,13 @@ class Given:
     def of(self, side: str, part: str = "train", at_most: int | None = None) -> list[Images]:
         assert (side, at_most) == ("target", None)
         features, labels = self.parts[part]
+        if not len(labels):
+            return []
         return [(features[:1], labels[:1]), (features[1:], labels[1:])]
 
 
 def fit(given: Given, classes: int = T) -> HeadFit:
-    return Cosine().fit(nn.Linear(given.parts["train"][0].shape[1], classes), given, None, (9, classes))
+    return Cosine().fit(nn.Linear(given.parts["train"][0].shape[1], classes), HeadInputs(given, (9, classes)))
 
 
 def test_is_scikit_learns_nearest_centroid_by_cosine() -> None:
@@ -90,6 +93,30 @@ def test_by_hand() -> None:
     assert chosen == {"temperature": pytest.approx(tau, rel=1e-6), "nll": pytest.approx(nll, rel=1e-6)}
     found = classifier(torch.tensor([[4.0, 0.0], [0.0, -1.0]]))
     torch.testing.assert_close(found, torch.tensor([[root, 0.0], [-root, 1.0]]) / tau)
+
+
+def test_without_validation_images_labelled_ones_are_left_out_of_their_mean() -> None:
+    labelled = images(12, seed=3)  # three a class
+    _, chosen = fit(Given(labelled, images(0, seed=0)))
+    rows, labels = normalize(labelled[0].double().numpy()), labelled[1].numpy()
+    logits = np.zeros((12, T))
+    for left_out in range(12):
+        kept = np.arange(12) != left_out
+        means = np.stack([rows[kept & (labels == j)].mean(0) for j in range(T)])
+        logits[left_out] = cosine_similarity(rows[left_out : left_out + 1], means)[0]
+
+    def nll(log_tau: float) -> float:
+        return float(-log_softmax(logits / math.exp(log_tau), axis=1)[np.arange(12), labels].mean())
+
+    best = minimize_scalar(nll, bounds=(-6, 6), method="bounded", options={"xatol": 1e-9})
+    assert chosen["temperature"] == pytest.approx(math.exp(best.x), rel=1e-3)
+
+
+def test_with_one_label_a_class_the_temperature_is_the_setting() -> None:
+    _, chosen = fit(Given(images(T, seed=3), images(0, seed=0)))
+    assert chosen == {"temperature": 0.07}
+    with pytest.raises(UserError, match="temperature > 0, but got 0"):
+        Cosine(temperature=0)
 
 
 def test_a_class_without_an_image_is_similar_to_none() -> None:

@@ -35,7 +35,7 @@ class Collection(ABC):
         channels: 1 (grey) or 3 (RGB).
         own_parts: whether the user made the parts, by patient or by day for instance: a validation part stays one.
         has_images: whether there are images; a published classifier's classes have none.
-        classifier_classes: all classes of published classifiers of this collection, in their order; None: there are none.
+        classifier_classes: all classes of its published classifiers, in their order; None: there are none.
     """
 
     name: str

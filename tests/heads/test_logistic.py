@@ -1,0 +1,143 @@
+"""The logistic head against scikit-learn and SciPy."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+from scipy.special import log_softmax
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor, nn
+
+from jtln.errors import UserError
+from jtln.heads import HeadInputs, Logistic
+from jtln.heads.logistic import NormalizedLinear, at_length, choose_alpha, regression
+
+T, D, C = 4, 9, 30.0
+
+
+def images(count: int, seed: int, dim: int = D) -> tuple[Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % T
+    return 3 * torch.eye(dim)[labels] + torch.randn(count, dim, generator=draw), labels
+
+
+class Given:
+    """Labelled images in two batches, and nothing else."""
+
+    def __init__(self, rows: Tensor, labels: Tensor) -> None:
+        self.rows, self.labels = rows, labels
+
+    def of(self, side: str, part: str = "train", at_most: int | None = None) -> list[tuple[Tensor, Tensor]]:
+        assert (side, part, at_most) == ("target", "train", None)
+        return [(self.rows[:3], self.labels[:3]), (self.rows[3:], self.labels[3:])]
+
+
+@pytest.mark.parametrize(("count", "dim"), [(4, 9), (8, 30), (60, 9)])
+def test_is_scikit_learns_logistic_regression(count: int, dim: int) -> None:
+    """The penalty on the bias is that of the weight of a constant column 1 / sqrt(C)."""
+    rows, labels = images(count, seed=count, dim=dim)
+    rows = rows.double()
+    found = regression(rows, labels, T, inverse_penalty=C)
+    column = torch.full((count, 1), C**-0.5, dtype=torch.float64)
+    theirs = LogisticRegression(C=C, fit_intercept=False, tol=1e-10, max_iter=10_000)
+    theirs.fit(torch.cat([rows, column], 1).numpy(), labels.numpy())
+    np.testing.assert_allclose(found.weight.numpy(), theirs.coef_[:, :-1], atol=2e-3)
+    np.testing.assert_allclose(found.bias.numpy(), theirs.coef_[:, -1] * C**-0.5, atol=2e-3)
+
+
+def test_an_offset_stands_in_the_logits_while_it_is_fitted() -> None:
+    rows, labels = images(10, seed=1)
+    rows, offset = rows.double(), torch.randn(10, T, generator=torch.Generator().manual_seed(2))
+
+    def objective(flat: np.ndarray) -> float:
+        weight, bias = flat[: T * D].reshape(T, D), flat[T * D :]
+        scores = log_softmax(rows.numpy() @ weight.T + bias + offset.double().numpy(), axis=1)
+        return float(-scores[np.arange(10), labels.numpy()].sum() + (weight**2).sum() / (2 * C) + (bias**2).sum() / 2)
+
+    found = regression(rows, labels, T, offset, C)
+    best = minimize(objective, np.zeros(T * D + T), method="BFGS", options={"gtol": 1e-7, "maxiter": 3000})
+    assert found.loss == pytest.approx(best.fun, rel=1e-6)
+    np.testing.assert_allclose(found.weight.numpy().ravel(), best.x[: T * D], atol=1e-3)
+
+
+def test_the_head_sees_features_of_one_length() -> None:
+    rows, labels = images(12, seed=3)
+    fit = Logistic().fit(nn.Linear(D, T), HeadInputs(Given(rows, labels), (5, T)))
+    expected = regression(at_length(rows.double(), 5.0), labels, T)
+    fresh = images(6, seed=4)[0]
+    logits = at_length(fresh, 5.0).double() @ expected.weight.t() + expected.bias
+    torch.testing.assert_close(fit.classifier(fresh), logits.float(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(fit.classifier(7 * fresh), fit.classifier(fresh))
+    assert fit.chosen["loss"] == pytest.approx(expected.loss)
+
+
+def test_normalization_by_the_mean_is_linear_in_the_features() -> None:
+    rows, labels = images(12, seed=3)
+    fit = Logistic(normalization="mean").fit(nn.Linear(D, T), HeadInputs(Given(rows, labels), (5, T)))
+    assert isinstance(fit.classifier, nn.Linear)
+    scale = 5 / float(rows.norm(dim=1).mean())
+    expected = regression(rows.double() * scale, labels, T)
+    torch.testing.assert_close(fit.classifier.weight.double(), expected.weight * scale, atol=1e-5, rtol=1e-4)
+
+
+def test_the_prior_is_in_place_and_not_in_the_classifier() -> None:
+    rows, labels = images(12, seed=3)
+    offset = nn.Linear(D, T)
+    fit = Logistic().fit(nn.Linear(D, T), HeadInputs(Given(rows, labels), (5, T), None, offset))
+    expected = regression(at_length(rows.double(), 5.0), labels, T, offset(rows).detach())
+    torch.testing.assert_close(fit.classifier.weight.double(), expected.weight, atol=1e-4, rtol=1e-4)  # type: ignore[union-attr]
+
+
+def test_a_power_keeps_signs() -> None:
+    found = at_length(torch.tensor([[4.0, -9.0, 0.0]]), 1.0, power=0.5)
+    torch.testing.assert_close(found, torch.tensor([[2.0, -3.0, 0.0]]) / math.sqrt(13))
+
+
+def test_a_state_dict_fills_an_empty_classifier() -> None:
+    rows, labels = images(12, seed=3)
+    head = Logistic(power=0.5, prior=0.5)
+    found = head.fit(nn.Linear(D, T), HeadInputs(Given(rows, labels), (5, T))).classifier
+    again = Logistic(**head.settings()).classifier(D, T)
+    assert isinstance(again, NormalizedLinear)
+    again.load_state_dict(found.state_dict())
+    assert torch.equal(again(rows), found(rows))
+    assert head.uses_cost
+
+
+def test_left_out_labels_choose_the_weight_of_the_prior() -> None:
+    """A prior that knows the labels is wanted at its full weight, one that is wrong not at all."""
+    rows, labels = images(12, seed=5)
+    right = torch.full((12, T), 0.01).scatter(1, labels[:, None], 0.97).log()
+    wrong = right.roll(1, dims=1)
+    for log_q, best in ((right, 1.0), (wrong, 0.0)):
+        found = choose_alpha(at_length(rows.double(), 5.0), labels, log_q)
+        assert min(found, key=lambda each: found[each]) == best
+    assert choose_alpha(at_length(rows[:T].double(), 5.0), labels[:T], right[:T]) == {}  # one a class
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"prior": -1}, "prior >= 0, or auto, but got -1"),
+        ({"prior": "much"}, "prior >= 0, or auto, but got 'much'"),
+        ({"inverse_penalty": 0}, "inverse_penalty > 0, but got 0"),
+        ({"length": math.inf}, "length > 0, but got inf"),
+        ({"power": 2}, r"power in \(0, 1\], but got 2"),
+        ({"normalization": "all"}, "normalization"),
+        ({"normalization": "mean", "power": 0.5}, "power=1"),
+    ],
+)
+def test_wrong_settings(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Logistic(**settings)
+
+
+def test_features_that_are_missing_or_not_finite() -> None:
+    rows, labels = images(12, seed=3)
+    with pytest.raises(UserError, match="finite features"):
+        Logistic().fit(nn.Linear(D, T), HeadInputs(Given(rows * math.nan, labels), (5, T)))
