@@ -35,6 +35,7 @@ from jtln.training.pretraining import Pretraining
 from jtln.training.trainer import Budget, TrainerSettings
 from jtln.transport import TransportSettings
 from jtln.trunks import Trunk
+from jtln.trunks.alexnet import SMALLEST_FULL
 from jtln.trunks.weights import is_fetched, weights_digest
 
 MOST_PIXELS = 4096  # a side of an image as the network sees it: more is a slip of the keyboard, too
@@ -192,7 +193,7 @@ def _head(config: DictConfig) -> Head:
 
 
 def _make_trunk(config: DictConfig, spec: PairSpec) -> Callable[[], Trunk]:
-    settings = {key: value for key, value in _plain(config.trunk).items() if key not in ("freeze", "views")}
+    settings = _trunk_settings(config)
     frozen = bool(config.trunk.get("freeze", False))
 
     def make_trunk() -> Trunk:
@@ -205,12 +206,17 @@ def _make_trunk(config: DictConfig, spec: PairSpec) -> Callable[[], Trunk]:
 
 def _pretraining_depends(config: DictConfig) -> dict[str, Any]:
     return {
-        "trunk": {key: value for key, value in _plain(config.trunk).items() if key not in ("freeze", "views")},
+        "trunk": _trunk_settings(config),
         "weights": weights_digest(str(config.trunk.get("weights", "none"))),
         "optimizer": _plain(config.pretrain.get("optimizer") or OmegaConf.create()),
         "torchvision": version("torchvision"),  # whose default ImageNet weights may change
         "trainer": {key: value for key, value in config.trainer.items() if key != "progress_bar"},
     }
+
+
+def _trunk_settings(config: DictConfig) -> dict[str, Any]:
+    """Return the arguments of the network, without what is set about its training."""
+    return {key: value for key, value in _plain(config.trunk).items() if key not in ("freeze", "views")}
 
 
 def _plain(node: DictConfig) -> dict[str, Any]:
@@ -282,7 +288,10 @@ def _shrunk(config: DictConfig) -> DictConfig:
     }
     if config.pretrain.source:
         small["pretrain"] = {"epochs": 1, "steps_per_epoch": 1, "batch_size": size}
-    if is_fetched(str(config.trunk.get("weights"))):
+    weights = str(config.trunk.get("weights"))
+    if is_fetched(weights) and config.trunk.get("_target_") != "jtln.trunks.efficientnet_lite":  # whose are at hand
+        if weights != "auto" and config.dataset.get("image_size", SMALLEST_FULL) < SMALLEST_FULL:
+            instantiate(_trunk_settings(config), image_size=config.dataset.image_size)  # refuses what has no weights
         small["trunk"] = {"weights": "none"}
     return OmegaConf.merge(config, small)  # type: ignore[return-value]
 

@@ -137,7 +137,7 @@ class CategoryPair(PairSpec):
             None if cache is None else given_path(cache, "cache", "a folder", "set cache=DIR, or null for none")
         )
         self.stored_size = image_size if stored_size is None else stored_size
-        self.has_source_images = self.source.has_images
+        self.has_source_images, self.validates = self.source.has_images, validation != 0
         self.classifier_temperature = getattr(self.source, "temperature", 1.0)
         self._check()
         if stored_size is None and crop is not None:

@@ -67,6 +67,7 @@ class PairSpec(ABC):
         dropped: the classes that the source would have, were they not target classes as well.
         seeds_differ_in_test: whether the seed draws the target's test images, so that what one seed tests another
             validates on.
+        validates: whether the target has validation images.
         has_source_images: whether the source has images; a published classifier's has none.
         classifier_rows: for each source class its place among the classes of a published classifier; None: there is no
             such classifier.
@@ -86,6 +87,7 @@ class PairSpec(ABC):
     fit: str = "crop"
     crop: float | None = None
     dropped: tuple[str, ...] = ()
+    validates: bool = True
     has_source_images: bool = True
     classifier_rows: tuple[int, ...] | None = None
     classifier_size: int = 0

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from jtln.data.images import ImageSet
+from jtln.data.images import ImageSet, no_images
 from jtln.data.pairs import Pair, PairSpec, Task
 from jtln.names.class_set import ClassSet
 
@@ -66,4 +67,9 @@ def synthetic_pair(spec: PairSpec, per_class: int = 2, seed: int = 0) -> Pair:
         few = min(len(classes), EVALUATED)
         return Task(classes, part("train", len(classes)), part("val", few), part("test", few))
 
-    return Pair(spec.name, task("source", spec.source_classes), task("target", spec.target_classes), spec.image_size)
+    source, target = task("source", spec.source_classes), task("target", spec.target_classes)
+    if not spec.has_source_images:
+        source = Task(source.classes, *(no_images(spec.channels, spec.stored_size),) * 3)
+    if not spec.validates:
+        target = replace(target, val=no_images(spec.channels, spec.stored_size))
+    return Pair(spec.name, source, target, spec.image_size)

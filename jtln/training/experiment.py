@@ -100,6 +100,8 @@ class Experiment:
     def __post_init__(self) -> None:
         pretrained, images = self.source_head_trained, self.spec.has_source_images
         check_fit(self.method, self.head, self.cost, self.cost_name, pretrained, images, bool(self.trunk.get("freeze")))
+        if self.compare_target_only and not self.spec.validates:
+            raise UserError("expected validation images for compare_target_only, but got dataset.validation=0")
         if self.pretraining is not None and not images:
             raise UserError("expected source images for pretrain=source, but the source has none: give pretrain=none")
 

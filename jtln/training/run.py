@@ -93,7 +93,7 @@ def run(experiment: Experiment) -> dict[str, Any]:
     source_head = nn.Linear(trunk.dim, len(pair.source.classes))
     if pretrained is not None:
         pretrained.load_into(trunk, source_head)
-    else:
+    elif trunk.published is not None or experiment.synthetic_images is None:  # else weights are not fetched
         take_published(source_head, trunk, experiment.spec)
     data = _data(experiment, pair, trunk)
 

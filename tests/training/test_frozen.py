@@ -1,0 +1,97 @@
+"""Runs on features that are computed once, against the same network on images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import TinySpec, tiny_trunk
+
+from jtln.data.pairs import Pair
+from jtln.data.transforms import Augment
+from jtln.methods import Method
+from jtln.module import JTLN
+from jtln.training.frozen import ComputedFeatures, feature_data, trunk_digest
+from jtln.training.trainer import Budget, pair_data
+
+CPU = torch.device("cpu")
+BUDGET = Budget(1, 2, 4, 3)
+
+
+@pytest.fixture
+def pair() -> Pair:
+    return TinySpec().load()
+
+
+def test_features_are_the_trunks_own(pair: Pair, tmp_path: Path) -> None:
+    trunk = tiny_trunk(dropout=0.5)
+    images = pair_data(pair, trunk, BUDGET, seed=0, augment=None)
+    found = feature_data(images, trunk, CPU, cache=tmp_path)
+    trunk.eval()
+    for side in ("source", "target"):
+        for part in ("train", "val"):
+            for (rows, labels), (pixels, theirs) in zip(
+                found.images_of(side, part), images.images_of(side, part), strict=True
+            ):
+                with torch.no_grad():
+                    torch.testing.assert_close(rows, trunk(pixels), rtol=0, atol=1e-6)
+                assert torch.equal(labels, theirs)
+
+
+def test_a_module_on_features_measures_what_one_on_images_does(pair: Pair) -> None:
+    trunk = tiny_trunk().eval()
+    images = pair_data(pair, trunk, BUDGET, seed=0, augment=None)
+    data = feature_data(images, trunk, CPU, cache=None)
+    on_images, on_features = (JTLN(each, 4, 3, Method()) for each in (trunk, ComputedFeatures(trunk)))
+    on_features.load_state_dict(on_images.state_dict(), strict=False)
+    (rows, _), (pixels, _) = next(data.images_of("target")), next(images.images_of("target"))
+    with torch.no_grad():
+        for ours, theirs in zip(on_features.eval()(rows), on_images.eval()(pixels), strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
+def test_another_network_or_size_has_features_of_its_own(pair: Pair, tmp_path: Path) -> None:
+    trunk = tiny_trunk()
+    data = pair_data(pair, trunk, BUDGET, seed=0, augment=None)
+    feature_data(data, trunk, CPU, cache=tmp_path)
+    kept = set(tmp_path.rglob("*.f32"))
+    feature_data(data, trunk, CPU, cache=tmp_path)
+    assert set(tmp_path.rglob("*.f32")) == kept
+    before = trunk_digest(trunk)
+    with torch.no_grad():
+        next(trunk.parameters()).add_(1e-6)
+    assert trunk_digest(trunk) != before
+    feature_data(data, trunk, CPU, cache=tmp_path)
+    assert len(set(tmp_path.rglob("*.f32"))) == 2 * len(kept)
+
+
+def test_views_of_a_training_image_are_its_own(pair: Pair, tmp_path: Path) -> None:
+    """The first view is the image as it is, and the others do not depend on what stands beside it."""
+    trunk = tiny_trunk()
+    data = pair_data(pair, trunk, BUDGET, seed=0, augment=Augment(shift=2))
+    found = feature_data(data, trunk, CPU, cache=tmp_path, views=4)
+    views = found.augmented.target.train.rows[found.augmented.target.train.places]  # type: ignore[attr-defined]
+    plain = torch.cat([rows for rows, _ in found.images_of("target")])
+    torch.testing.assert_close(torch.from_numpy(views[:, 0].copy()), plain)
+    assert views.shape == (12, 4, 6)
+    assert len({row.tobytes() for row in views[0]}) > 1
+    again = feature_data(data, trunk, CPU, cache=None, views=4)
+    rows = again.augmented.target.train
+    torch.testing.assert_close(torch.from_numpy(rows.rows[rows.places]), torch.from_numpy(views))  # type: ignore[attr-defined]
+    batch = next(iter(found.train_dataloader()))[0]["target"][0]
+    assert batch.shape == (3, 6)
+
+
+def test_several_views_are_averaged_in_the_test(pair: Pair, make_trunk: Callable[..., object]) -> None:
+    trunk = tiny_trunk()
+    data = pair_data(pair, trunk, BUDGET, seed=0, augment=None, test_views="flip")
+    found = feature_data(data, trunk, CPU, cache=None)
+    (rows, _) = next(iter(found.test_dataloader()[0]))
+    (pixels, _) = next(iter(data.test_dataloader()[0]))
+    seen, _ = data.on_after_batch_transfer((pixels, torch.zeros(len(pixels))), 0)
+    with torch.no_grad():
+        expected = trunk.eval()(seen.flatten(0, 1)).unflatten(0, seen.shape[:2])
+    torch.testing.assert_close(rows, expected, rtol=0, atol=1e-6)
+    assert rows.shape[1] == 2
