@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
-from jtln.cli.main import main as jtln
+from jtln.cli.predict import main as predict
 from jtln.cli.train import main
 from jtln.data.files import Reader
 from jtln.data.transforms import CentreCrop, ToFloat
@@ -68,7 +68,7 @@ def test_photographs_from_the_command_to_predictions(photographs: Path, tmp_path
         tested = [row for row in csv.DictReader(file) if row["part"] == "test"]
     out = tmp_path / "out.csv"
     paths = [str(photographs / row["image"]) for row in tested]
-    assert jtln(["predict", str(folder), *paths, "--out", str(out)]) == 0
+    assert predict([str(folder), *paths, "--output", str(out)]) == 0
     with open(out, newline="", encoding="utf-8") as file:
         predicted = {Path(row["image"]).resolve(): row["class"] for row in csv.DictReader(file)}
     right = sum(predicted[(photographs / row["image"]).resolve()] == row["class"] for row in tested)
