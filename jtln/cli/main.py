@@ -10,18 +10,20 @@ USAGE = """\
 usage: jtln COMMAND [ARGUMENTS]
 
 commands:
-  train   train a network: jtln train --help
-  cost    show a cost matrix, its closest and farthest pairs, without training: jtln cost dataset=fashion cost=wordnet
-  report  table, intervals, paired tests and plots of all runs below some folders: jtln report outputs
-  predict what a trained network takes images for, as CSV: jtln predict RUN photos/
-  export  a trained network as one file that runs without this package, ONNX or torch.export: jtln export RUN
-  classes show every class, its WordNet synset and what is doubtful, as a table to correct: jtln classes dataset=fashion
+  train    train a network: jtln train --help
+  cost     show a cost matrix, its closest and farthest pairs, without training: jtln cost dataset=fashion cost=wordnet
+  report   table, intervals, paired tests and plots of all runs below some folders: jtln report outputs
+  features compute a frozen trunk's features ahead of the runs: jtln features experiment=photographs ...
+  predict  what a trained network takes images for, as CSV: jtln predict RUN photos/
+  export   a trained network as one file that runs without this package, ONNX or torch.export: jtln export RUN
+  classes  show each class, its WordNet synset and what is doubtful, as a table to correct: jtln classes dataset=fashion
 """
 COMMANDS = {
     "train": "jtln.cli.train",
     "cost": "jtln.cli.cost",
     "classes": "jtln.cli.classes",
     "report": "jtln.cli.report",
+    "features": "jtln.cli.features",
     "predict": "jtln.cli.predict",
     "export": "jtln.cli.export",
 }

@@ -6,7 +6,7 @@ import argparse
 import csv
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +16,9 @@ from jtln.errors import UserError
 
 if TYPE_CHECKING:
     import torch
+
+    from jtln.data.files import BadImage
+    from jtln.inference.classifier import Explained
 
 
 def main(arguments: list[str]) -> int:
@@ -31,6 +34,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--views", help="none, flip or ten_crop; default: as in the run's test")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: an accelerator where there is one")
     parser.add_argument("--batch-size", type=int, default=64, metavar="B", help="images at once; default: 64")
+    parser.add_argument(
+        "--explain", action="store_true", help="add the source classes that the prior reads the class from"
+    )
     parser.add_argument("--output", type=path_argument, metavar="FILE", help="default: the terminal")
     return guarded(parser, arguments, _predict)
 
@@ -84,6 +90,7 @@ def _predict(given: argparse.Namespace) -> int:
 
     from jtln.data.files import BadImage
     from jtln.inference import load
+    from jtln.inference.classifier import Explained
 
     for key, value in (("--top", given.top), ("--batch-size", given.batch_size)):
         if value < 1:
@@ -102,16 +109,21 @@ def _predict(given: argparse.Namespace) -> int:
     ):
         writer = csv.writer(out, lineterminator="\n")
         further = [name for k in range(2, top + 1) for name in (f"class_{k}", f"probability_{k}")]
-        writer.writerow(["image", "class", "probability", *further])
-        found = classifier.predict(files, given.batch_size)
-        for file, probabilities in tqdm(found, total=len(files), unit=" images", disable=given.output is None or None):
-            if isinstance(probabilities, BadImage):
+        writer.writerow(["image", "class", "probability", *further, *(["related"] if given.explain else [])])
+        found: Iterator[tuple[str | Path, torch.Tensor | Explained | BadImage]]
+        found = (classifier.explain if given.explain else classifier.predict)(files, given.batch_size)
+        for file, each in tqdm(found, total=len(files), unit=" images", disable=given.output is None or None):
+            if isinstance(each, BadImage):
                 bad += 1
-                print(f"left out {probabilities.path}: {probabilities.reason}", file=sys.stderr)
+                print(f"left out {each.path}: {each.reason}", file=sys.stderr)
                 continue
+            probabilities = each.probabilities if isinstance(each, Explained) else each
             best = probabilities.topk(top)
             pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-            writer.writerow([file, *(cell for i, p in pairs for cell in (classifier.classes[i], f"{p:.4f}"))])
+            cells = [cell for i, p in pairs for cell in (classifier.classes[i], f"{p:.4f}")]
+            if isinstance(each, Explained):
+                cells.append(", ".join(f"{name} {share:.2f}" for name, share in each.related))
+            writer.writerow([file, *cells])
     if given.output is not None:
         print(f"{len(files) - bad} images: {given.output}")
     return 1 if bad else 0

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from jtln.data.files import BadImage, Reader
 from jtln.data.pairs import PairSpec
 from jtln.data.transforms import ToFloat, Views
+from jtln.errors import UserError
 from jtln.transport import TransportedPrior
 from jtln.trunks.base import Trunk
 
+LEAST_SHARE = 0.05  # of a source class that an explanation names
 KEY = "model"  # of a checkpoint's hyper-parameters: what it says about its network
 
 
@@ -69,15 +71,31 @@ class Informed(nn.Module):
         classifier: D -> T.
         source_head: D -> S.
         prior: alpha log q.
+        source_classes: (S,) the names of the source head's classes.
     """
 
-    def __init__(self, classifier: nn.Module, source_head: nn.Linear, prior: TransportedPrior) -> None:
+    def __init__(
+        self, classifier: nn.Module, source_head: nn.Linear, prior: TransportedPrior, source_classes: Sequence[str]
+    ) -> None:
         super().__init__()
         self.classifier, self.source_head, self.prior = classifier, source_head, prior
+        self.source_classes = tuple(source_classes)
 
     def forward(self, features: Tensor) -> Tensor:
         logits: Tensor = self.classifier(features) + self.prior(self.source_head(features))
         return logits
+
+    def shares(self, features: Tensor) -> Tensor:
+        """Return what each source class contributes to q(x): s_i(x) R_ij / q_j(x), (B, D) -> (B, S, T)."""
+        terms = self.prior.source_probabilities(self.source_head(features))[:, :, None] * self.prior.rows
+        return terms / terms.sum(1, keepdim=True).clamp_min(1e-30)
+
+
+class Explained(NamedTuple):
+    """A prediction, and the source classes that the prior reads it from."""
+
+    probabilities: Tensor  # (K,)
+    related: tuple[tuple[str, float], ...]  # the name and share of the most important ones, for the likeliest class
 
 
 class Classifier(nn.Module):
@@ -120,6 +138,33 @@ class Classifier(nn.Module):
                 found = iter(self(torch.stack(images).to(device)).cpu() if images else ())
                 for path, image in zip(chunk, read, strict=True):
                     yield path, image if isinstance(image, BadImage) else next(found)
+
+    @torch.inference_mode()
+    def explain(
+        self, paths: Sequence[str | Path], batch_size: int = 64, most: int = 3
+    ) -> Iterator[tuple[str | Path, Explained | BadImage]]:
+        """Every file with its prediction and the source classes that it is read from, or with what is wrong with it.
+
+        Args:
+            most: how many source classes at most; those of a share below 5 % are left out.
+
+        Raises:
+            UserError: the head has no prior, so that it reads no source class.
+        """
+        head = self.head
+        if not isinstance(head, Informed):
+            raise UserError("expected a run with a prior (head.prior) to explain, but this one reads no source class")
+        for path, probabilities in self.predict(paths, batch_size):
+            if isinstance(probabilities, BadImage):
+                yield path, probabilities
+                continue
+            image = self.reader(path)[None].to(self.to_float.mean.device)
+            features = self.trunk(self.to_float(self.views(image).flatten(0, 1)))
+            shares = head.shares(features).mean(0)[:, int(probabilities.argmax())]  # (S,)
+            best = shares.topk(min(most, len(shares)))
+            found = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            related = tuple((head.source_classes[i], share) for i, share in found if share >= LEAST_SHARE)
+            yield path, Explained(probabilities, related)
 
     def _read(self, path: str | Path) -> Tensor | BadImage:
         try:

@@ -88,7 +88,7 @@ def load(run: str | Path, head: str = "target", views: str | None = None, trust:
             classifier, weights = make_head(**fitted["settings"]).classifier(trunk.dim, len(classes)), fitted["state"]
         classifier.load_state_dict(weights)
         if head == "target" and "prior.rows" in state:
-            classifier = Informed(classifier, *_prior(state))
+            classifier = Informed(classifier, *_prior(state), said.source)
     except Exception as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise UserError(

@@ -28,7 +28,7 @@ from jtln.module import JTLN
 from jtln.storage import save_torch
 from jtln.training.class_costs import FollowFeatures, RunCost, read_cost, read_prior
 from jtln.training.experiment import Experiment
-from jtln.training.frozen import ComputedFeatures, feature_data
+from jtln.training.frozen import PARTS, ComputedFeatures, feature_data
 from jtln.training.log import log, log_data, log_training
 from jtln.training.pretraining import Pretrained, pretrain
 from jtln.training.run_folder import (
@@ -112,16 +112,7 @@ def run(experiment: Experiment) -> dict[str, Any]:
     device = trainer.strategy.root_device
     trunk.to(device)
     if experiment.computes_features:
-        data = feature_data(
-            data,
-            trunk,
-            device,
-            cache=experiment.cache,
-            views=experiment.trunk_views,
-            precision=str(experiment.trainer.options.get("precision")),
-            context=trainer.precision_plugin.forward_context,
-        )
-        trunk = ComputedFeatures(network)
+        data, trunk = _computed(experiment, data, network, trainer), ComputedFeatures(network)
     features = Features(trunk, data, device)
     cost = prior = None
     if experiment.uses_cost:
@@ -165,6 +156,43 @@ def run(experiment: Experiment) -> dict[str, Any]:
         for logger in experiment.loggers:
             log_summary(logger, result, experiment.folder)
     return result
+
+
+def compute_features(experiment: Experiment) -> tuple[int, float]:
+    """Compute the features of a run's images ahead of it, into the cache.
+
+    Returns:
+        How many images the run has, and how many seconds it took.
+
+    Raises:
+        UserError: the run trains its trunk, so that its features change.
+    """
+    if not experiment.computes_features:
+        raise UserError("expected a trunk that stays as it is, but got trunk.freeze=false: give trunk.freeze=true")
+    pair = experiment.spec.load()
+    pretrained = _pretrain(experiment, pair)
+    pl.seed_everything(experiment.seed, verbose=False)
+    trunk = experiment.make_trunk()
+    if pretrained is not None:
+        pretrained.load_into(trunk, nn.Linear(trunk.dim, len(pair.source.classes)))
+    with TemporaryDirectory() as folder:
+        trainer = make_trainer(experiment.trainer, experiment.budget, Path(folder), keep_checkpoints=False)
+        started = time.perf_counter()
+        _computed(experiment, _data(experiment, pair, trunk), trunk.to(trainer.strategy.root_device), trainer)
+    images = sum(len(getattr(task, part)) for task in (pair.source, pair.target) for part in PARTS)
+    return images, time.perf_counter() - started
+
+
+def _computed(experiment: Experiment, data: PairData, trunk: Trunk, trainer: pl.Trainer) -> PairData:
+    return feature_data(
+        data,
+        trunk,
+        trainer.strategy.root_device,
+        cache=experiment.cache,
+        views=experiment.trunk_views,
+        precision=str(experiment.trainer.options.get("precision")),
+        context=trainer.precision_plugin.forward_context,
+    )
 
 
 def _matrix_in_use(module: JTLN, follow: FollowFeatures | None, cost: RunCost | None) -> Tensor | None:

@@ -165,6 +165,7 @@ def make_trainer(
     options: dict[str, Any] = {
         "log_every_n_steps": max(1, min(10, budget.steps_per_epoch)),
         **settings.options,
+        **({} if validates else {"limit_val_batches": 0}),
     }
     try:
         return pl.Trainer(
@@ -176,7 +177,6 @@ def make_trainer(
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
-            **({} if validates else {"limit_val_batches": 0}),
             use_distributed_sampler=False,  # the loaders share out global batches among the processes themselves
             plugins=[WholeCheckpoints(), *listed(options.pop("plugins", None))],
             **options,

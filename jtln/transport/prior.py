@@ -89,8 +89,12 @@ class TransportedPrior(nn.Module):
 
     def log_q(self, source_logits: Tensor) -> Tensor:
         """Return log q(x), (B, T), of the source head's logits (B, S)."""
+        return (self.source_probabilities(source_logits) @ self.rows).clamp_min(1e-30).log()
+
+    def source_probabilities(self, source_logits: Tensor) -> Tensor:
+        """Return s(x), (B, S), detached unless the source head learns."""
         logits = source_logits.float() if self.learns else source_logits.detach().float()
-        return ((logits / self.temperature).softmax(1) @ self.rows).clamp_min(1e-30).log()
+        return (logits / self.temperature).softmax(1)
 
     def forward(self, source_logits: Tensor) -> Tensor:
         """source_logits (B, S) -> alpha log q (B, T)"""
