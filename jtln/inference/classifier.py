@@ -19,7 +19,7 @@ from jtln.errors import UserError
 from jtln.transport import TransportedPrior
 from jtln.trunks.base import Trunk
 
-LEAST_SHARE = 0.05  # of a source class that an explanation names
+LEAST_SHARE = 0.01  # of a source class that an explanation names
 KEY = "model"  # of a checkpoint's hyper-parameters: what it says about its network
 
 
@@ -146,7 +146,7 @@ class Classifier(nn.Module):
         """Every file with its prediction and the source classes that it is read from, or with what is wrong with it.
 
         Args:
-            most: how many source classes at most; those of a share below 5 % are left out.
+            most: how many source classes at most; those of a share below 1 % are left out.
 
         Raises:
             UserError: the head has no prior, so that it reads no source class.
