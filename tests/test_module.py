@@ -19,7 +19,7 @@ from jtln.errors import UserError
 from jtln.methods import Method
 from jtln.module import JTLN, Batch, Optimization
 from jtln.schedules import Constant, Cosine, Linear
-from jtln.transport.loss import TransportLoss
+from jtln.transport import TransportedPrior, TransportLoss, relation
 from jtln.trunks.base import Trunk
 
 CLASSES = 4, 3
@@ -329,6 +329,25 @@ def test_bfloat16_autocast_stays_finite_and_near(make_module: Callable[..., JTLN
         assert all(math.isfinite(value) for step in watch.steps for value in step["logged"].values())
     assert losses["bf16-mixed"][0] == pytest.approx(losses["32-true"][0], rel=0.05)
     assert losses["bf16-mixed"][0] != losses["32-true"][0]  # autocast was on
+
+
+def test_a_prior_is_a_part_of_the_prediction_that_the_losses_see(
+    make_trunk: Callable[..., Trunk], cost: Tensor, batch: Batch
+) -> None:
+    torch.manual_seed(0)
+    prior = TransportedPrior(relation(cost, EPSILON), alpha=0.7)
+    module = JTLN(make_trunk(), *CLASSES, Method("target_only"), prior=prior)
+    loss = module.training_step(batch, 0)["loss"]
+    images, labels = batch["target"]
+    with torch.no_grad():
+        features = module.trunk(images)
+        q = module.source_head(features).softmax(1) @ prior.rows
+        expected = nn.functional.cross_entropy(module.target_head(features) + 0.7 * q.log(), labels)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(module(images).target, module.target_head(features) + 0.7 * q.log())
+    loss.backward()
+    assert module.source_head.weight.grad is None  # s is detached inside q
+    assert module.target_head.weight.grad is not None
 
 
 def test_a_transport_term_needs_a_transport_loss(make_trunk: Callable[..., Trunk]) -> None:
