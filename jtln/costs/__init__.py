@@ -1,6 +1,6 @@
 """Cost metrics: what it costs to explain a source class by a target class."""
 
-from jtln.costs.base import Cost, SourceHead, is_constant
+from jtln.costs.base import Cost, SourceHead, Unknown, is_constant
 from jtln.costs.centroid import CentroidCost
 from jtln.costs.file import FileCost
 from jtln.costs.permuted import PermutedCost
@@ -18,6 +18,7 @@ __all__ = [
     "SourceHead",
     "TaxonomyCost",
     "UniformCost",
+    "Unknown",
     "WordNetCost",
     "is_constant",
 ]

@@ -63,6 +63,20 @@ def test_the_columns_of_a_static_cost() -> None:
     assert torch.equal(PermutedCost(UniformCost()).matrix(SOURCE, TARGET), torch.ones(SIZES))
 
 
+@pytest.mark.filterwarnings("ignore::jtln.names.linking.AmbiguousClassWarning")
+def test_unknown_classes_move_with_their_columns() -> None:
+    source = ClassSet(["xyzzyx", "dog", "car"], [None, "dog.n.01", "car.n.01"])
+    target = ClassSet(["xyzzyx", *TARGET.names[1:4], "zyxxyz"], [None, *(TARGET.synsets or ())[1:4], None])
+    order = derangement(5, 4)
+    cost, inner = PermutedCost(WordNetCost(), seed=4), WordNetCost()
+    unknown = cost.unknown(source, target)
+    assert unknown.source == (0,)
+    assert [int(order[place]) for place in unknown.target] in ([0, 4], [4, 0])
+    assert list(unknown.target) == sorted(unknown.target)
+    assert torch.equal(cost.matrix(source, target), inner.matrix(source, target)[:, order])
+    assert cost.remedy == inner.remedy
+
+
 def test_a_cost_that_reads_features_reads_them_through_it() -> None:
     source, target = batch(3, 0), batch(5, 1)
     order = derangement(5, 0)
