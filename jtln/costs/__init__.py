@@ -3,6 +3,7 @@
 from jtln.costs.base import Cost, SourceHead, Unknown, is_constant
 from jtln.costs.centroid import CentroidCost
 from jtln.costs.file import FileCost
+from jtln.costs.mmd import MMDCost
 from jtln.costs.permuted import PermutedCost
 from jtln.costs.posterior import PosteriorCost
 from jtln.costs.taxonomy import TaxonomyCost
@@ -13,6 +14,7 @@ __all__ = [
     "CentroidCost",
     "Cost",
     "FileCost",
+    "MMDCost",
     "PermutedCost",
     "PosteriorCost",
     "SourceHead",
