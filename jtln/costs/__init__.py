@@ -8,6 +8,7 @@ from jtln.costs.permuted import PermutedCost
 from jtln.costs.posterior import PosteriorCost
 from jtln.costs.taxonomy import TaxonomyCost
 from jtln.costs.uniform import UniformCost
+from jtln.costs.weights import WeightsCost
 from jtln.costs.wordnet import WordNetCost
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "TaxonomyCost",
     "UniformCost",
     "Unknown",
+    "WeightsCost",
     "WordNetCost",
     "is_constant",
 ]

@@ -29,6 +29,7 @@ class SourceHead(NamedTuple):
 
     logits: Callable[[Tensor], Tensor]  # features (B, D) -> (B, S)
     held_out: Iterable[Batch]  # features (B, D) and labels (B,) of source images that it is not trained on
+    weight: Tensor  # (S, D), of a linear head
 
 
 class Unknown(NamedTuple):

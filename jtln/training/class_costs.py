@@ -122,7 +122,7 @@ class FollowFeatures(Callback):
 @torch.no_grad()
 def _fit(cost: Cost, pair: Pair, features: Features, source_head: nn.Linear) -> None:
     """One pass over the training images of the tasks that the cost reads."""
-    head = SourceHead(lambda rows: _logits(source_head, rows), features.of("source", "val"))
+    head = SourceHead(lambda rows: _logits(source_head, rows), features.of("source", "val"), source_head.weight)
     cost.fit(features.of("source"), features.of("target"), _sizes(pair), head)
 
 
