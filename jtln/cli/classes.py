@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from jtln.cli.hydra_app import run_hydra
-from jtln.names.linking import Link, Unmatched, explain, ideas, link_all, suggestion
+from jtln.names.linking import Found, Link, explain, ideas, link_all, suggestion
 from jtln.names.wordnet import hypernym_chain, name
 
 COLUMNS = ("class", "synset", "path", "task", "how", "note", "others", "suggestion")
@@ -42,12 +42,12 @@ def _show_classes(config: DictConfig) -> None:
     spec = instantiate(config.dataset)
     senses = config.cost.get("senses", "context")
     table, lines = [], []
-    counts = {"given": 0, "id": 0, "lemma": 0, "unmatched": 0, "ambiguous": 0}
+    counts = {"given": 0, "id": 0, "lemma": 0, "slip": 0, "head": 0, "unmatched": 0, "ambiguous": 0}
     for task, classes in (("source", spec.source_classes), ("target", spec.target_classes)):
         for index, each in enumerate(link_all(classes, senses)):
             path = "/".join(classes.path(index) or ())
             counts[each.how if isinstance(each, Link) else "unmatched"] += 1
-            counts["ambiguous"] += isinstance(each, Link) and bool(each.others)
+            counts["ambiguous"] += isinstance(each, Link) and each.how == "lemma" and bool(each.others)
             table.append(_line(each, task, path))
             lines.append(_row(each, task, path))
     columns = [Column(name) for name in ("task", "class", "synset", "is a kind of", "path", "look at")]
@@ -65,7 +65,7 @@ def _show_classes(config: DictConfig) -> None:
         writer.writerows(table)
     print(_summary(counts))
     if unmatched := [line["class"] for line in table if line["how"] == "unmatched"]:
-        print(f"unmatched, which cost=wordnet needs: {', '.join(unmatched)}")
+        print(f"unmatched, of which cost=wordnet has no knowledge (mean costs): {', '.join(unmatched)}")
         if all(line["path"] for line in table):
             print("every class has a path, so that cost=taxonomy needs no synsets")
     if spec.dropped:
@@ -76,28 +76,36 @@ def _show_classes(config: DictConfig) -> None:
 
 
 def _summary(counts: dict[str, int]) -> str:
-    known = (("given", "by the dataset"), ("id", "by an ImageNet id in the name"), ("lemma", "by name"))
-    linked = [f"{counts[how]} {words}" for how, words in known if counts[how]]
-    linked[-1:] = (
-        [f"{linked[-1]} ({counts['ambiguous']} with several meanings)"] if counts["ambiguous"] else linked[-1:]
-    )
+    several = f" ({counts['ambiguous']} with several meanings)" if counts["ambiguous"] else ""
+    words = {
+        "given": "by the dataset",
+        "id": "by an ImageNet id in the name",
+        "lemma": f"by name{several}",
+        "slip": "by a close spelling",
+        "head": "by what they are a kind of",
+    }
+    linked = [f"{counts[how]} {text}" for how, text in words.items() if counts[how]]
     return f"linked to WordNet: {', '.join(linked) or 'none'}; {counts['unmatched']} unmatched"
 
 
-def _line(each: Link | Unmatched, task: str, path: str) -> dict[str, str]:
-    """A class's line of the table that the user corrects."""
+def _line(each: Found, task: str, path: str) -> dict[str, str]:
+    """A class's line of the table that the user corrects.
+
+    What a class is a kind of stands as a suggestion, and not as its synset: two lamps are two classes.
+    """
     line = {"class": each.name, "synset": "", "path": path, "task": task}
     if isinstance(each, Link):
+        kind = each.how == "head"
         note = "; ".join(filter(None, (_chain(each.synset), each.note)))
-        others = "; ".join(map(explain, each.others))
-        return line | {"synset": each.synset, "how": each.how, "note": note, "others": others}
+        line |= {"how": each.how, "note": note, "others": "; ".join(map(explain, each.others))}
+        return line | ({"suggestion": name(each.synset)} if kind else {"synset": each.synset})
     note = f"there is no synset {each.given}" if each.given else "not in WordNet by this name"
     found = ideas(each)
     suggestion = name(found[0]) if found else ""
     return line | {"how": "unmatched", "note": note, "others": "; ".join(map(explain, found)), "suggestion": suggestion}
 
 
-def _row(each: Link | Unmatched, task: str, path: str) -> list[str]:
+def _row(each: Found, task: str, path: str) -> list[str]:
     """A class's row on the terminal, shorter."""
     if isinstance(each, Link):
         others = f"or {', '.join(map(name, each.others[:OTHERS]))}" if each.others else ""

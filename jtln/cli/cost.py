@@ -40,14 +40,24 @@ def _show_cost(config: DictConfig) -> None:
         raise UserError(f"cost={name} is read off trained features: run train.py, which writes it as cost.csv")
     source, target = spec.source_classes, spec.target_classes
     matrix = cost.matrix(source, target)  # (S, T)
-    order = matrix.argsort(dim=0, stable=True)
+    unknown = cost.unknown(source, target)
+    known = [i for i in range(len(source)) if i not in set(unknown.source)]
     rows = []
     for j, label in enumerate(target):
-        near = [f"{source.names[i]} {matrix[i, j]:.2f}" for i in order[:3, j].tolist()]
-        far = order[-1, j]
-        rows.append([label, ", ".join(near), f"{source.names[int(far)]} {matrix[far, j]:.2f}"])
+        if j in unknown.target:
+            rows.append([label, "no knowledge: mean costs", ""])
+            continue
+        order = [known[i] for i in matrix[known, j].argsort(stable=True).tolist()]
+        near = [f"{source.names[i]} {matrix[i, j]:.2f}" for i in order[:3]]
+        rows.append([label, ", ".join(near), f"{source.names[order[-1]]} {matrix[order[-1], j]:.2f}"])
     columns = [Column("target class"), Column("nearest source classes"), Column("farthest")]
     show(f"cost={name} on {spec.name}: {len(source)} source x {len(target)} target classes", columns, rows)
+    for side, classes, indices in (("source", source, unknown.source), ("target", target, unknown.target)):
+        if indices:
+            names = ", ".join(classes.names[index] for index in indices)
+            print(f"no knowledge of {len(indices)} of {len(classes)} {side} classes: {names}")
+    if unknown.source or unknown.target:
+        print(cost.remedy)
     folder = Path(HydraConfig.get().runtime.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     save_cost(folder / "cost.csv", matrix, source, target)

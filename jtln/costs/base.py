@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
-from jtln.errors import UserError, unknown
+from jtln.distributed import accumulation_dtype
+from jtln.errors import UserError
+from jtln.errors import unknown as unknown_choice
 from jtln.names.class_set import ClassSet
 from jtln.transport.sinkhorn import check_cost
 
 Batch = tuple[Tensor, Tensor]  # features (B, D), labels (B,)
 SCALES = ("max", "range", "none")
+MOST_NAMES = 5  # of classes, in a message
 
 
 def is_constant(cost: Tensor) -> bool:
@@ -25,6 +29,14 @@ class SourceHead(NamedTuple):
 
     logits: Callable[[Tensor], Tensor]  # features (B, D) -> (B, S)
     held_out: Iterable[Batch]  # features (B, D) and labels (B,) of source images that it is not trained on
+    weight: Tensor  # (S, D), of a linear head
+
+
+class Unknown(NamedTuple):
+    """The classes that a cost has no knowledge of, by index, ascending."""
+
+    source: tuple[int, ...] = ()
+    target: tuple[int, ...] = ()
 
 
 class Cost(nn.Module):
@@ -42,16 +54,18 @@ class Cost(nn.Module):
             each epoch) or "ema" (from every training batch).
         needs_source_head: whether it reads the source head, which then has to be pre-trained.
         reads_source: whether it reads source images.
+        remedy: how to give a class knowledge that it lacks, for messages.
     """
 
     updates: str = "never"
     needs_source_head: bool = False
     reads_source: bool = False
+    remedy: str = "Choose another cost."
 
     def __init__(self, scale: str = "max") -> None:
         super().__init__()
         if scale not in SCALES:
-            raise unknown("cost scale", scale, SCALES)
+            raise unknown_choice("cost scale", scale, SCALES)
         self.scale = scale
 
     def prepare(self, sizes: tuple[int, int], dim: int) -> None:
@@ -78,21 +92,39 @@ class Cost(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} reads no features")
 
     def distances(self, source: ClassSet, target: ClassSet) -> Tensor:
-        """(S, T) distances >= 0 in the metric's own unit."""
+        """(S, T) distances >= 0 in the metric's own unit; anything, NaN say, for a class that is :meth:`unknown`."""
         raise NotImplementedError
+
+    def unknown(self, source: ClassSet, target: ClassSet) -> Unknown:
+        """Return the classes that the metric has no knowledge of; :meth:`matrix` gives them neutral costs."""
+        return Unknown()
 
     def matrix(self, source: ClassSet, target: ClassSet) -> Tensor:
         """The cost matrix: (S, T) float32, finite, >= 0, scaled as ``scale`` says. Carries no gradient.
 
+        The costs of an :meth:`unknown` class are neutral: its column has each row's mean over the known target
+        classes, its row each column's mean over the known source classes, and two unknown classes have the mean over
+        all known pairs.
+
         Raises:
-            UserError: the distances are not finite, are negative, or have another shape than (S, T).
+            UserError: no source class or no target class is known, or the distances are not finite, are negative, or
+                have another shape than (S, T).
         """
+        unknown = self.unknown(source, target)
+        for side, classes, indices in (("source", source, unknown.source), ("target", target, unknown.target)):
+            if len(indices) == len(classes):
+                names = ", ".join(classes.names[:MOST_NAMES]) + (", ..." if len(classes) > MOST_NAMES else "")
+                raise UserError(
+                    f"expected a {side} class that {type(self).__name__} has knowledge of, but it has none of all "
+                    f"{len(classes)}: {names}. {self.remedy}"
+                )
         cost = self.distances(source, target).detach().float().contiguous()
         if cost.shape != (len(source), len(target)):
             raise UserError(
                 f"expected distances of shape (S, T) = {(len(source), len(target))} from {type(self).__name__}, "
                 f"but got {tuple(cost.shape)}"
             )
+        cost = fill_neutral(cost, unknown)
         check_cost(cost)
         if self.updates == "never" and not bool(cost.max() > 0):  # features may collapse for a while
             raise UserError(f"expected a distance above 0 from {type(self).__name__}, but got zeros alone")
@@ -101,3 +133,23 @@ class Cost(nn.Module):
         if self.scale != "none":
             cost = cost / cost.max().clamp_min(1e-12)
         return cost
+
+
+def fill_neutral(cost: Tensor, unknown: Unknown) -> Tensor:
+    """Return a copy of C (S, T) in which the classes without knowledge have the means of the known entries.
+
+    Args:
+        cost: (S, T); the entries of unknown classes may be anything.
+        unknown: fewer than S source and T target classes.
+    """
+    if not (unknown.source or unknown.target):
+        return cost
+    rows = torch.ones(cost.shape[0], dtype=torch.bool, device=cost.device)
+    columns = torch.ones(cost.shape[1], dtype=torch.bool, device=cost.device)
+    rows[list(unknown.source)] = False
+    columns[list(unknown.target)] = False
+    known = cost[rows][:, columns].to(accumulation_dtype(cost))
+    filled = known.mean().to(cost.dtype).expand(cost.shape).clone()
+    filled[torch.outer(rows, ~columns)] = known.mean(1).to(cost.dtype).repeat_interleave(int((~columns).sum()))
+    filled[torch.outer(~rows, columns)] = known.mean(0).to(cost.dtype).repeat(int((~rows).sum()))
+    return torch.where(torch.outer(rows, columns), cost, filled)

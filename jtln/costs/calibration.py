@@ -16,7 +16,7 @@ row. Scoring labels by a relation read through the source head is a LEEP score (
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from jtln.costs.base import is_constant
 from jtln.distributed import Batch, accumulation_dtype, all_reduce_sum
-from jtln.transport.plans import class_plan
+from jtln.transport.prior import shares
 
 EPSILONS = tuple(0.02 * 2 ** (step / 2) for step in range(15))  # 0.02 to 2.56, of the cost's range
 _LEAST = 1e-8  # a share of a row's largest, which keeps the cost finite
@@ -39,7 +39,9 @@ class Calibration(NamedTuple):
 
 
 @torch.no_grad()
-def calibrate(cost: Tensor, epsilon: float, logits: Iterable[Batch]) -> tuple[Tensor, Calibration]:
+def calibrate(
+    cost: Tensor, epsilon: float, logits: Iterable[Batch], unknown_targets: Sequence[int] = ()
+) -> tuple[Tensor, Calibration]:
     """Return the cost for the transport loss, and the calibration that it rests on.
 
     Args:
@@ -47,6 +49,7 @@ def calibrate(cost: Tensor, epsilon: float, logits: Iterable[Batch]) -> tuple[Te
         epsilon: of the transport loss, > 0: the cost that comes out is in its units.
         logits: batches of the pre-trained source head's logits (B, S) on labelled target images, and their labels (B,),
             this process's share.
+        unknown_targets: target classes that the cost knows nothing of, see :func:`jtln.transport.relation`.
 
     Returns:
         (S, T) finite, >= 0, each row's least 0.
@@ -60,8 +63,7 @@ def calibrate(cost: Tensor, epsilon: float, logits: Iterable[Batch]) -> tuple[Te
     flat = torch.full_like(cost, 1 / targets)
     best = flat, Calibration(math.inf, _nll(flat, batches), chance)
     for share in EPSILONS[::-1]:  # from the softest on: on ties, keep the softer plan
-        plan = class_plan(cost, share * width)
-        rows = plan / plan.sum(1, keepdim=True)
+        rows = shares(cost, share * width, unknown_targets=unknown_targets)
         nll = _nll(rows, batches)
         if nll < best[1].nll - 1e-6:
             best = rows, Calibration(share, nll, chance)

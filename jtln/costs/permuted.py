@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jtln.costs.base import Batch, Cost, SourceHead
+from jtln.costs.base import Batch, Cost, SourceHead, Unknown
 from jtln.errors import UserError
 from jtln.names.class_set import ClassSet
 
@@ -32,6 +32,7 @@ class PermutedCost(Cost):
             raise UserError(f"expected a whole number >= 0 for cost.seed, but got {seed!r}")
         self.of, self.seed = of, seed
         self.updates, self.needs_source_head, self.reads_source = of.updates, of.needs_source_head, of.reads_source
+        self.remedy = of.remedy
 
     def prepare(self, sizes: tuple[int, int], dim: int) -> None:
         self.of.prepare(sizes, dim)
@@ -48,7 +49,17 @@ class PermutedCost(Cost):
     def observe(self, source: Batch, target: Batch, sizes: tuple[int, int]) -> None:
         self.of.observe(source, target, sizes)
 
+    def unknown(self, source: ClassSet, target: ClassSet) -> Unknown:
+        """Return the other cost's source classes, and the target classes that its unknown columns go to."""
+        other = self.of.unknown(source, target)
+        order = derangement(len(target), self.seed).tolist()
+        return Unknown(other.source, tuple(place for place, index in enumerate(order) if index in other.target))
+
     def distances(self, source: ClassSet, target: ClassSet) -> Tensor:
+        return self.of.distances(source, target)[:, derangement(len(target), self.seed)]
+
+    def matrix(self, source: ClassSet, target: ClassSet) -> Tensor:
+        """The columns (S, T) of the other cost's matrix, whose scale and mean costs of unknown classes they keep."""
         return self.of.matrix(source, target)[:, derangement(len(target), self.seed)]
 
 

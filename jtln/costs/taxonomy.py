@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jtln.costs.base import Cost
-from jtln.errors import UserError
+from jtln.costs.base import MOST_NAMES, Cost, Unknown
+from jtln.errors import UserError, unknown
 from jtln.names.class_set import ClassSet, read_table
 from jtln.storage import given_path
 
+UNKNOWN = ("neutral", "error")
 REMEDY = (
     "Give the hierarchy in a CSV file with the columns class,path, where a path is written 'Boeing/Boeing 737': "
     "cost.file=FILE; or choose another cost."
@@ -32,29 +33,53 @@ class TaxonomyCost(Cost):
         file: a CSV file with the columns ``class`` and ``path``, whose paths count more than those of the dataset;
             lines of other classes are ignored. None takes the dataset's own.
         scale: how the distances are brought to [0, 1], see :class:`Cost`.
+        unknown_names: a class without a path is one without knowledge ("neutral", see :meth:`Cost.matrix`), with a
+            warning, or an "error".
 
     Raises:
-        UserError: the file cannot be read or lacks a column.
+        UserError: the file cannot be read or lacks a column, or ``unknown_names`` is unknown.
     """
 
-    def __init__(self, file: str | None = None, scale: str = "max") -> None:
+    remedy = REMEDY
+
+    def __init__(self, file: str | None = None, scale: str = "max", unknown_names: str = "neutral") -> None:
         super().__init__(scale)
-        self.file = file
+        if unknown_names not in UNKNOWN:
+            raise unknown("treatment of unknown names", unknown_names, UNKNOWN)
+        self.file, self.unknown_names = file, unknown_names
         self._read: dict[str, str] = {}
         if file is not None:
             rows = read_table(given_path(file, "cost.file", "a CSV file or null"), ("class", "path"))
             self._read = {row["class"]: row["path"] for row in rows if row["path"]}
 
-    def distances(self, source: ClassSet, target: ClassSet) -> Tensor:
-        """(S, T) float32, whole numbers of edges; 0 for the same node.
+    def unknown(self, source: ClassSet, target: ClassSet) -> Unknown:
+        """Return the classes without a path. Raises a UserError for them where ``unknown_names`` is "error"."""
+        nodes = self._nodes(source), self._nodes(target)
+        found = Unknown(*(tuple(index for index in range(len(each)) if each[index] is None) for each in nodes))
+        if self.unknown_names == "error" and (found.source or found.target):
+            raise UserError(self._message(source, target, found))
+        return found
 
-        Warns where all are equal, as between the variants of two makers: such a cost knows nothing.
+    def distances(self, source: ClassSet, target: ClassSet) -> Tensor:
+        """(S, T) float32, whole numbers of edges; 0 for the same node, NaN for a class without a path.
+
+        Warns of classes without a path; and where all distances are equal, as between the variants of two makers: such
+        a cost has no knowledge.
 
         Raises:
-            UserError: a class has no path.
+            UserError: a class has no path, and ``unknown_names`` is "error".
         """
-        source_nodes, target_nodes = self._nodes(source, target)
-        edges = _edges(source_nodes, target_nodes)
+        missing = self.unknown(source, target)
+        if missing.source or missing.target:
+            warnings.warn(self._message(source, target, missing), stacklevel=2)
+        result = torch.full((len(source), len(target)), torch.nan)
+        known = [
+            [(index, node) for index, node in enumerate(self._nodes(classes)) if node is not None]
+            for classes in (source, target)
+        ]
+        if not all(known):
+            return result
+        edges = _edges(*([node for _, node in side] for side in known))
         if edges.min() == edges.max():
             warnings.warn(
                 f"the hierarchy has {edges.min()} edges between every source and every target class, so that "
@@ -62,30 +87,26 @@ class TaxonomyCost(Cost):
                 "hierarchy with more levels in cost.file",
                 stacklevel=2,
             )
-        return torch.from_numpy(edges).float()
+        rows, columns = (torch.tensor([index for index, _ in side]) for side in known)
+        result[rows[:, None], columns] = torch.from_numpy(edges).float()
+        return result
 
-    def _nodes(self, *sets: ClassSet) -> list[list[tuple[str, ...]]]:
-        """For each set each class's way from the root to its leaf; one error for all classes without one."""
-        found = [[self._path(classes, index) for index in range(len(classes))] for classes in sets]
-        missing = [
-            name
-            for classes, paths in zip(sets, found, strict=True)
-            for name, path in zip(classes.names, paths, strict=True)
-            if path is None
-        ]
-        if missing:
-            names = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-            near = difflib.get_close_matches(missing[0], list(self._read), n=1)
-            hint = f" The file {self.file} does not name them" if self._read else ""
-            hint += f": is '{near[0]}' there meant for '{missing[0]}'?" if near else "." if hint else ""
-            raise UserError(
-                f"expected a place in a hierarchy for each class, but {len(missing)} of {sum(map(len, sets))} have "
-                f"none: {names}.{hint} {REMEDY}"
-            )
-        return [
-            [(*(path or ()), name) for name, path in zip(classes.names, paths, strict=True)]
-            for classes, paths in zip(sets, found, strict=True)
-        ]
+    def _nodes(self, classes: ClassSet) -> list[tuple[str, ...] | None]:
+        """Return each class's way from the root to its leaf; None for a class without a path."""
+        paths = [self._path(classes, index) for index in range(len(classes))]
+        return [None if path is None else (*path, name) for name, path in zip(classes.names, paths, strict=True)]
+
+    def _message(self, source: ClassSet, target: ClassSet, found: Unknown) -> str:
+        missing = [source.names[index] for index in found.source] + [target.names[index] for index in found.target]
+        names = ", ".join(missing[:MOST_NAMES])
+        names += f" and {len(missing) - MOST_NAMES} more" if len(missing) > MOST_NAMES else ""
+        near = difflib.get_close_matches(missing[0], list(self._read), n=1)
+        hint = f" The file {self.file} does not name them" if self._read else ""
+        hint += f": is '{near[0]}' there meant for '{missing[0]}'?" if near else "." if hint else ""
+        return (
+            f"expected a place in a hierarchy for each class, but {len(missing)} of {len(source) + len(target)} have "
+            f"none: {names}.{hint} {REMEDY}"
+        )
 
     def _path(self, classes: ClassSet, index: int) -> tuple[str, ...] | None:
         name = classes.names[index]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from jtln.costs.base import Cost
+from jtln.costs.base import Cost, Unknown
 from jtln.errors import unknown
 from jtln.names.class_set import ClassSet
-from jtln.names.linking import UNKNOWN, Link, link
+from jtln.names.linking import REMEDY, UNKNOWN, Found, Link, link
 from jtln.names.senses import SENSES
 from jtln.names.wordnet import METRICS, distance
 
@@ -22,7 +22,9 @@ class WordNetCost(Cost):
         scale: how the distances are brought to [0, 1], see :class:`Cost`.
         senses: which of several meanings is taken, "context", "pictured" or "first"
             (:func:`jtln.names.linking.link`).
-        unknown_names: "error", or "head" to link a name that is unknown as a whole to the thing it names a kind of.
+        unknown_names: a name that WordNet does not know counts as the lemma that it is a misspelling of, or as the
+            thing that it names a kind of (:func:`jtln.names.linking.link_all`), with a warning. What stays unknown is a
+            class without knowledge ("neutral", see :meth:`Cost.matrix`), or an "error" that lists all names.
 
     Attributes:
         source_links, target_links: how the classes were linked to synsets, after the first :meth:`distances`.
@@ -31,8 +33,10 @@ class WordNetCost(Cost):
         UserError: the metric or another choice is unknown.
     """
 
+    remedy = REMEDY
+
     def __init__(
-        self, metric: str = "wup", scale: str = "max", senses: str = "context", unknown_names: str = "error"
+        self, metric: str = "wup", scale: str = "max", senses: str = "context", unknown_names: str = "neutral"
     ) -> None:
         super().__init__(scale)
         for kind, got, choices in (
@@ -45,13 +49,42 @@ class WordNetCost(Cost):
         self.metric = metric
         self.senses = senses
         self.unknown_names = unknown_names
-        self.source_links: tuple[Link, ...] = ()
-        self.target_links: tuple[Link, ...] = ()
+        self.source_links: tuple[Found, ...] = ()
+        self.target_links: tuple[Found, ...] = ()
+        self._linked: tuple[ClassSet, ClassSet] | None = None  # whose links these are
+
+    def unknown(self, source: ClassSet, target: ClassSet) -> Unknown:
+        """Return the classes that were not linked to a synset. Raises as :meth:`distances` does."""
+        self._link(source, target)
+        return Unknown(
+            *(
+                tuple(index for index, each in enumerate(links) if not isinstance(each, Link))
+                for links in (self.source_links, self.target_links)
+            )
+        )
 
     def distances(self, source: ClassSet, target: ClassSet) -> Tensor:
-        """(S, T) float32 in [0, 1]; 0 for the same synset. Raises a UserError where a class has no synset."""
-        self.source_links = link(source, self.senses, self.unknown_names)
-        self.target_links = link(target, self.senses, self.unknown_names)
-        source_synsets = [each.synset for each in self.source_links]
-        target_synsets = [each.synset for each in self.target_links]
-        return torch.from_numpy(distance(source_synsets, target_synsets, self.metric)).float()
+        """(S, T) float32 in [0, 1]; 0 for the same synset, NaN for a class without one.
+
+        Raises:
+            UserError: a given synset does not exist, or names are unknown and ``unknown_names`` is "error".
+        """
+        self._link(source, target)
+        found = [
+            [(index, each.synset) for index, each in enumerate(links) if isinstance(each, Link)]
+            for links in (self.source_links, self.target_links)
+        ]
+        rows, columns = ([index for index, _ in side] for side in found)
+        synsets = [[synset for _, synset in side] for side in found]
+        result = torch.full((len(source), len(target)), torch.nan)
+        known = torch.from_numpy(distance(synsets[0], synsets[1], self.metric)).float()
+        result[torch.tensor(rows, dtype=torch.long)[:, None], torch.tensor(columns, dtype=torch.long)] = known
+        return result
+
+    def _link(self, source: ClassSet, target: ClassSet) -> None:
+        """Link the classes, with one warning, unless they are those that were linked last."""
+        if self._linked == (source, target):
+            return
+        found = link({"source": source, "target": target}, self.senses, self.unknown_names)
+        self.source_links, self.target_links = found["source"], found["target"]
+        self._linked = source, target

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from jtln.errors import UserError, unknown
 from jtln.names.class_set import ClassSet
 from jtln.names.senses import order
-from jtln.names.spelling import closest, head, read
-from jtln.names.wordnet import find_rows, hypernym_chain, name, nouns, resolve, senses
+from jtln.names.spelling import closest, head, read, slips
+from jtln.names.wordnet import find_rows, hypernym_chain, name, nouns, resolve
+from jtln.names.wordnet import senses as meanings
 
-UNKNOWN = ("error", "head")
-SLIP = 0.9  # difflib's ratio of two spellings that differ by a slip of the pen
+UNKNOWN = ("neutral", "error")
 REMEDY = (
     "Give their synsets in a CSV file with the columns class,synset, where a synset is written 'n02084071' or "
     "'dog.n.01': `python -m jtln classes dataset=...` writes one to correct, dataset.links=FILE reads it. In Python: "
     "ClassSet(names, synsets)."
 )
-HEADS = " Or let names count as what they are probably a kind of, where that is known: cost.unknown_names=head."
 
+NEAR = 3  # lemmas that are suggested for an unknown name
 MOST_LINES = 20  # of each kind in a warning
 
 
@@ -32,8 +31,8 @@ class Link(NamedTuple):
     Attributes:
         name: the class's name.
         synset: its WordNet 3.0 id, such as "n02084071".
-        how: "given" (the dataset's own mapping), "id" (an ImageNet id in the name), "lemma" (by the name) or "head"
-            (by the last word of a name that is unknown as a whole).
+        how: "given" (the dataset's own mapping), "id" (an ImageNet id in the name), "lemma" (by the name), "slip" (by
+            a lemma that the name is one slip of the pen away from) or "head" (by what an unknown name is a kind of).
         others: the ids of the other senses of the matching lemma, the likeliest first.
         note: empty, or how freely the name was read: "read as 'polar bear'".
     """
@@ -52,95 +51,112 @@ class Unmatched(NamedTuple):
         name: the class's name.
         given: the synset that it was given, or the id in its name, where that does not exist; else empty.
         near: lemmas that are spelled like the name, the most alike first.
-        heads: the ids of what the name is probably a kind of, the likeliest first: a helmet for "bike_helmet".
     """
 
     name: str
     given: str = ""
     near: tuple[str, ...] = ()
-    heads: tuple[str, ...] = ()
+
+
+Found = Link | Unmatched
 
 
 class AmbiguousClassWarning(UserWarning):
-    """Class names have several meanings, or were read freely, and the likeliest meaning was taken."""
+    """Class names have several meanings, were read freely, or are unknown."""
 
 
-def link(classes: ClassSet, senses: str = "context", unknown_names: str = "error") -> tuple[Link, ...]:
-    """One link for each class, in order.
+def link(
+    tasks: Mapping[str, ClassSet], senses: str = "context", unknown_names: str = "neutral"
+) -> dict[str, tuple[Found, ...]]:
+    """Link the classes of every task to synsets, as :func:`link_all` does; the classes of each in their order.
 
-    A given synset counts most, then an ImageNet id in the name (``n02084071-toy_dog``), then the name as
-    :func:`jtln.names.spelling.read` reads it. Where a name has several senses one is taken, and one
-    :class:`AmbiguousClassWarning` lists them all.
+    One :class:`AmbiguousClassWarning` for all tasks lists how names were linked that have several senses or are not in
+    WordNet as they are, and the names that stay unknown.
 
     Args:
-        classes: S classes.
-        senses: which of several senses is taken: that which fits the other classes by their "context" (a crane
+        tasks: class sets by the name of their task, which stands in messages: "source" and "target".
+        senses: which of several senses is taken: that which fits the task's other classes by their "context" (a crane
             among birds is a bird), the most frequent of the likeliest kind to be "pictured" (animals and things before
             people), or simply the "first", which is the most frequent; see :func:`jtln.names.senses.order`.
-        unknown_names: "error", or "head": a name that is unknown as a whole is linked to the thing that it names a
-            kind of (``bike_helmet`` to the helmet), which the warning tells; without such a thing it is an error, too.
+        unknown_names: "neutral" returns what stays unknown as :class:`Unmatched`; "error" raises.
 
     Raises:
-        UserError: a given synset or an id does not exist, or names are unknown; it lists them all.
+        UserError: a given synset or an id does not exist, or names are unknown and ``unknown_names`` is "error"; it
+            lists those of all tasks.
     """
     if unknown_names not in UNKNOWN:
         raise unknown("treatment of unknown names", unknown_names, UNKNOWN)
-    found = link_all(classes, senses)
-    missing = [each for each in found if isinstance(each, Unmatched)]
-    find_rows(each.given for each in missing if each.given)  # all mistakes in one message
-    if lost := [each for each in missing if unknown_names == "error" or not each.heads]:
-        told = "".join(f"\n  {each.name}: {suggestion(each)}" for each in lost)
+    found = {task: link_all(classes, senses) for task, classes in tasks.items()}
+    everything = [(task, each) for task, links in found.items() for each in links]
+    missing = [(task, each) for task, each in everything if isinstance(each, Unmatched)]
+    find_rows(each.given for _, each in missing if each.given)  # all mistakes in one message
+    if missing and unknown_names == "error":
+        lines = "".join(f"\n  {task} {each.name}: {suggestion(each)}" for task, each in missing)
         raise UserError(
-            f"expected class names that WordNet 3.0 knows as nouns, but {len(lost)} of {len(found)} are unknown:{told}"
-            f"\n{REMEDY}" + (HEADS if unknown_names == "error" and any(each.heads for each in lost) else "")
+            f"expected class names that WordNet 3.0 knows as nouns, but {len(missing)} of {len(everything)} are "
+            f"unknown:{lines}\n{REMEDY}"
         )
-    links = tuple(
-        each if isinstance(each, Link) else Link(each.name, each.heads[0], "head", each.heads[1:]) for each in found
-    )
-    _warn(links)
-    return links
+    _warn([each for _, each in everything if isinstance(each, Link)], missing)
+    return found
 
 
-def link_all(classes: ClassSet, senses: str = "context") -> tuple[Link | Unmatched, ...]:
-    """What :func:`link` finds for each class, in order, without a warning and without an error for unknown names."""
+def link_all(classes: ClassSet, senses: str = "context") -> tuple[Found, ...]:
+    """Find a synset for each class, in order, without a warning and without an error for unknown names.
 
-    def one(index: int, class_name: str) -> Link | Unmatched:
+    The first of these that WordNet knows:
+
+    1. a given synset;
+    2. an ImageNet id in the name (``n02084071-toy_dog``);
+    3. the name, as :func:`jtln.names.spelling.read` reads it;
+    4. a lemma that the name is a slip of the pen away from (``water_lilly``), see :func:`jtln.names.spelling.slips`;
+    5. what the name is a kind of (``bike_helmet``: a helmet), see :func:`jtln.names.spelling.head`.
+
+    By the tables that people reviewed in jtln/assets, without aircraft, cars and birds: the last rule links 136 names,
+    44 % of them to the table's synset, with a mean path similarity to it of 0.56. Rule 4 links 12, 58 % and 0.65.
+    """
+
+    slipped: dict[str, list[str]] = {}  # name -> lemmas
+
+    def one(index: int, class_name: str) -> tuple[Found, tuple[str, ...]]:
+        """The class with its first sense, and all its senses."""
         given = classes.synset(index) or _id(class_name)
         if given:
             if nouns().find(given) is None:
-                return Unmatched(class_name, given)
-            return Link(class_name, resolve(given), "given" if classes.synset(index) else "id")
+                return Unmatched(class_name, given), ()
+            return Link(class_name, resolve(given), "given" if classes.synset(index) else "id"), (resolve(given),)
         if reading := read(class_name):
-            return Link(class_name, reading.senses[0], "lemma", reading.senses[1:], reading.note)
-        return Unmatched(class_name, "", tuple(closest(class_name)), head(class_name))
+            return Link(class_name, reading.senses[0], "lemma", (), reading.note), reading.senses
+        near = closest(class_name)
+        if lemmas := slips(class_name, near):
+            slipped[class_name] = lemmas
+            meant = tuple(dict.fromkeys(sense for lemma in lemmas for sense in meanings(lemma)))
+            return Link(class_name, meant[0], "slip"), meant
+        if meant := head(class_name):
+            return Link(class_name, meant[0], "head", (), "what it names a kind of"), meant
+        return Unmatched(class_name, "", tuple(near[:NEAR])), ()
 
     found = [one(index, class_name) for index, class_name in enumerate(classes)]
-    meanings = [(each.synset, *each.others) if isinstance(each, Link) else each.heads for each in found]
-    return tuple(
-        each._replace(synset=likely[0], others=likely[1:]) if isinstance(each, Link) else each._replace(heads=likely)
-        for each, likely in zip(found, order(meanings, senses), strict=True)
-    )
+    links = []
+    for (each, _), likely in zip(found, order([meant for _, meant in found], senses), strict=True):
+        if isinstance(each, Link):
+            each = each._replace(synset=likely[0], others=likely[1:])
+            if each.how == "slip":
+                lemma = next(lemma for lemma in slipped[each.name] if each.synset in meanings(lemma))
+                each = each._replace(note=f"spelled like '{lemma.replace('_', ' ')}'")
+        links.append(each)
+    return tuple(links)
 
 
 def suggestion(each: Unmatched) -> str:
     """What to write in place of an unmatched name, in words."""
     if each.given:
         return f"WordNet 3.0 has no noun synset '{each.given}'"
-    near = f"did you mean {' or '.join(map(repr, each.near))}?" if each.near else ""
-    kind = f"perhaps a kind of {explain(each.heads[0])}" if each.heads else ""
-    return "; ".join(filter(None, (near, kind))) or "nothing is close"
+    return f"did you mean {' or '.join(map(repr, each.near))}?" if each.near else "nothing is close"
 
 
 def ideas(each: Unmatched) -> tuple[str, ...]:
-    """Synset ids that an unmatched name may stand for: what it is a kind of, and what is spelled alike.
-
-    A slip ("zebbra") counts more than the last word of the name, which counts more than what is a little alike.
-    """
-    firsts = [likely[0] for likely in order([senses(lemma) for lemma in each.near], "pictured")]
-    near = list(zip(each.near, firsts, strict=True))
-    joined = each.name.lower().replace(" ", "_").replace("-", "_")
-    slips = [first for lemma, first in near if difflib.SequenceMatcher(None, lemma, joined).ratio() >= SLIP]
-    return tuple(dict.fromkeys([*slips, *each.heads, *(first for _, first in near)]))
+    """Synset ids that an unmatched name may stand for: the likeliest of each lemma that is spelled alike."""
+    return tuple(dict.fromkeys(likely[0] for likely in order([meanings(lemma) for lemma in each.near], "pictured")))
 
 
 def explain(synset: str) -> str:
@@ -157,27 +173,30 @@ def _id(class_name: str) -> str | None:
     return match[0] if match else None
 
 
-def _warn(links: Sequence[Link]) -> None:
+def _warn(links: Sequence[Link], missing: Sequence[tuple[str, Unmatched]]) -> None:
+    """One warning about what may be wrong; ``missing`` has the names of tasks, too."""
     ambiguous = [each for each in links if each.others and each.how == "lemma"]
-    free = [each for each in links if each.note or each.how == "head"]
-    told = []
+    free = [each for each in links if each.note]
+    count = len(links) + len(missing)
+    parts = []
     if ambiguous:
-        lines = _first([_senses_text(each) for each in ambiguous])
-        told.append(
-            f"{len(ambiguous)} of {len(links)} class names have several meanings in WordNet; the likeliest one was "
-            f"taken:{lines}"
+        parts.append(
+            f"{len(ambiguous)} of {count} class names have several meanings in WordNet; the likeliest one was taken:"
+            + _first([_senses_text(each) for each in ambiguous])
         )
     if free:
-        lines = _first(
-            [
-                f"{each.name} -> {explain(each.synset)}: {each.note or 'the kind of thing that it names'}"
-                for each in free
-            ]
+        parts.append(
+            f"{len(free)} of {count} class names are not in WordNet as they are:"
+            + _first([f"{each.name} -> {explain(each.synset)}: {each.note}" for each in free])
         )
-        told.append(f"{len(free)} of {len(links)} class names are not in WordNet as they are:{lines}")
-    if told:
-        told.append(f"Where that is wrong: {REMEDY}")
-        warnings.warn("\n".join(told), AmbiguousClassWarning, stacklevel=3)
+    if missing:
+        parts.append(
+            f"{len(missing)} of {count} class names are unknown to WordNet, and the cost has no knowledge of these "
+            "classes:" + _first([f"{task} {each.name}: {suggestion(each)}" for task, each in missing])
+        )
+    if parts:
+        parts.append(f"Where that is wrong: {REMEDY}")
+        warnings.warn("\n".join(parts), AmbiguousClassWarning, stacklevel=3)
 
 
 def _senses_text(each: Link) -> str:

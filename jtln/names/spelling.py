@@ -6,7 +6,7 @@ import difflib
 import functools
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from jtln.names.wordnet import nouns, similarity
@@ -51,6 +51,9 @@ VARIANTS = (
 VIEWS = frozenset(
     ("side", "front", "rear", "back", "left", "right", "top", "bottom", "view", "easy", "hard", "closeup")
 )
+# Before these stands what a name is a kind of: "statue of liberty", "love in the mist"
+PREPOSITIONS = ("of", "in", "on", "at", "with", "for", "from")
+LETTERS_MOVED, LETTERS_WRONG = 6, 9  # at the least in a name that is a slip, see slips
 NEAR = 4  # edges between a sense and the one in brackets: "crane (machine)" is a lifting device, which is one edge off
 
 
@@ -89,10 +92,11 @@ def read(name: str) -> Reading | None:
 def head(name: str) -> tuple[str, ...]:
     """The senses of the thing that an unknown compound names a kind of: "bike_helmet" -> "helmet"; empty for none.
 
-    In English that is what stands last, or before "of"; a view after it ("car_side") is left out.
+    In English that is what stands last, or before "of" or another preposition: the longest known end of it is taken. A
+    view after it ("car_side") is left out.
     """
     words = _words(re.sub(r"[(\[].*?[)\]]", " ", _plain(name)))
-    words = re.split(r"(?i) of ", " ".join(words))[0].split(" ")
+    words = re.split(rf"(?i) (?:{'|'.join(PREPOSITIONS)}) ", " ".join(words))[0].split(" ")
     while len(words) > 1 and (words[-1].lower() in VIEWS or words[-1].isdigit()):
         words.pop()
     for start in range(len(words)):
@@ -101,12 +105,38 @@ def head(name: str) -> tuple[str, ...]:
     return ()
 
 
-def closest(name: str, count: int = 3) -> list[str]:
+def closest(name: str, count: int = 10) -> list[str]:
     """Up to ``count`` lemmas that are spelled like ``name``, the most alike first."""
     form = _fold([*_bare(_plain(name))][-1]).replace("-", "_")
     # difflib against all 117798 lemmas takes seconds a name; a slip rarely changes the first letter or the length much
     near = [lemma for size in range(-2, 3) for lemma in _by_shape().get((form[:1], len(form) + size), ())]
     return difflib.get_close_matches(form, near, n=count, cutoff=0.8)
+
+
+def slips(name: str, near: Sequence[str] | None = None) -> list[str]:
+    """The lemmas that ``name`` is probably a misspelling of: "water_lilly" -> ["water_lily"]; empty for none.
+
+    Spaces, hyphens, apostrophes and plurals aside, the two differ by a letter too many, a letter too few or two
+    neighbours that changed places, in a name of 6 letters or more; else by one wrong letter, in 9 or more ("flamengo"
+    is a dance and a bird). The lemma is something that can be pictured. A name of several words of which each
+    is a noun itself is spelled as it was meant: a desk chair is no deck chair.
+
+    Args:
+        near: :func:`closest` of the name, where that is known.
+    """
+    form = _fold([*_bare(_plain(name))][-1])
+    words = _words(form)
+    if len(words) > 1 and all(map(look_up, words)):
+        return []
+    letters = [_join(each) for each in _singulars(form)]
+    near = closest(name) if near is None else near
+    physical = rows_of(["physical_entity.n.01"])
+    near = [lemma for lemma in near if below(nouns().senses(lemma), physical)]
+    for least, is_slip in ((LETTERS_MOVED, _is_moved), (LETTERS_WRONG, _is_wrong)):
+        tried = [each for each in letters if len(each) >= least and each.isalpha()]
+        if found := [lemma for lemma in near if any(is_slip(each, _join(lemma)) for each in tried)]:
+            return found
+    return []
 
 
 def look_up(text: str) -> list[int]:
@@ -248,6 +278,19 @@ def _singulars(form: str) -> Iterator[str]:
 
 def _join(form: str) -> str:
     return re.sub(r"[-_.']", "", form)
+
+
+def _is_moved(text: str, other: str) -> bool:
+    """Whether a letter more, a letter less or two neighbours in the other order make one of the other."""
+    pairs = enumerate(zip(text, other, strict=False))
+    start = next((index for index, (x, y) in pairs if x != y), min(len(text), len(other)))
+    x, y = text[start:], other[start:]
+    return x[1:] == y or y[1:] == x or (len(x) == len(y) > 1 and x[:2] == y[1::-1] and x[2:] == y[2:])
+
+
+def _is_wrong(text: str, other: str) -> bool:
+    """Whether they differ in one letter."""
+    return len(text) == len(other) and sum(x != y for x, y in zip(text, other, strict=True)) == 1
 
 
 @functools.cache

@@ -79,6 +79,7 @@ def write_report(folder: Path, result: Mapping[str, Any] | None = None) -> Path:
         _transfer(_mapping(result.get("target_only"))),
         _transport(_mapping(result.get("transport"))),
         _calibration(_mapping(result.get("calibration"))),
+        _unknown(_mapping(result.get("unknown_classes"))),
         _head(str(result.get("head")), _mapping(result.get("head_fit"))),
         pictures(sorted((folder / "plots").glob("*.png"))),
         _configuration(folder),
@@ -230,6 +231,19 @@ def _calibration(found: Mapping[str, Any]) -> str:
         return ""
     numbers = [(name, _text(value)) for name, value in found.items()]
     return f"<section><h2>Calibration of the cost</h2>\n{_facts(numbers)}</section>"
+
+
+def _unknown(found: Mapping[str, Any]) -> str:
+    """List the classes that the cost has no knowledge of."""
+    sides = [(f"{len(names)} {side}", ", ".join(map(str, names))) for side, names in found.items() if _is_list(names)]
+    if not sides:
+        return ""
+    note = "The cost has no knowledge of these classes: they have mean costs."
+    return f"<section><h2>Classes without knowledge</h2>\n<p>{note}</p>\n{_facts(sides)}</section>"
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list) and bool(value)
 
 
 def _head(name: str, fit: Mapping[str, Any]) -> str:

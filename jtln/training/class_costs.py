@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,7 +75,8 @@ def read_cost(
     if not calibrates:
         return RunCost(given, given)
     logits = ((_logits(source_head, rows), labels) for rows, labels in features.of("target"))
-    used, calibration = calibrate(given.to(features.device), settings.epsilon, logits)
+    unknown = cost.unknown(source, target).target
+    used, calibration = calibrate(given.to(features.device), settings.epsilon, logits, unknown)
     return RunCost(given, used.cpu(), calibration)
 
 
@@ -109,6 +111,7 @@ def read_prior(
     source_head: nn.Linear,
     settings: TransportSettings,
     learns: bool,
+    unknown_targets: Sequence[int] = (),
 ) -> RunPrior:
     """Form the prior under the cost in use, and choose its weight where the head asks for that.
 
@@ -117,8 +120,9 @@ def read_prior(
 
     Args:
         learns: whether the gradient reaches the source head through q.
+        unknown_targets: target classes that the cost knows nothing of.
     """
-    rows = relation(cost.used.to(features.device), settings.epsilon, settings.rows)
+    rows = relation(cost.used.to(features.device), settings.epsilon, settings.rows, unknown_targets)
     prior = TransportedPrior(rows, DEFAULT_ALPHA, learns=learns).to(features.device)
     inputs, labels, log_q = labelled(features, lambda x: prior.log_q(source_head(x)))
     assert log_q is not None
@@ -184,7 +188,7 @@ class FollowFeatures(Callback):
 @torch.no_grad()
 def _fit(cost: Cost, pair: Pair, features: Features, source_head: nn.Linear) -> None:
     """One pass over the training images of the tasks that the cost reads."""
-    head = SourceHead(lambda rows: _logits(source_head, rows), features.of("source", "val"))
+    head = SourceHead(lambda rows: _logits(source_head, rows), features.of("source", "val"), source_head.weight)
     cost.fit(features.of("source"), features.of("target"), _sizes(pair), head)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from jtln.costs import Cost
 from jtln.costs.calibration import Calibration
 from jtln.data.duplicates import Repeat, unseen
 from jtln.data.pairs import Pair
@@ -92,6 +93,8 @@ def log_training(
     else:
         sizes = f"{len(pair.source.classes)} x {len(pair.target.classes)}"
         log("cost", f"{experiment.cost_name}, {sizes}, {_sharpness(cost.calibration, experiment.transport.epsilon)}")
+        for message in unknown_message(unknown_classes(experiment.cost, pair)):
+            log("unknown", message)
     if prior is not None:
         log("prior", prior_message(prior.described()))
     terms = ["CE(target)"] if method.lambda_target else []
@@ -123,6 +126,22 @@ def _sharpness(calibration: Calibration | None, epsilon: float) -> str:
     if calibration is None:
         return f"epsilon {epsilon:g}"
     return "calibrated: " + " ".join(calibration_message(calibration._asdict()))
+
+
+def unknown_classes(cost: Cost, pair: Pair) -> dict[str, list[str]]:
+    """Return the names of the classes that the cost has no knowledge of, by side."""
+    unknown = cost.unknown(pair.source.classes, pair.target.classes)
+    return {side: [getattr(pair, side).classes.names[i] for i in found] for side, found in unknown._asdict().items()}
+
+
+def unknown_message(found: dict[str, list[str]] | None) -> list[str]:
+    """Return how many and which classes have mean costs, as the cost has no knowledge of them; nothing for none."""
+    sides = [
+        f"{len(names)} {side} class{'es' if len(names) > 1 else ''} ({_names(names)})"
+        for side, names in (found or {}).items()
+        if names
+    ]
+    return [f"the cost has no knowledge of {' and '.join(sides)}: mean costs"] if sides else []
 
 
 def calibration_message(found: dict[str, Any] | None) -> list[str]:

@@ -120,7 +120,8 @@ def run(experiment: Experiment) -> dict[str, Any]:
         cost = read_cost(experiment.cost, pair, features, source_head.to(device), settings, experiment.calibrates)
         if experiment.head.prior != 0:
             learns = experiment.method.keeps_source
-            prior = read_prior(experiment.head, cost, features, source_head, settings, learns)
+            unknown = experiment.cost.unknown(pair.source.classes, pair.target.classes).target
+            prior = read_prior(experiment.head, cost, features, source_head, settings, learns, unknown)
     if follow is not None and cost is not None:
         follow.matrix = cost.used
     module = JTLN(

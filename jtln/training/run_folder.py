@@ -29,7 +29,7 @@ from jtln.reporting.run_page import strongest_transports, transport_sentences, w
 from jtln.storage import clear_leftovers, write_text
 from jtln.training.class_costs import RunCost, RunPrior
 from jtln.training.experiment import Experiment
-from jtln.training.log import calibration_message, head_message, show_result
+from jtln.training.log import calibration_message, head_message, show_result, unknown_classes, unknown_message
 from jtln.training.pretraining import Pretrained
 from jtln.training.provenance import git_commit, hardware, versions
 from jtln.training.trainer import Fitted, Metrics
@@ -232,7 +232,8 @@ def write_results(
     if cost is not None:
         cost = cost.cpu()
         save_cost(folder / "cost.csv", cost, source, target)
-        messages = calibration_message(result["calibration"])
+        result["unknown_classes"] = unknown_classes(experiment.cost, pair)
+        messages = [*unknown_message(result["unknown_classes"]), *calibration_message(result["calibration"])]
         title = f"cost {experiment.cost_name}"
         plots.cost_heatmap(cost, source.names, target.names, title).savefig(pictures / "cost.png")
     if plan is not None and module.transport is not None:

@@ -29,34 +29,45 @@ FLOOR = 1e-8  # the least share of a source class that a target class has: log q
 
 @torch.no_grad()
 def relation(cost: Tensor, epsilon: float, rows: str = "plan", unknown_targets: Sequence[int] = ()) -> Tensor:
-    """Return R, the share of each source class that goes to each target class.
+    """Return R, the share of each source class that goes to each target class, none of them below 1e-8.
+
+    Arguments and errors are those of :func:`shares`.
+    """
+    found = shares(cost, epsilon, rows, unknown_targets).clamp_min(FLOOR)
+    return found / found.sum(1, keepdim=True)
+
+
+@torch.no_grad()
+def shares(cost: Tensor, epsilon: float, rows: str = "plan", unknown_targets: Sequence[int] = ()) -> Tensor:
+    """Return the share of each source class that goes to each target class.
 
     Args:
         cost: (S, T).
         epsilon: > 0, in the cost's units.
-        rows: "plan", those of the balanced plan between the classes; or "softmax", softmax(-C_i / epsilon).
+        rows: "plan", the rows of the balanced plan between the classes; or "softmax", softmax(-C_i / epsilon).
         unknown_targets: target classes that the cost knows nothing of. Each has 1/T of every row, and the others share
             the rest: in a balanced plan a neutral column would absorb the mass that is left over.
 
     Returns:
-        (S, T), >= 1e-8 (up to the normalisation), each row of sum 1.
+        (S, T) >= 0, each row of sum 1.
 
     Raises:
         UserError: ``rows`` is neither, or no target class is known.
     """
     if rows not in ROWS:
         raise unknown("rows", rows, ROWS)
-    targets = cost.shape[1]
-    unlinked = set(unknown_targets)
+    targets, unlinked = cost.shape[1], set(unknown_targets)
     known = [index for index in range(targets) if index not in unlinked]
     if not known:
         raise UserError(f"expected a target class that the cost knows, but it knows none of {targets}")
-    inner = cost[:, known].double() if cost.device.type != "mps" else cost[:, known]
-    shares = class_plan(inner, epsilon) if rows == "plan" else soft_labels(inner, epsilon)
-    shares = (shares / shares.sum(1, keepdim=True)).clamp_min(FLOOR)
-    found = shares.new_full(tuple(cost.shape), 1 / targets)
-    found[:, known] = shares / shares.sum(1, keepdim=True) * (len(known) / targets)
-    return found.float()
+    inner = cost if len(known) == targets else cost[:, known]
+    found = class_plan(inner, epsilon) if rows == "plan" else soft_labels(inner, epsilon)
+    found = found / found.sum(1, keepdim=True)
+    if len(known) == targets:
+        return found
+    every = found.new_full(tuple(cost.shape), 1 / targets)
+    every[:, known] = found * (len(known) / targets)
+    return every
 
 
 class TransportedPrior(nn.Module):

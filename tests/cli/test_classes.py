@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import sys
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from PIL import Image
 
 from jtln.__main__ import main as jtln
 from jtln.cli.classes import COLUMNS, main
+from jtln.cli.cost import main as show_cost
 from jtln.cli.train import main as train
+from jtln.names.linking import AmbiguousClassWarning
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
@@ -50,18 +53,20 @@ def test_shows_and_writes_every_class(tmp_path: Path, folders: list[str], capsys
     assert "wading bird < aquatic bird < bird < ..." in told
     assert "or mouse.n.04, mouse.n.03" in told
     assert "read as 'polar bear'" in told
-    assert "1 by an ImageNet id in the name, 4 by name (1 with several meanings); 3 unmatched" in told
-    assert "unmatched, which cost=wordnet needs: bike_helmet, zebbra, xqxqxq" in told
+    assert "1 by an ImageNet id in the name, 4 by name (1 with several meanings), 1 by a close spelling" in told
+    assert "1 by what they are a kind of; 1 unmatched" in told
+    assert "cost=wordnet has no knowledge (mean costs): xqxqxq" in told
+    assert "spelled like 'zebra'" in told
     assert f"dataset.links={tmp_path}/out/classes.csv" in told
 
     rows = table(tmp_path / "out")
     assert list(rows) == [*NAMES["source"], *NAMES["target"]]
     assert {name: (row["task"], row["how"], row["synset"], row["suggestion"]) for name, row in rows.items()} == {
         "01_zebra": ("source", "lemma", "n02391049", ""),
-        "bike_helmet": ("source", "unmatched", "", "helmet.n.01"),
+        "bike_helmet": ("source", "head", "", "helmet.n.01"),
         "crane (bird)": ("source", "lemma", "n02012849", ""),
         "n02084071-toy_dog": ("source", "id", "n02084071", ""),
-        "zebbra": ("source", "unmatched", "", "zebra.n.01"),
+        "zebbra": ("source", "slip", "n02391049", ""),
         "bear polar": ("target", "lemma", "n02134084", ""),
         "mouse": ("target", "lemma", "n02330245", ""),
         "xqxqxq": ("target", "unmatched", "", ""),
@@ -69,7 +74,8 @@ def test_shows_and_writes_every_class(tmp_path: Path, folders: list[str], capsys
     assert rows["mouse"]["note"].startswith("mouse.n.01 < rodent < placental < mammal < ")
     assert rows["mouse"]["note"].endswith(" < physical entity < entity")
     assert rows["mouse"]["others"].startswith("mouse.n.04 (an electronic_device); ")
-    assert rows["bike_helmet"]["others"].startswith("helmet.n.01 (")
+    assert rows["bike_helmet"]["note"].startswith("helmet.n.01 < ")
+    assert rows["bike_helmet"]["others"].startswith("helmet.n.02 (")
 
 
 @pytest.mark.slow
@@ -141,8 +147,37 @@ def test_a_class_that_the_cost_does_not_know_is_said_before_images_are_read(
     folders: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("jtln.data.category_pair.CategoryPair.load", lambda self: pytest.fail("read images"))
-    assert train([*folders, "cost=wordnet"]) == 2
-    assert "zebbra" in capsys.readouterr().err
+    assert train([*folders, "cost=wordnet", "cost.unknown_names=error"]) == 2
+    assert "target xqxqxq: nothing is close" in capsys.readouterr().err
+
+
+def test_a_cost_matrix_with_unknown_classes(
+    tmp_path: Path, folders: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.warns(AmbiguousClassWarning, match=r"zebbra -> zebra\.n\.01"):
+        assert show_cost([*folders, "cost=wordnet", f"hydra.run.dir={tmp_path}/out"]) == 0
+    told = capsys.readouterr().out
+    assert "no knowledge of 1 of 3 target classes: xqxqxq" in told
+    assert "dataset.links=FILE" in told
+    with open(tmp_path / "out" / "cost.csv", newline="", encoding="utf-8") as file:
+        _, *rows = csv.reader(file)
+    for _, bear, mouse, unknown in rows:
+        assert float(unknown) == pytest.approx((float(bear) + float(mouse)) / 2, abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_drawing")
+def test_a_run_with_unknown_classes_names_them(
+    tmp_path: Path, folders: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ["debug=smoke", "trunk.width=0.05", "dataset.image_size=32", "dataset.shots=1", "dataset.validation=1"]
+    assert train([*folders, *small, "method=jtln", "trainer.progress_bar=false", f"hydra.run.dir={tmp_path}/out"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("unknown ")]
+    assert len(lines) == 1
+    assert "1 target class (xqxqxq)" in lines[0]
+    result = json.loads((tmp_path / "out" / "result.json").read_text(encoding="utf-8"))
+    assert result["unknown_classes"] == {"source": [], "target": ["xqxqxq"]}
+    assert "Classes without knowledge" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_dataset_of_the_users_own_folder_of_files(

@@ -266,14 +266,16 @@ def test_every_study_can_be_planned(planned: list[Study]) -> None:
 def test_a_key_of_the_cost_or_the_head_is_for_the_rows_that_have_it(planned: list[Study]) -> None:
     names = ["joint", "joint_discriminant", *(f"annealed_{c}" for c in ("uniform", "centroid", "wordnet", "permuted"))]
     only = f"study.only=[{','.join(names)}]"
-    assert main(["-m", "study=few_shot", only, "cost.unknown_names=head", "head.shrinkage=0.5"]) == 0
+    assert main(["-m", "study=few_shot", only, "cost.unknown_names=error", "head.shrinkage=0.5"]) == 0
     rows = {row.name: row.job({}, planned[0].labels[0], 0, None).overrides for row in planned[0].rows}
     kept = ("unknown_names", "shrinkage")
     given = {name: [each for each in row if any(key in each for key in kept)] for name, row in rows.items()}
-    assert given["joint"] == ["cost.unknown_names=head"]  # of the cost that stands there unused
+    assert given["joint"] == ["cost.unknown_names=error"]  # of the cost that stands there unused
     assert given["annealed_uniform"] == given["annealed_centroid"] == ["head.shrinkage=0.5"]
-    assert given["annealed_wordnet"] == given["joint_discriminant"] == ["cost.unknown_names=head", "head.shrinkage=0.5"]
-    assert given["annealed_permuted"] == ["cost.of.unknown_names=head", "head.shrinkage=0.5"]  # what it permutes
+    assert (
+        given["annealed_wordnet"] == given["joint_discriminant"] == ["cost.unknown_names=error", "head.shrinkage=0.5"]
+    )
+    assert given["annealed_permuted"] == ["cost.of.unknown_names=error", "head.shrinkage=0.5"]  # what it permutes
 
 
 @pytest.mark.slow
@@ -353,6 +355,7 @@ def test_a_row_whose_cost_does_not_know_the_classes_is_named_before_anything_run
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     call = ["dataset=aircraft", "study.only=[consecutive,annealed_wordnet]", "study.tune.trials=2"]
+    call.append("cost.unknown_names=error")
     assert main(["-m", "study=few_shot", *call]) == 2
     told = capsys.readouterr().err
     assert told.startswith("error: annealed_wordnet: ")

@@ -48,6 +48,6 @@ def test_a_command_names_doubtful_classes_once(tmp_path: Path) -> None:
         check=True,
     )
     assert done.stderr.count("crane.n.05") == 1
-    assert "warning: 2 of 2 class names have several meanings" in done.stderr
+    assert "warning: 4 of 4 class names have several meanings" in done.stderr
     assert "linking.py" not in done.stderr
     assert "wordnet.py" not in done.stderr

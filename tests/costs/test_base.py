@@ -9,7 +9,7 @@ from given_cost import GivenCost
 from scipy.spatial.distance import cdist
 from torch import Tensor
 
-from jtln.costs import CentroidCost, UniformCost
+from jtln.costs import CentroidCost, UniformCost, Unknown
 from jtln.errors import UserError
 from jtln.names.class_set import ClassSet
 from jtln.transport import TransportLoss
@@ -61,6 +61,40 @@ def test_bad_distances() -> None:
             GivenCost(torch.full(SIZES, value)).matrix(SOURCE, TARGET)
     with pytest.raises(UserError, match=r"scale 'maximum'.*max, range, none"):
         GivenCost(torch.ones(SIZES), scale="maximum")
+
+
+class PartCost(GivenCost):
+    """Knows nothing of some classes, of which its distances are NaN."""
+
+    def __init__(self, distances: Tensor, unknown: Unknown, scale: str = "none") -> None:
+        super().__init__(distances, scale)
+        self.without = unknown
+
+    def unknown(self, source: ClassSet, target: ClassSet) -> Unknown:
+        return self.without
+
+
+@pytest.mark.parametrize(("source", "target"), [((), (1,)), ((2,), ()), ((0, 2), (1, 3)), ((1,), (0, 1, 3))])
+def test_neutral_costs_of_unknown_classes_agree_with_numpys_means(
+    source: tuple[int, ...], target: tuple[int, ...]
+) -> None:
+    given = np.random.default_rng(0).uniform(1, 2, (3, 4))
+    rows, columns = np.isin(np.arange(3), source), np.isin(np.arange(4), target)
+    given[rows] = np.nan
+    given[:, columns] = np.nan
+    expected = np.where(np.isnan(given), np.nanmean(given), given)
+    expected[np.ix_(~rows, columns)] = np.nanmean(given[~rows], axis=1)[:, None]
+    expected[np.ix_(rows, ~columns)] = np.nanmean(given[:, ~columns], axis=0)
+    classes = SOURCE, ClassSet([*"abcd"])
+    matrix = PartCost(torch.from_numpy(given), Unknown(source, target)).matrix(*classes)
+    np.testing.assert_allclose(matrix.numpy(), expected, rtol=1e-6)
+    assert GivenCost(torch.ones(3, 4)).unknown(*classes) == Unknown((), ())
+
+
+def test_a_cost_that_knows_no_class_of_a_side() -> None:
+    for unknown, side in ((Unknown((0, 1, 2), ()), "source"), (Unknown((), (1, 0)), "target")):
+        with pytest.raises(UserError, match=f"{side} class.*PartCost"):
+            PartCost(torch.ones(SIZES), unknown).matrix(SOURCE, TARGET)
 
 
 def test_uniform() -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,17 @@ import torch
 from tiny import TinySpec
 from torch import Tensor
 
-from jtln.costs import CentroidCost, Cost, PermutedCost, PosteriorCost, SourceHead, UniformCost, WordNetCost
+from jtln.costs import (
+    CentroidCost,
+    Cost,
+    MMDCost,
+    PermutedCost,
+    PosteriorCost,
+    SourceHead,
+    UniformCost,
+    WeightsCost,
+    WordNetCost,
+)
 from jtln.costs.permuted import derangement
 from jtln.errors import UserError
 from jtln.methods import Method
@@ -63,11 +74,26 @@ def test_the_columns_of_a_static_cost() -> None:
     assert torch.equal(PermutedCost(UniformCost()).matrix(SOURCE, TARGET), torch.ones(SIZES))
 
 
+@pytest.mark.filterwarnings("ignore::jtln.names.linking.AmbiguousClassWarning")
+def test_unknown_classes_move_with_their_columns() -> None:
+    source = ClassSet(["xyzzyx", "dog", "car"], [None, "dog.n.01", "car.n.01"])
+    target = ClassSet(["xyzzyx", *TARGET.names[1:4], "zyxxyz"], [None, *(TARGET.synsets or ())[1:4], None])
+    order = derangement(5, 4)
+    cost, inner = PermutedCost(WordNetCost(), seed=4), WordNetCost()
+    unknown = cost.unknown(source, target)
+    assert unknown.source == (0,)
+    assert [int(order[place]) for place in unknown.target] in ([0, 4], [4, 0])
+    assert list(unknown.target) == sorted(unknown.target)
+    assert torch.equal(cost.matrix(source, target), inner.matrix(source, target)[:, order])
+    assert cost.remedy == inner.remedy
+
+
 def test_a_cost_that_reads_features_reads_them_through_it() -> None:
     source, target = batch(3, 0), batch(5, 1)
     order = derangement(5, 0)
-    head = SourceHead(lambda x: x[:, :3], [batch(3, 2)])
-    for make in (CentroidCost, lambda: CentroidCost(update="epoch"), lambda: PosteriorCost(calibrate=True)):
+    head = SourceHead(lambda x: x[:, :3], [batch(3, 2)], torch.eye(3, 4))
+    posterior = partial(PosteriorCost, calibrate=True)
+    for make in (CentroidCost, partial(CentroidCost, update="epoch"), posterior, MMDCost, WeightsCost):
         inner, cost = make(), PermutedCost(make())
         assert (cost.updates, cost.needs_source_head) == (inner.updates, inner.needs_source_head)
         for each in (inner, cost):

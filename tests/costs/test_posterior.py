@@ -32,7 +32,7 @@ def head() -> SourceHead:
         linear.weight.normal_(std=2, generator=generator)
         linear.bias.normal_(generator=generator)
     held_out = torch.randn(40, 5, generator=generator)
-    return SourceHead(linear, [(held_out, torch.arange(40) % 4)])
+    return SourceHead(linear, [(held_out, torch.arange(40) % 4)], linear.weight)
 
 
 def fitted(head: SourceHead, target: tuple[Tensor, Tensor], **settings: object) -> PosteriorCost:
@@ -67,7 +67,7 @@ def test_is_minus_the_log_of_the_smoothed_posterior(
 def test_sure_predictions_give_a_cost_in_closed_form() -> None:
     """One-hot: 0 (to within the smoothing) for what a class is taken for, log(S / delta) for everything else."""
     features = torch.tensor([[1.0, 0, 0, 0], [0, 1.0, 0, 0], [0, 0, 0, 1.0], [0, 1.0, 0, 0]])
-    head = SourceHead(lambda x: 1e4 * x, [])
+    head = SourceHead(lambda x: 1e4 * x, [], 1e4 * torch.eye(4))
     cost = fitted(head, (features, torch.tensor([0, 1, 2, 2])), smoothing=0.01, scale="none")
     far, sure, half = math.log(4 / 0.01), -math.log(0.99 + 0.0025), -math.log(0.99 / 2 + 0.0025)
     expected = torch.tensor([[sure, far, far], [far, sure, half], [far, far, far], [far, far, half]])

@@ -11,7 +11,7 @@ import torch
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import shortest_path
 
-from jtln.costs import TaxonomyCost
+from jtln.costs import TaxonomyCost, Unknown
 from jtln.errors import UserError
 from jtln.names.class_set import ClassSet
 
@@ -69,16 +69,33 @@ def test_a_hierarchy_from_a_file(tmp_path: Path) -> None:
     cost = TaxonomyCost(str(file))
     assert cost.distances(ClassSet(["dog", "car"]), ClassSet(["cat", "A320"])).tolist() == [[2, 5], [5, 2]]
     assert cost.distances(SOURCE, ClassSet(["A320", "777"], None, TARGET.paths[1:])).tolist()[0] == [5, 3]
+    classes = ClassSet(["dgo", "car"]), ClassSet(["cat"])
     with pytest.raises(UserError, match=r"1 of 3 .*dgo.*tree\.csv.*'dog'"):
-        cost.matrix(ClassSet(["dgo", "car"]), ClassSet(["cat"]))
+        TaxonomyCost(str(file), unknown_names="error").matrix(*classes)
+    with pytest.warns(UserWarning, match=r"1 of 3 .*dgo.*tree\.csv.*'dog'"):
+        assert cost.distances(*classes)[1].tolist() == [5]
+    assert cost.unknown(*classes) == Unknown((0,))
     file.write_text("class,synset\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"'class' and 'path'.*tree\.csv"):
         TaxonomyCost(str(file))
 
 
 def test_a_class_without_a_path_is_named_with_the_remedy() -> None:
+    letters = ClassSet([*"abcdefg"])
     with pytest.raises(UserError, match=r"7 of 10 .*: a, b, c, d, e and 2 more.*file=FILE"):
-        TaxonomyCost().matrix(ClassSet(list("abcdefg")), TARGET)
+        TaxonomyCost(unknown_names="error").matrix(letters, TARGET)
+    with pytest.raises(UserError, match=r"source class.*all 7: a, b, c, d, e, .*file=FILE"):
+        TaxonomyCost().matrix(letters, TARGET)
+    with pytest.raises(UserError, match=r"'errors'.*'error'"):
+        TaxonomyCost(unknown_names="errors")
+
+
+def test_a_class_without_a_path_has_mean_costs() -> None:
+    target = ClassSet([*TARGET.names, "balloon"], None, [*(TARGET.paths or ()), None])
+    with pytest.warns(UserWarning, match="1 of 8 .*balloon"):
+        matrix = TaxonomyCost(scale="none").matrix(SOURCE, target)
+    known = TaxonomyCost(scale="none").matrix(SOURCE, TARGET)
+    torch.testing.assert_close(matrix, torch.cat([known, known.mean(1, keepdim=True)], 1))
 
 
 def test_a_hierarchy_with_equal_distances_is_warned_of() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from jtln.costs import WordNetCost
+from jtln.costs import Unknown, WordNetCost
 from jtln.errors import UserError
 from jtln.names.class_set import ClassSet
 from jtln.names.linking import AmbiguousClassWarning
@@ -51,10 +51,49 @@ def test_names_are_linked_where_no_synset_is_given() -> None:
     torch.testing.assert_close(by_name, given)
 
 
-def test_unknown_metric_and_unlinked_class() -> None:
+@pytest.mark.parametrize("scale", ["max", "range"])
+def test_unknown_classes_have_the_mean_costs(scale: str) -> None:
+    """Beside the matrix of the known ones alone, which is unchanged."""
+    source = ClassSet(["xyzzyx", *SOURCE.names], [None, *(SOURCE.synsets or ())])
+    target = ClassSet(["cat", "xyzzzyx", "truck"], ["cat.n.01", None, "truck.n.01"])
+    cost = WordNetCost("path", scale)
+    with pytest.warns(AmbiguousClassWarning, match=r"(?s)2 of 7 .*source xyzzyx: .*target xyzzzyx: "):
+        assert cost.unknown(source, target) == Unknown((0,), (1,))
+    matrix, known = cost.matrix(source, target), WordNetCost("path", scale).matrix(SOURCE, TARGET)
+    torch.testing.assert_close(matrix[1:][:, [0, 2]], known)
+    torch.testing.assert_close(matrix[1:, 1], known.mean(1))
+    torch.testing.assert_close(matrix[0, [0, 2]], known.mean(0))
+    torch.testing.assert_close(matrix[0, 1], known.mean())
+    raw = cost.distances(source, target)
+    assert torch.equal(raw.isnan(), torch.tensor([[True] * 3, *[[False, True, False]] * 3]))
+
+
+def test_unknown_classes_as_an_error() -> None:
+    cost = WordNetCost(unknown_names="error")
+    with pytest.raises(UserError, match=r"(?s)2 of 5 .*source xyzzyx: .*target zyxxyz: .*dataset\.links=FILE"):
+        cost.matrix(ClassSet(["dog", "xyzzyx", "water_lilly"]), ClassSet(["zyxxyz", "zebra"]))
+
+
+@pytest.mark.filterwarnings("ignore::jtln.names.linking.AmbiguousClassWarning")
+def test_a_side_without_any_known_class_is_an_error() -> None:
+    with pytest.raises(UserError, match=r"target class.*WordNetCost.*all 2: xyzzyx, zyxxyz.*dataset\.links=FILE"):
+        WordNetCost().matrix(SOURCE, ClassSet(["xyzzyx", "zyxxyz"]))
+    with pytest.raises(UserError, match=r"source class.*all 7: a1, b1, c1, d1, e1, \.\.\."):
+        WordNetCost().matrix(ClassSet([f"{letter}1" for letter in "abcdefg"]), TARGET)
+
+
+def test_two_classes_of_one_synset() -> None:
+    """Both are as far from every source class; a name of a kind and the kind itself."""
+    with pytest.warns(AmbiguousClassWarning, match="desk_lamp -> lamp"):
+        matrix = WordNetCost().matrix(SOURCE, ClassSet(["desk_lamp", "lamp", "cat"]))
+    assert torch.equal(matrix[:, 0], matrix[:, 1])
+    assert matrix.isfinite().all()
+
+
+def test_unknown_choices() -> None:
     with pytest.raises(UserError, match=r"metric 'paths'.*'path'"):
         WordNetCost("paths")
     with pytest.raises(UserError, match="scale 'min'"):
         WordNetCost(scale="min")
-    with pytest.raises(UserError, match="xyzzyx"):
-        WordNetCost().matrix(SOURCE, ClassSet(["xyzzyx"]))
+    with pytest.raises(UserError, match=r"unknown names 'head'.*neutral, error"):
+        WordNetCost(unknown_names="head")

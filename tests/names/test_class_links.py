@@ -1,7 +1,6 @@
 """The packaged tables of classes: complete, and every link to WordNet deliberate."""
 
 import csv
-import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -12,10 +11,9 @@ from torchvision.models._meta import _IMAGENET_CATEGORIES
 import jtln
 from jtln.costs import TaxonomyCost
 from jtln.data.selection import select
-from jtln.errors import UserError
 from jtln.names import wordnet
 from jtln.names.class_set import ClassSet
-from jtln.names.linking import link
+from jtln.names.linking import Link, link_all
 
 FOLDER = Path(jtln.__file__).parent / "assets" / "classes"
 COUNTS = {  # as published
@@ -209,13 +207,8 @@ def test_a_synset_of_another_name_has_a_word_why(name: str) -> None:
 
 def meanings(class_name: str) -> set[str]:
     """The ids of all that a name means in WordNet, in plural or singular; what is in brackets is no part of it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            (found,) = link(ClassSet([class_name.partition(" (")[0]]))
-        except UserError:
-            return set()
-    return {found.synset, *found.others}
+    (found,) = link_all(ClassSet([class_name.partition(" (")[0]]))
+    return {found.synset, *found.others} if isinstance(found, Link) and found.how in ("id", "lemma") else set()
 
 
 @pytest.mark.parametrize(("name", "hardest"), HARDEST.items())

@@ -12,17 +12,24 @@ import pytest
 import jtln
 from jtln.errors import UserError
 from jtln.names.class_set import ClassSet
-from jtln.names.linking import AmbiguousClassWarning, Link, Unmatched, ideas, link, link_all
+from jtln.names.linking import AmbiguousClassWarning, Found, Link, Unmatched, ideas, link, link_all
 from jtln.names.wordnet import hypernym_chain, name, resolve
 
 ASSETS = Path(jtln.__file__).parent / "assets"
+
+
+def link_one(classes: ClassSet, **settings: str) -> tuple[Found, ...]:
+    """The links of a single task's classes."""
+    return link({"target": classes}, **settings)["target"]
 
 
 def linked(class_name: str) -> str:
     """NLTK's name of the synset that a single class is linked to, ambiguous or not."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AmbiguousClassWarning)
-        return name(link(ClassSet([class_name]))[0].synset)
+        (each,) = link_one(ClassSet([class_name]))
+        assert isinstance(each, Link)
+        return name(each.synset)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +118,7 @@ def test_spellings_of_a_name(class_name: str, synset: str) -> None:
 
 def test_how_a_class_was_linked() -> None:
     classes = ClassSet(["bat", "n02087046-toy_dog", "zebra"], ["n02139199", None, None])
-    assert link(classes) == (
+    assert link_one(classes) == (
         Link("bat", "n02139199", "given"),
         Link("n02087046-toy_dog", "n02087046", "id"),
         Link("zebra", "n02391049", "lemma"),
@@ -119,16 +126,16 @@ def test_how_a_class_was_linked() -> None:
 
 
 def test_both_spellings_of_a_given_synset_become_the_id() -> None:
-    assert link(ClassSet(["x", "y"], ["dog.n.01", "n02121620"]))[0].synset == "n02084071"
+    assert link_one(ClassSet(["x", "y"], ["dog.n.01", "n02121620"]))[0].synset == "n02084071"
 
 
 def test_a_given_synset_counts_more_than_an_id_in_the_name() -> None:
-    assert link(ClassSet(["n02087046-toy_dog"], ["cat.n.01"])) == (Link("n02087046-toy_dog", "n02121620", "given"),)
+    assert link_one(ClassSet(["n02087046-toy_dog"], ["cat.n.01"])) == (Link("n02087046-toy_dog", "n02121620", "given"),)
 
 
 def test_of_several_senses_the_likeliest_is_taken_with_one_warning() -> None:
     with pytest.warns(AmbiguousClassWarning) as caught:
-        links = link(ClassSet(["crane", "zebra", "mouse"]))
+        links = link_one(ClassSet(["crane", "zebra", "mouse"]))
     assert len(caught) == 1
     text = str(caught[0].message)
     assert "2 of 3 class names" in text
@@ -166,11 +173,12 @@ def test_which_of_several_senses_is_a_choice(class_name: str, pictured: str, fir
         link_all(ClassSet([class_name]), "frist")
 
 
-def test_what_is_only_suggested_for_an_unknown_name_fits_the_others_too() -> None:
+def test_what_an_unknown_name_is_a_kind_of_fits_the_others_too() -> None:
     def kind(*names: str) -> str:
         each = link_all(ClassSet(["whooping-xyz crane", *names]))[0]
-        assert isinstance(each, Unmatched)
-        return name(each.heads[0])
+        assert isinstance(each, Link)
+        assert each.how == "head"
+        return name(each.synset)
 
     assert kind("heron", "stork") == "crane.n.05"
     assert kind("bulldozer", "excavator") == "crane.n.04"
@@ -195,7 +203,7 @@ def test_the_likeliest_sense_is_right_more_often_than_the_first() -> None:
 
 def test_a_name_that_is_read_freely_is_warned_of() -> None:
     with pytest.warns(AmbiguousClassWarning) as caught:
-        links = link(ClassSet(["bear polar", "Falcon 900", "jaguar (car)", "zebra"]))
+        links = link_one(ClassSet(["bear polar", "Falcon 900", "jaguar (car)", "zebra"]))
     assert [each.note for each in links] == [
         "read as 'polar bear'",
         "read without the number 900",
@@ -210,64 +218,99 @@ def test_a_name_that_is_read_freely_is_warned_of() -> None:
 def test_all_links_without_an_error() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = link_all(ClassSet(["zebra", "zebbra", "bike_helmet", "x", "qqqqzzzz"], ["", "", "", "dog.n.99", ""]))
+        found = link_all(ClassSet(["zebra", "zebbra", "bike_helmet", "x", "elefant"], ["", "", "", "dog.n.99", ""]))
     assert found == (
         Link("zebra", "n02391049", "lemma"),
-        Unmatched("zebbra", "", ("zebra",)),
-        Unmatched("bike_helmet", "", (), found[2].heads),
+        Link("zebbra", "n02391049", "slip", (), "spelled like 'zebra'"),
+        Link("bike_helmet", resolve("helmet.n.01"), "head", (resolve("helmet.n.02"),), "what it names a kind of"),
         Unmatched("x", "dog.n.99"),
-        Unmatched("qqqqzzzz"),
+        Unmatched("elefant", "", ("elephant",)),
     )
-    assert [name(each) for each in found[2].heads] == ["helmet.n.01", "helmet.n.02"]
-    assert [name(each) for each in ideas(found[1])] == ["zebra.n.01"]
-    assert ideas(found[2]) == found[2].heads
-    assert ideas(found[4]) == ()
+    assert [name(each) for each in ideas(Unmatched("elefant", "", ("elephant", "zebra")))] == [
+        "elephant.n.01",
+        "zebra.n.01",
+    ]
+    assert ideas(Unmatched("x")) == ()
 
 
 @pytest.mark.parametrize(
-    ("class_name", "heads"),
+    ("class_name", "kind"),
     [
         ("police_car_toy", "plaything.n.01"),
         ("HotDogStand", "base.n.08"),
         ("car_side", "car.n.01"),
         ("Faces_easy", "face.n.01"),
+        ("crocodile_head", "head.n.01"),
         ("desk lamp 3", "lamp.n.01"),
+        ("desk_chair", "chair.n.01"),  # and no deck chair
         ("bunch of bananas", "bunch.n.01"),
+        ("lamp on the table", "lamp.n.01"),
         ("Boeing 747-400", None),
         ("MD-80", None),
+        ("shiba_inu", None),
     ],
 )
-def test_the_head_of_an_unknown_compound(class_name: str, heads: str | None) -> None:
+def test_the_head_of_an_unknown_compound(class_name: str, kind: str | None) -> None:
     (each,) = link_all(ClassSet([class_name]), "first")
-    assert isinstance(each, Unmatched)
-    assert (name(each.heads[0]) if each.heads else None) == heads
+    assert (name(each.synset) if isinstance(each, Link) else None) == kind
+    assert not isinstance(each, Link) or each.how == "head"
 
 
-def test_unknown_names_count_as_what_they_are_a_kind_of_only_when_asked_to() -> None:
-    classes = ClassSet(["desk_lamp", "zebra"])
-    with pytest.raises(UserError, match=r"(?s)1 of 2 .*desk_lamp: .*lamp.*unknown_names=head"):
-        link(classes)
-    with pytest.warns(AmbiguousClassWarning, match=r"desk_lamp -> lamp\.n\.01 "):
-        links = link(classes, unknown_names="head")
-    assert [each.how for each in links] == ["head", "lemma"]
-    with pytest.raises(UserError, match=r"(?s)1 of 2 .*shiba_inu"):
-        link(ClassSet(["desk_lamp", "shiba_inu"]), unknown_names="head")
-    with pytest.raises(UserError, match=r"'heads'.*'head'"):
-        link(classes, unknown_names="heads")
+@pytest.mark.parametrize(
+    ("class_name", "synset"),
+    [
+        ("water_lilly", "water_lily.n.01"),
+        ("Golden_Retreiver", "golden_retriever.n.01"),
+        ("zebbras", "zebra.n.01"),
+        ("elehpant", "elephant.n.01"),
+        ("girafe", "giraffe.n.01"),
+        ("crocodyle", "crocodile.n.01"),
+        ("barbeton daisy", "barberton_daisy.n.01"),
+        ("striped", "stripe.n.05"),  # and no striper, a fish
+        ("birman", None),  # a cat, and no barman
+        ("sphynx", None),
+        ("gaura", None),  # a plant, and no gaur
+        ("elefant", None),  # two letters
+        ("qqqqzzzz", None),
+    ],
+)
+def test_a_slip_of_the_pen(class_name: str, synset: str | None) -> None:
+    (each,) = link_all(ClassSet([class_name]))
+    assert (name(each.synset) if isinstance(each, Link) else None) == synset
+    assert not isinstance(each, Link) or each.how == "slip"
+
+
+def test_what_was_guessed_is_warned_of_with_both_names() -> None:
+    with pytest.warns(AmbiguousClassWarning) as caught:
+        link({"source": ClassSet(["desk_lamp", "shiba_inu"]), "target": ClassSet(["water_lilly", "zebra"])})
+    (text,) = (str(each.message) for each in caught)
+    assert "desk_lamp -> lamp.n.01 (" in text
+    assert "water_lilly -> water_lily.n.01 (an aquatic_plant): spelled like 'water lily'" in text
+    assert re.search(r"1 of 4 class names are unknown.*:\n  source shiba_inu: ", text)
+    assert "zebra" not in text
+
+
+def test_unknown_names_of_both_tasks_are_one_error_where_that_is_asked_for() -> None:
+    tasks = {"source": ClassSet(["desk_lamp", "shiba_inu"]), "target": ClassSet(["elefant", "zebra"])}
+    with pytest.raises(UserError, match=r"(?s)2 of 4 .*source shiba_inu: .*target elefant: .*'elephant'"):
+        link(tasks, unknown_names="error")
+    with pytest.raises(UserError, match=r"'errors'.*'error'"):
+        link(tasks, unknown_names="errors")
+    with pytest.raises(UserError, match=r"dog\.n\.99, n99999999"):
+        link({"source": ClassSet(["a"], ["dog.n.99"]), "target": ClassSet(["b"], ["n99999999"])})
 
 
 def test_a_chosen_synset_or_a_single_sense_gives_no_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        link(ClassSet(["crane", "zebra", "mouse (rodent)"], ["crane.n.05", None, None]))
+        link_one(ClassSet(["crane", "zebra", "mouse (rodent)"], ["crane.n.05", None, None]))
 
 
 def test_unknown_names_are_listed_together_with_suggestions() -> None:
     with pytest.raises(UserError) as error:
-        link(ClassSet(["zebbra", "dog", "fighter-jet", "qqqqzzzz"]))
+        link_one(ClassSet(["elefant", "dog", "qqqqzzzz"]), unknown_names="error")
     text = str(error.value)
-    assert "zebbra: did you mean 'zebra'" in text
-    assert "fighter-jet: perhaps a kind of jet.n.01" in text
+    assert "elefant: did you mean 'elephant'" in text
     assert "qqqqzzzz: nothing is close" in text
     assert "ClassSet(names, synsets)" in text
     assert "class,synset" in text
@@ -275,21 +318,21 @@ def test_unknown_names_are_listed_together_with_suggestions() -> None:
 
 @pytest.mark.parametrize("class_name", ["Boeing 747-400", "707-320", "A320", "MD-80", "DC-10", "!", "-101"])
 def test_numbers_that_belong_to_a_name_are_not_dropped(class_name: str) -> None:
-    with pytest.raises(UserError, match=rf"  {re.escape(class_name)}: "):
-        link(ClassSet([class_name]))
+    with pytest.raises(UserError, match=rf"  target {re.escape(class_name)}: "):
+        link_one(ClassSet([class_name]), unknown_names="error")
 
 
 def test_synsets_that_do_not_exist() -> None:
     with pytest.raises(UserError, match=r"n00000001, dog\.n\.99"):
-        link(ClassSet(["a", "b", "c"], ["n00000001", "dog.n.99", "dog.n.01"]))
+        link_one(ClassSet(["a", "b", "c"], ["n00000001", "dog.n.99", "dog.n.01"]))
     with pytest.raises(UserError, match="n99999999"):
-        link(ClassSet(["n99999999-thing"]))
+        link_one(ClassSet(["n99999999-thing"]))
 
 
 @pytest.mark.parametrize(("dataset", "size"), [("fashion", 10), ("pictograms", 200)])
 def test_mapping_of_an_embedded_dataset(dataset: str, size: int) -> None:
     path = ASSETS / dataset / "classes.csv"
-    links = link(ClassSet.from_csv(path))
+    links = link_one(ClassSet.from_csv(path))
     assert len(links) == size
     assert {each.how for each in links} == {"given"}
     assert len({each.synset for each in links}) == size, "each class has a synset of its own"
@@ -379,7 +422,7 @@ def test_a_warning_lists_the_first_twenty() -> None:
         ]
     )
     with pytest.warns(AmbiguousClassWarning) as caught:
-        links = link(ClassSet(names))
+        links = link_one(ClassSet(names))
     ambiguous = [each for each in links if each.others]
     assert len(ambiguous) > 20
     (message,) = (str(each.message) for each in caught)

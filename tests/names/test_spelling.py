@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jtln.names.spelling import Reading, below, closest, head, look_up, read, rows_of
+from jtln.names.spelling import Reading, below, closest, head, look_up, read, rows_of, slips
 from jtln.names.wordnet import name, nouns, senses
 
 
@@ -53,3 +53,9 @@ def test_what_is_close() -> None:
     assert head("statue of liberty replica") == senses("statue")
     assert head("toy (small)") == senses("toy")
     assert head("707-320") == ()
+
+
+def test_slips() -> None:
+    assert slips("water_lilly") == slips("waterlilly") == ["water_lily"]
+    assert slips("flamengos") == []  # 8 letters: a dance and a bird
+    assert slips("water_lilly", []) == []

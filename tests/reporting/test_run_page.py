@@ -41,6 +41,7 @@ RESULT: dict[str, Any] = {
         "plan_entropy": 0.81234567,
     },
     "calibration": {"epsilon": 0.1134567, "nll": 0.903, "chance": 1.386},
+    "unknown_classes": {"source": [], "target": ["yeti", "snark"]},
     "head_fit": {"transport_count": 8.0, "trained_share": 0.3},
     "seconds": 83.4,
     "images_per_second": 2345.6,
@@ -110,7 +111,10 @@ def test_title_facts_and_command(folder):
     assert facts["torch"] == "2.10.0"
     assert (facts["head"], facts["transport count"], facts["trained share"]) == ("discriminant", "8", "0.3")
     assert (facts["epsilon"], facts["chance"]) == ("0.1135", "1.386")  # the calibration's stands below the transport's
-    assert {"Calibration of the cost", "The target head: discriminant"} <= set(page.texts["h2"])
+    assert (facts["2 target"], "0 source" in facts) == ("yeti, snark", False)
+    assert {"Calibration of the cost", "Classes without knowledge", "The target head: discriminant"} <= set(
+        page.texts["h2"]
+    )
     assert facts["git commit"] == "abc1234"
     assert facts["time"] == "83 s"
     assert facts["plan entropy"] == "0.8123"
@@ -175,6 +179,7 @@ def test_everything_from_the_result_is_escaped(tmp_path):
         "versions": {evil: evil},
         "target": {"test": {"accuracy": evil, "n": evil}},
         "calibration": {evil: evil},
+        "unknown_classes": {evil: [evil]},
         "head_fit": {evil: evil},
         "transport": {evil: evil, "nested": [evil], "strongest": {evil: [[evil, 0.5]]}},
     }
