@@ -14,6 +14,7 @@ from jtln.costs.calibration import Calibration
 from jtln.data.duplicates import Repeat, unseen
 from jtln.data.pairs import Pair
 from jtln.module import JTLN
+from jtln.reporting.numbers import hundredths
 from jtln.reporting.tables import Column, show
 from jtln.schedules import Constant
 from jtln.training.class_costs import RunCost
@@ -147,7 +148,7 @@ def show_result(result: dict[str, Any], messages: Sequence[str], folder: Path) -
     for head in ("target", "source"):
         val, test = result[head]["val"], result[head]["test"]
         figures = (val["accuracy"], test["accuracy"], test["mean_class_accuracy"])
-        rows.append([head, *(f"{100 * figure:.1f}" for figure in figures), str(test["n"])])
+        rows.append([head, *map(hundredths, figures), str(test["n"])])
     print()
     show(f"{result['method']}, head {result['head']}, on {result['dataset']}", columns, rows)
     for message in messages:
