@@ -110,7 +110,8 @@ def make_gallery(
     labels = labelled.labels.numpy()
     right = np.bincount(predictions.label[predictions.right], minlength=len(classes))  # (T,)
     tested = np.bincount(predictions.label, minlength=len(classes))  # (T,)
-    order = np.argsort(right / np.maximum(tested, 1) + (tested == 0), kind="stable")[:MOST_CLASSES]
+    accuracy = np.where(tested > 0, right / np.maximum(tested, 1), np.inf)  # (T,) classes without test images last
+    order = np.argsort(accuracy, kind="stable")[:MOST_CLASSES]
     gallery = Gallery((), len(classes))
     for index in order.tolist():
         own = np.flatnonzero(labels == index)

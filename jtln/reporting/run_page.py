@@ -27,8 +27,8 @@ _PARTS = {"test": "test", "val": "validation"}
 _COLUMNS = ("Images", "Accuracy", "95% interval", "Mean class accuracy", "Macro F1", "ECE")
 _FILES = {"overrides.yaml": "What was set by hand", "config.yaml": "The whole configuration"}
 _SHARES = {  # by result["transport"]["strongest_from"]
-    "images": "shares of the mass that the transport plans of validation images send to the target class.",
-    "classes": "shares of the target class's mass in the balanced plan between the classes under the cost.",
+    "images": "the mass that the transport plans of validation images send to a target class",
+    "classes": "a target class's mass in the balanced plan between the classes under the cost",
 }
 
 Facts = list[tuple[str, str]]
@@ -71,7 +71,7 @@ class RunPage:
     gallery: Gallery | None
     relations: list[str]  # a sentence for a class
     related_classes: int
-    shares_note: str | None
+    shares_of: str | None  # what the relations' shares are shares of
     transport: Facts
     calibration: Facts
     head: str
@@ -117,7 +117,7 @@ def run_page(folder: Path, result: Mapping[str, Any], gallery: Gallery | None = 
         gallery=gallery,
         relations=transport_sentences(strongest, MOST_SENTENCES),
         related_classes=len(strongest),
-        shares_note=_SHARES.get(str(transport.get("strongest_from"))),
+        shares_of=_SHARES.get(str(transport.get("strongest_from"))),
         transport=_facts(kept),
         calibration=_facts(_mapping(result.get("calibration"))),
         head=str(result.get("head")),
