@@ -17,7 +17,9 @@ def run_in_two(script: str, folder: Path, timeout: float) -> list[dict[str, Any]
     processes, port = [], _free_port()
     for rank in range(2):
         environment = {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
-        environment |= {"NODE_RANK": "0", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+        tests = Path(__file__).parent
+        path = os.pathsep.join(map(str, (tests, tests.parent)))  # this checkout's package, whichever is installed
+        environment |= {"NODE_RANK": "0", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
         command = [sys.executable, script, str(folder)]
         processes.append(
             subprocess.Popen(command, env=os.environ | environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)

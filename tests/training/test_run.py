@@ -173,9 +173,9 @@ def test_the_test_part_is_read_once_and_is_not_the_validation_part(experiment: E
         names = [set(part.names) for part in parts.values()]
         assert not names[0] & names[1] | names[0] & names[2] | names[1] & names[2]
     monkeypatch.setattr(type(experiment.spec), "load", lambda self: pair)
+    monkeypatch.setattr("jtln.training.run_folder.write_page", lambda *_: None)  # it shows some of them, at the end
     run(experiment)
-    evaluated = 2  # one batch of the target's and one of the source's
-    assert evaluated < read.count("test") <= evaluated + 2 * len(pair.target.classes)  # the page's right and wrong ones
+    assert read.count("test") == 2  # one batch of the target's and one of the source's
     assert read.index("test") > max(index for index, name in enumerate(read) if name == "train")
 
 
