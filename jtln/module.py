@@ -266,7 +266,7 @@ class JTLN(pl.LightningModule):
         if "ot" in weights:
             self.log("train/lambda_ot", weights["ot"], batch_size=1)
 
-    def _evaluate(self, split: str, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> None:
+    def _evaluate(self, split: str, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> Tensor:
         images, labels = batch  # (B, 3, H, W) or features (B, D); (B, V, ...) with several views of each
         head = HEADS[dataloader_idx]
         views = images.unsqueeze(1) if images.ndim in (2, 4) else images
@@ -280,6 +280,7 @@ class JTLN(pl.LightningModule):
         self._metrics(split, head).update(predictions, labels)
         if (split, head) == ("test", "target"):
             self.confusion.update(predictions, labels)
+        return predictions  # (B, T), or (B, S)
 
     def _report(self, split: str) -> None:
         for head in HEADS:
@@ -301,8 +302,8 @@ class JTLN(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         self._report("val")
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._evaluate("test", batch, dataloader_idx)
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        return self._evaluate("test", batch, dataloader_idx)
 
     def on_test_epoch_end(self) -> None:
         self.test_confusion = self.confusion.compute()  # (T, T) counts, true class in rows

@@ -72,6 +72,11 @@ def write_text(path: Path, text: str) -> None:
         file.write(text.encode("utf-8"))
 
 
+def writable(text: str) -> str:
+    """Return the text with \\udcXX for what cannot be written: a file's name may be in another encoding."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def save_torch(content: Any, path: Path) -> None:
     """Write what ``torch.load`` reads, whole or not at all.
 

@@ -15,10 +15,11 @@ import torch
 def run_in_two(script: str, folder: Path, timeout: float) -> list[dict[str, Any]]:
     """What each process of ``python script folder`` saved as ``folder/RANK.pt``."""
     processes, port = [], _free_port()
-    paths = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
     for rank in range(2):
         environment = {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
-        environment |= {"NODE_RANK": "0", "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+        tests = Path(__file__).parent
+        path = os.pathsep.join(map(str, (tests, tests.parent)))  # this checkout's package, whichever is installed
+        environment |= {"NODE_RANK": "0", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
         command = [sys.executable, script, str(folder)]
         processes.append(
             subprocess.Popen(command, env=os.environ | environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)

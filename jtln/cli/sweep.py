@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from jtln.reporting.statistics import mean_and_spread
+from jtln.reporting.numbers import mean_and_spread
 from jtln.reporting.tables import Column, markdown, show
 
 SWEEP_FOLDER = "JTLN_SWEEP_FOLDER"  # environment variable: tells the processes that this one starts where to write

@@ -13,6 +13,7 @@ from typing import Any
 
 from jtln.errors import UserError
 from jtln.reporting.naming import PER_RUN, Run, by_data, named
+from jtln.reporting.numbers import p_value, point_range, points
 from jtln.reporting.statistics import Difference, Interval, holm, paired_difference, t_interval
 
 ALPHA = 0.05
@@ -97,13 +98,10 @@ class Comparison:
         """ "+3.2 [1.1, 5.3], p_Holm = 0.004"."""
         mean, low, high, n, p = self.difference
         if math.isnan(low):
-            return f"{mean:+.1f} ({n} {'pair' if n == 1 else 'pairs'})"
-        tested = (
-            "not testable"
-            if math.isnan(p)
-            else f"p_Holm {'< 0.001' if self.p_holm < 0.001 else f'= {self.p_holm:.3f}'}"
-        )
-        return f"{mean:+.1f} [{low:.1f}, {high:.1f}], {tested}"
+            return f"{points(mean)} ({n} {'pair' if n == 1 else 'pairs'})"
+        corrected = p_value(self.p_holm)
+        tested = "not testable" if math.isnan(p) else f"p_Holm {corrected if '<' in corrected else f'= {corrected}'}"
+        return f"{points(mean)} {point_range(low, high)}, {tested}"
 
     @property
     def verdict(self) -> str:

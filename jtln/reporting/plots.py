@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jtln.errors import UserError
+from jtln.reporting.numbers import count, percent
 
 # A class's name may be in a script that the font lacks: its cells are drawn all the same.
 warnings.filterwarnings("ignore", message="Glyph .* missing from font")
@@ -124,7 +125,7 @@ def confusion(
     rates = np.where(total > 0, counts / np.where(total > 0, total, 1.0), np.nan)
     images = float(total.sum())
     if images > 0:
-        title = f"{title}\naccuracy {np.trace(counts) / images:.1%} of {images:,.0f} images"
+        title = f"{title}\naccuracy {percent(float(np.trace(counts)) / images)} of {count(images)} images"
     return _heatmap(
         rates,
         names,
@@ -173,6 +174,7 @@ def training_curves(metrics: Sequence[Mapping[str, float | None]] | Path | str) 
             ax.set_xlabel("step", fontsize=8.5, color=_INK)
         if title == "Validation accuracy":
             ax.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.4g}%"))
+            within(ax.set_ylim, ax.get_ylim(), 1.0)
         if len(curves) > 1:
             ax.legend(fontsize=8, frameon=False, labelcolor=_INK)
     if smoothed:
@@ -361,6 +363,13 @@ def _curve(ax: Axes, points: dict[float, float], label: str, colour: str, smooth
     marker = "o" if len(values) <= 20 else ""
     ax.plot(steps, values, color=colour, linewidth=1.8, marker=marker, markersize=3.5, label=label, clip_on=False)
     return half > 0
+
+
+def within(set_limits: Callable[[float, float], object], limits: tuple[float, float], most: float) -> None:
+    """Set an axis of accuracies to its limits without what lies below 0 or above ``most``."""
+    low, high = limits
+    margin = 0.01 * most  # for a marker at the end
+    set_limits(max(low, -margin), min(high, most + margin))
 
 
 def _frame(ax: Axes, title: str) -> None:

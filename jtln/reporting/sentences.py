@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from jtln.reporting.evidence import Comparison, DatasetEvidence
+from jtln.reporting.numbers import points
 
 
 def summary(evidence: DatasetEvidence) -> list[str]:
@@ -60,8 +61,8 @@ def _where(claims: Iterable[Comparison]) -> str:
         by_verdict.setdefault(verdict, []).append(claim)
     parts = []
     for verdict, members in by_verdict.items():
-        points = ", ".join(f"{claim.difference.mean:+.1f}" for claim in members)
-        parts.append(f"{verdict} at {_listed(members)} ({points})")
+        means = ", ".join(points(claim.difference.mean) for claim in members)
+        parts.append(f"{verdict} at {_listed(members)} ({means})")
     return "; ".join(parts)
 
 

@@ -123,13 +123,11 @@ def wilson_interval(successes: float, n: int, level: float = 0.95) -> tuple[floa
     return low, high
 
 
-def mean_and_spread(values: Sequence[float], digits: int) -> str:
-    """ "74.3 ± 1.2": mean and standard deviation; the mean alone of one value."""
-    mean = f"{statistics.fmean(values):.{digits}f}"
-    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+def normal_interval(estimate: float, standard_error: float, level: float = 0.95) -> tuple[float, float]:
+    """Return the normal interval for an estimate with a known standard error, in its unit.
 
-
-def mean_and_interval(interval: Interval, digits: int = 1) -> str:
-    """ "74.3 ± 1.2": mean and half the width of its interval; the mean alone where there is no interval."""
-    mean = f"{interval.mean:.{digits}f}"
-    return mean if math.isnan(interval.low) else f"{mean} ± {interval.half:.{digits}f}"
+    Args:
+        level: of confidence, in (0, 1).
+    """
+    half = statistics.NormalDist().inv_cdf((1 + level) / 2) * standard_error
+    return estimate - half, estimate + half

@@ -3,22 +3,54 @@
 from __future__ import annotations
 
 import csv
-import math
 import re
-from collections.abc import Iterable, Sequence
-from html import escape
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from jtln.reporting import numbers
 from jtln.reporting.evidence import Comparison, DatasetEvidence, Evidence, TableRow
-from jtln.reporting.run_page import page, pictures
+from jtln.reporting.pages import Picture, pictures, write_page
 from jtln.reporting.sentences import correction, details, summary
-from jtln.reporting.statistics import mean_and_interval
 from jtln.reporting.study_plots import accuracy_plot
-from jtln.reporting.tables import Column, clock, markdown, show
+from jtln.reporting.tables import Column, Table, markdown, show
+from jtln.storage import write_text
 
-Cells = Sequence[Sequence[str]]
-_COMMANDS = "Each row's command trains its runs again, one after another."
+_CLAIMS = "The transport terms, their cost chosen on validation, over the other rows"
+_OTHERS = "The other comparisons: rows over the baselines, costs over their controls"
+
+
+class Comparisons(NamedTuple):
+    """A table of comparisons, and how their p-values were corrected."""
+
+    title: str
+    table: Table
+    correction: str
+    folded: bool
+
+
+@dataclass(frozen=True)
+class DatasetSection:
+    """What a page has of one data set."""
+
+    name: str
+    findings: list[str]
+    caption: str
+    accuracies: Table
+    plots: list[Picture]
+    comparisons: list[Comparisons]
+    rows: tuple[TableRow, ...]  # for their commands
+
+
+@dataclass(frozen=True)
+class StudyPage:
+    """What the template ``study.html`` shows."""
+
+    title: str
+    command: str | None
+    notes: tuple[str, ...]
+    datasets: list[DatasetSection]
 
 
 def show_evidence(evidence: Evidence) -> None:
@@ -44,10 +76,31 @@ def write_evidence(evidence: Evidence, folder: Path, title: str, command: str | 
         plots[each.dataset] = folder / f"accuracy_{re.sub(r'[^A-Za-z0-9.-]+', '_', each.dataset)}.png"
         accuracy_plot(each, evidence.metric).savefig(plots[each.dataset])
     _write_csv(folder, evidence)
-    (folder / "report.md").write_text(_markdown(evidence, title, command, plots), encoding="utf-8")
+    write_text(folder / "report.md", _markdown(evidence, title, command, plots))
     path = folder / "report.html"
-    path.write_text(page(title, _html(evidence, title, command, plots)), encoding="utf-8")
+    write_page(path, "study.html", study_page(evidence, title, command, plots))
     return path
+
+
+def study_page(evidence: Evidence, title: str, command: str | None, plots: dict[str, Path]) -> StudyPage:
+    """Collect what the page of a study shows.
+
+    Args:
+        plots: the picture of each dataset.
+    """
+    embedded = pictures(plots.values())
+    sections = []
+    for each, picture in zip(evidence.datasets, embedded, strict=True):
+        groups = [
+            Comparisons(name, _comparisons(found), correction(found), folded)
+            for name, found, folded in ((_CLAIMS, each.claims, False), (_OTHERS, each.comparisons, True))
+            if found
+        ]
+        caption = _caption(evidence, each)
+        sections.append(
+            DatasetSection(each.dataset, summary(each), caption, _accuracies(each), [picture], groups, each.rows)
+        )
+    return StudyPage(title, command, evidence.notes, sections)
 
 
 # Tables: columns and rows of text.
@@ -63,38 +116,35 @@ def _counts(each: DatasetEvidence) -> set[int]:
     return {len(cell.test) for row in each.rows for cell in row.cells.values()}
 
 
-def _accuracies(each: DatasetEvidence) -> tuple[list[Column], Cells]:
+def _accuracies(each: DatasetEvidence) -> Table:
     several = len(_counts(each)) > 1
     columns = [Column("row"), *(Column(labels, right=True) for labels in each.labels), Column("a run", right=True)]
     rows = [
-        [row.name, *(_cell(row, labels, several) for labels in each.labels), clock(row.seconds)] for row in each.rows
+        [row.name, *(_cell(row, labels, several) for labels in each.labels), numbers.clock(row.seconds)]
+        for row in each.rows
     ]
-    return columns, rows
+    return Table(columns, rows)
 
 
 def _cell(row: TableRow, labels: str, count: bool) -> str:
     if labels not in row.cells:
-        return "–"
+        return numbers.NONE
     interval = row.cells[labels].interval
-    return mean_and_interval(interval) + (f" (n={interval.n})" if count else "")
+    return numbers.mean_and_interval(interval) + (f" (n={interval.n})" if count else "")
 
 
-def _comparisons(comparisons: Iterable[Comparison]) -> tuple[list[Column], Cells]:
+def _comparisons(comparisons: Iterable[Comparison]) -> Table:
     columns = [Column("at"), Column("row"), Column("over")]
     columns += [Column(name, right=True) for name in ("difference", "95% interval", "p", "p_Holm")]
     rows = []
     for each in comparisons:
         mean, low, high, _, p = each.difference
-        interval = "–" if math.isnan(low) else f"[{low:.1f}, {high:.1f}]"
-        rows.append([each.labels, each.row, each.other, f"{mean:+.1f}", interval, _p(p), _p(each.p_holm), each.verdict])
-    return [*columns, Column("")], rows
+        figures = [numbers.points(mean), numbers.point_range(low, high), numbers.p_value(p)]
+        rows.append([each.labels, each.row, each.other, *figures, numbers.p_value(each.p_holm), each.verdict])
+    return Table([*columns, Column("verdict")], rows)
 
 
-def _p(value: float) -> str:
-    return "–" if math.isnan(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-# Forms of a report.
+# Other forms of a report.
 
 
 def _markdown(evidence: Evidence, title: str, command: str | None, plots: dict[str, Path]) -> str:
@@ -110,65 +160,19 @@ def _markdown(evidence: Evidence, title: str, command: str | None, plots: dict[s
         ]
         if each.claims:
             parts += [
-                "### The transport terms, their cost chosen on validation, over the other rows\n",
+                f"### {_CLAIMS}\n",
                 "".join(f"- {line}\n" for line in details(each)),
                 correction(each.claims) + "\n",
             ]
         if each.comparisons:
             parts += [
-                "### The other comparisons: rows over the baselines, costs over their controls\n",
+                f"### {_OTHERS}\n",
                 markdown(*_comparisons(each.comparisons)),
             ]
             parts += [correction(each.comparisons) + "\n"]
-        parts += [f"### Commands\n\n{_COMMANDS}\n", "".join(f"- {row.name}: `{row.command}`\n" for row in each.rows)]
+        parts += ["### Commands\n\nEach row's command trains its runs again, one after another.\n"]
+        parts += ["".join(f"- {row.name}: `{row.command}`\n" for row in each.rows)]
     return "\n".join(part for part in parts if part)
-
-
-def _html(evidence: Evidence, title: str, command: str | None, plots: dict[str, Path]) -> list[str]:
-    parts = [f"<header><h1>{escape(title)}</h1></header>", _list(evidence.notes, "faint")]
-    if command:
-        parts += [f'<pre class="command"><code>{escape(command)}</code></pre>']
-    for each in evidence.datasets:
-        parts += [
-            f"<section><h2>{escape(each.dataset)}: findings</h2>\n{_list(summary(each))}</section>",
-            f"<section><h2>{escape(_caption(evidence, each))}</h2>\n{_table(*_accuracies(each))}</section>",
-            pictures([plots[each.dataset]]),
-        ]
-        for name, comparisons in (
-            ("The transport terms, their cost chosen on validation, over the other rows", each.claims),
-            ("The other comparisons: rows over the baselines, costs over their controls", each.comparisons),
-        ):
-            if comparisons:
-                table = _table(*_comparisons(comparisons))
-                note = f'<p class="faint">{escape(correction(comparisons))}</p>'
-                if comparisons is each.comparisons:
-                    table = f"<details><summary>{len(comparisons)} comparisons</summary>\n{table}</details>"
-                parts += [f"<section><h2>{name}</h2>\n{table}\n{note}</section>"]
-        commands = "\n".join(
-            f"<p>{escape(row.name)}, {clock(row.seconds)} a run</p>"
-            f'<pre class="command"><code>{escape(row.command)}</code></pre>'
-            for row in each.rows
-        )
-        parts += [f'<section><h2>Commands</h2>\n<p class="faint">{_COMMANDS}</p>\n{commands}</section>']
-    return parts
-
-
-def _list(lines: Sequence[str], kind: str = "") -> str:
-    items = "\n".join(f"<li>{escape(line)}</li>" for line in lines)
-    return f'<ul class="{kind}">\n{items}\n</ul>' if lines else ""
-
-
-def _table(columns: Sequence[Column], rows: Cells) -> str:
-    def row(cells: Sequence[str], tag: str) -> str:
-        # The last column, without a name, holds sentences.
-        lefts = ["" if column.name else "; white-space:normal" for column in columns]
-        pairs = zip(columns, lefts, strict=True)
-        styles = ["" if column.right else f' style="text-align:left{left}"' for column, left in pairs]
-        return "".join(f"<{tag}{style}>{escape(cell)}</{tag}>" for cell, style in zip(cells, styles, strict=True))
-
-    head = row([column.name for column in columns], "th")
-    body = "\n".join(f"<tr>{row(cells, 'td')}</tr>" for cells in rows)
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
 
 
 def _write_csv(folder: Path, evidence: Evidence) -> None:

@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from jtln.reporting.evidence import DatasetEvidence, TableRow, how_many
+from jtln.reporting.plots import within
+from jtln.reporting.statistics import Interval
 
 DPI = 150
 _INK, _FAINT = "#222222", "#8a8f94"
@@ -21,7 +23,7 @@ _MARKERS = "osD^vPX<>"
 
 
 def accuracy_plot(evidence: DatasetEvidence, metric: str = "accuracy") -> Figure:
-    """Return test accuracy in percent over the number of labels: means and 95% t intervals.
+    """Return test accuracy in percent over the number of labels: means and 95% t intervals, cut off at 0 and 100.
 
     One panel has the methods without transport terms, the other those with them, by cost. With one number of labels the
     rows stand below one another.
@@ -50,6 +52,7 @@ def accuracy_plot(evidence: DatasetEvidence, metric: str = "accuracy") -> Figure
         ax.set_xticks(places, [_short(labels) for labels in evidence.labels])
         ax.xaxis.set_minor_locator(NullLocator())
         _frame(ax, title, "y")
+        within(ax.set_ylim, ax.get_ylim(), 100.0)
         ax.legend(fontsize=8, frameon=False, labelcolor=_INK, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     axes[-1].set_xlabel("labelled images a class", fontsize=9, color=_INK)
     return figure
@@ -64,8 +67,7 @@ def _line(ax: Axes, row: TableRow, labels: Sequence[str], places: Sequence[float
         if each in row.cells
     ]
     x, intervals = [place for place, _ in points], [interval for _, interval in points]
-    halves = [0.0 if math.isnan(interval.low) else interval.half for interval in intervals]
-    ax.errorbar(x, [interval.mean for interval in intervals], yerr=halves, label=row.name, **style)
+    ax.errorbar(x, [each.mean for each in intervals], yerr=_ends(intervals), label=row.name, **style)
 
 
 def _below_one_another(panels: list[tuple[str, list[TableRow]]], labels: str, title: str) -> Figure:
@@ -77,14 +79,20 @@ def _below_one_another(panels: list[tuple[str, list[TableRow]]], labels: str, ti
     for ax, (name, rows) in zip(axes, panels, strict=True):
         for index, row in enumerate(rows):
             interval = row.cells[labels].interval
-            half = 0.0 if math.isnan(interval.low) else interval.half
-            ax.errorbar(
-                [interval.mean], [index], xerr=[half], **_style(row, index, not any(each.control for each in rows))
-            )
+            style = _style(row, index, not any(each.control for each in rows))
+            ax.errorbar([interval.mean], [index], xerr=_ends([interval]), **style)
         ax.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=9, parse_math=False)
         ax.set_ylim(len(rows) - 0.5, -0.5)
         _frame(ax, name, "x")
+    within(axes[0].set_xlim, axes[0].get_xlim(), 100.0)  # the panels share it
     return figure
+
+
+def _ends(intervals: Sequence[Interval]) -> list[list[float]]:
+    """Return how far each interval reaches below and above its mean (2, N), where an accuracy can be: in [0, 100]."""
+    below = [0.0 if math.isnan(each.low) else each.mean - max(0.0, each.low) for each in intervals]
+    above = [0.0 if math.isnan(each.high) else min(100.0, each.high) - each.mean for each in intervals]
+    return [below, above]
 
 
 def _style(row: TableRow, index: int, alone: bool) -> dict[str, Any]:

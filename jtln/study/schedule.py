@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from jtln.reporting.tables import clock
+from jtln.reporting.numbers import clock
 from jtln.study.job import Job
 from jtln.study.ledger import Ledger
 from jtln.study.workers import last_words

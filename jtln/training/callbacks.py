@@ -1,4 +1,4 @@
-"""What happens around the training step: progress, random streams, and the diagnostics of the transport loss."""
+"""Callbacks of a run: progress, random streams, diagnostics of the transport loss, and the test's predictions."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 from tqdm import tqdm
 
+from jtln.distributed import gather_in_order
 from jtln.errors import UserError
-from jtln.module import JTLN, not_finite
+from jtln.module import HEADS, JTLN, not_finite
+from jtln.reporting.predictions import Predictions, predicted_of
 
 _WATCHED = {"train/loss": "loss", "val/target/accuracy": "target val", "val/source/accuracy": "source val"}
 
@@ -95,6 +97,39 @@ def _pull(module: JTLN, names: tuple[str, ...], features: list[Tensor]) -> Tenso
         return features[0].new_zeros(())
     gradients = torch.autograd.grad(torch.stack(parts).sum(), features, retain_graph=True, allow_unused=True)
     return torch.linalg.vector_norm(torch.cat([each.flatten() for each in gradients if each is not None]))
+
+
+class CollectPredictions(Callback):
+    """Collects the prediction for each test image of the target, over all processes.
+
+    Attributes:
+        found: after a test, in every process, in the order of the test part; None before.
+    """
+
+    def __init__(self) -> None:
+        self.found: Predictions | None = None
+        self._batches: list[tuple[Tensor, Tensor]] = []
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._batches = []
+
+    def on_test_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if HEADS[dataloader_idx] == "target":
+            self._batches.append(predicted_of(outputs, batch[1]))
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        classes, figures = (gather_in_order(torch.cat(rows)).cpu() for rows in zip(*self._batches, strict=True))
+        whole, real = classes.int().numpy(), figures.numpy()  # (N, 2) each
+        self.found = Predictions(whole[:, 0], whole[:, 1], real[:, 0], real[:, 1])
+        self._batches = []
 
 
 class Progress(Callback):

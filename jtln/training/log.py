@@ -15,6 +15,7 @@ from jtln.costs.calibration import Calibration
 from jtln.data.duplicates import Repeat, unseen
 from jtln.data.pairs import Pair
 from jtln.module import JTLN
+from jtln.reporting.numbers import hundredths
 from jtln.reporting.tables import Column, show
 from jtln.schedules import Constant
 from jtln.training.class_costs import RunCost, RunPrior
@@ -179,9 +180,9 @@ def show_result(result: dict[str, Any], messages: Sequence[str], folder: Path) -
     for head in ("target", "source"):
         val, test = result[head]["val"], result[head]["test"]
         if test is not None:
-            figures = (val and val["accuracy"], test["accuracy"], test["mean_class_accuracy"])
-            shown = ["-" if figure is None else f"{100 * figure:.1f}" for figure in figures]
-            rows.append([head, *shown, str(test["n"])])
+            figures = [test["accuracy"], test["mean_class_accuracy"]]
+            validation = "-" if val is None else hundredths(val["accuracy"])
+            rows.append([head, validation, *map(hundredths, figures), str(test["n"])])
     print()
     show(f"{result['method']}, head {result['head']}, on {result['dataset']}", columns, rows)
     for message in messages:

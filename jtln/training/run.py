@@ -26,6 +26,7 @@ from jtln.heads import Head, HeadFit, HeadInputs
 from jtln.inference.classifier import KEY, Description
 from jtln.module import JTLN
 from jtln.storage import save_torch
+from jtln.training.callbacks import CollectPredictions
 from jtln.training.class_costs import FollowFeatures, RunCost, read_cost, read_prior
 from jtln.training.experiment import Experiment
 from jtln.training.frozen import PARTS, ComputedFeatures, feature_data
@@ -78,7 +79,8 @@ def run(experiment: Experiment) -> dict[str, Any]:
     pair = _load(experiment, resumes=checkpoint is not None)
     experiment = replace(experiment, budget=_fitting(experiment.budget, pair))
     pretrained = _pretrain(experiment, pair)
-    callbacks: list[Callback] = []
+    predictions = CollectPredictions()
+    callbacks: list[Callback] = [predictions]
     compared = None
     if experiment.compare_target_only and not _is_target_only(experiment):
         compared = compare_target_only(experiment, len(pair.target.val), lambda alone: _curve(alone, pair))
@@ -153,7 +155,9 @@ def run(experiment: Experiment) -> dict[str, Any]:
     if trainer.is_global_zero:
         plan = mean_plan(module, data.pair, data.transform_eval) if experiment.method.lambda_ot > 0 else None
         shown = matrix if follow is not None or cost is None else cost.given
-        write_results(experiment, pair, module, result, shown, plan, time.perf_counter() - started)
+        assert predictions.found is not None
+        seconds = time.perf_counter() - started
+        write_results(experiment, pair, module, result, shown, matrix, plan, predictions.found, seconds)
         for logger in experiment.loggers:
             log_summary(logger, result, experiment.folder)
     return result

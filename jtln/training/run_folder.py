@@ -25,15 +25,17 @@ from jtln.heads import HeadFit
 from jtln.methods.method import IMAGES
 from jtln.module import JTLN
 from jtln.reporting import plots
+from jtln.reporting.gallery import make_gallery
+from jtln.reporting.predictions import Predictions, write_predictions
 from jtln.reporting.run_page import strongest_transports, transport_sentences, write_report
-from jtln.storage import clear_leftovers, write_text
+from jtln.storage import clear_leftovers, writable, write_text
 from jtln.training.class_costs import RunCost, RunPrior
 from jtln.training.experiment import Experiment
 from jtln.training.log import calibration_message, head_message, show_result, unknown_classes, unknown_message
 from jtln.training.pretraining import Pretrained
 from jtln.training.provenance import git_commit, hardware, versions
 from jtln.training.trainer import Fitted, Metrics
-from jtln.transport.plans import plan_summary
+from jtln.transport.plans import class_plan, plan_summary
 
 
 @rank_zero_only
@@ -59,7 +61,7 @@ def check_split(folder: Path, pair: Pair) -> None:
         fingerprints = json.loads((folder / "data.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"expected the split that the run in {folder} was begun with, but got: {error}") from error
-    now = {tuple(map(_writable, row)) for row in _split(pair)}
+    now = {tuple(map(writable, row)) for row in _split(pair)}
     if begun != now:
         new, gone = sorted(now - begun), sorted(begun - now)
         example = f"now in {new[0][0]}: {new[0][2]}" if new else f"no longer in {gone[0][0]}: {gone[0][2]}"
@@ -107,17 +109,12 @@ def _fingerprints(pair: Pair) -> dict[str, str]:
     }
 
 
-def _writable(text: str) -> str:
-    """A file's name may be in another encoding than the system's: what cannot be written is written as \\udcXX."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
 def _write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     lines = io.StringIO(newline="")
     writer = csv.writer(lines)
     writer.writerow(columns)
     writer.writerows(rows)
-    write_text(path, _writable(lines.getvalue()))
+    write_text(path, writable(lines.getvalue()))
 
 
 @torch.no_grad()
@@ -215,42 +212,69 @@ def write_results(
     module: JTLN,
     result: dict[str, Any],
     cost: Tensor | None,
+    used: Tensor | None,
     plan: dict[str, Any] | None,
+    predictions: Predictions,
     seconds: float,
 ) -> None:
-    """Write plots, tables, ``result.json`` and the page, and print the result.
+    """Write tables, predictions, plots, the page and ``result.json``, and print the result.
 
     Args:
         cost: (S, T) for ``cost.csv``; None where the run has none.
+        used: (S, T), the cost that the method and the head read, calibrated where that was asked for; None likewise.
         plan: of :func:`mean_plan`; None where no transport loss was trained.
+        predictions: for the target's test images.
         seconds: of the whole run.
     """
     folder, source, target = experiment.folder, pair.source.classes, pair.target.classes
-    pictures = folder / "plots"
-    pictures.mkdir(exist_ok=True)
     messages: list[str] = []
     if cost is not None:
         cost = cost.cpu()
         save_cost(folder / "cost.csv", cost, source, target)
         result["unknown_classes"] = unknown_classes(experiment.cost, pair)
         messages = [*unknown_message(result["unknown_classes"]), *calibration_message(result["calibration"])]
-        title = f"cost {experiment.cost_name}"
-        plots.cost_heatmap(cost, source.names, target.names, title).savefig(pictures / "cost.png")
-    if plan is not None and module.transport is not None:
+    if result["transport"] is not None and used is not None:
+        strongest: dict[str, list[tuple[str, float]]] = {}
         # Under a constant cost the plan is what the two heads predict, each for itself: nothing is matched.
-        constant = is_constant(module.transport.cost)
-        strongest = {} if constant else strongest_transports(plan["plan"], source.names, target.names)
-        result["transport"] |= {"plan_entropy": plan["plan_entropy"], "strongest": strongest}
+        if not is_constant(used):
+            relation = class_plan(used, experiment.transport.epsilon) if plan is None else plan["plan"]
+            strongest = strongest_transports(relation, source.names, target.names)
+        origin = {"strongest": strongest, "strongest_from": "classes" if plan is None else "images"}
+        entropy = {} if plan is None else {"plan_entropy": plan["plan_entropy"]}
+        result["transport"] |= entropy | (origin if strongest else {"strongest": {}})
         messages = [*messages, *transport_sentences(strongest, limit=6)]
-        plots.plan_heatmap(plan["plan"], source.names, target.names).savefig(pictures / "plan.png")
     messages = [*messages, *head_message(experiment.head.name, result["head_fit"])]
     result["seconds_in_all"] = seconds
-    plots.training_curves(folder / "metrics.csv").savefig(pictures / "training.png")
-    plots.confusion(module.test_confusion.cpu(), target.names).savefig(pictures / "confusion.png")
-    write_report(folder, result)
+    write_predictions(predictions, folder)
+    write_page(experiment, pair, module, result, cost, plan, predictions)
     # Last: a run with a result is finished.
     write_text(folder / "result.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     show_result(result, messages, folder)
+
+
+def write_page(
+    experiment: Experiment,
+    pair: Pair,
+    module: JTLN,
+    result: dict[str, Any],
+    cost: Tensor | None,
+    plan: dict[str, Any] | None,
+    predictions: Predictions,
+) -> None:
+    """Draw the plots, choose the images of the gallery and write ``report.html``; see :func:`write_results`."""
+    folder, source, target = experiment.folder, pair.source.classes, pair.target.classes
+    pictures = folder / "plots"
+    pictures.mkdir(exist_ok=True)
+    if cost is not None:
+        title = f"cost {experiment.cost_name}"
+        plots.cost_heatmap(cost, source.names, target.names, title).savefig(pictures / "cost.png")
+    if plan is not None:
+        plots.plan_heatmap(plan["plan"], source.names, target.names).savefig(pictures / "plan.png")
+    plots.training_curves(folder / "metrics.csv").savefig(pictures / "training.png")
+    plots.confusion(module.test_confusion.cpu(), target.names).savefig(pictures / "confusion.png")
+    related = (result["transport"] or {}).get("strongest", {})
+    gallery = make_gallery(target, pair.target.train, pair.target.test, predictions, related)
+    write_report(folder, result, gallery)
 
 
 def log_summary(logger: Logger, result: dict[str, Any], folder: Path) -> None:

@@ -11,7 +11,6 @@ from filelock import FileLock
 from jtln.cli.report import main as report
 from jtln.cli.run_folder import new_sweep_folder
 from jtln.cli.train import main
-from jtln.reporting.tables import Column, show
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own", "no_drawing")
 
@@ -87,9 +86,3 @@ def test_a_report_names_the_results_that_it_cannot_read(capsys: pytest.CaptureFi
     Path("runs/b/result.json").write_text("{")
     assert report(["runs", "--output", "report"]) == 0
     assert "left out, as its result cannot be read: runs/b/result.json" in capsys.readouterr().err
-
-
-def test_a_table_shows_brackets_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
-    show("of [a,b]", [Column("class [z]")], [["wolf [/grey]"], ["[z]"], ["dataset.target_classes=[cat,dog]"]])
-    told = capsys.readouterr().out
-    assert all(each in told for each in ("of [a,b]", "class [z]", "wolf [/grey]", "│ [z] ", "=[cat,dog]"))

@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from scipy import stats
 
@@ -439,6 +440,26 @@ def test_the_files(evidence: Evidence, tmp_path: Path) -> None:
     assert len(compared) == len(datasets.claims) + len(datasets.comparisons)
     with open(folder / "runs.csv", newline="", encoding="utf-8") as file:
         assert len(list(csv.DictReader(file))) == len(evidence.runs)
+
+
+def test_every_figure_on_the_page_is_one_of_the_evidence(evidence: Evidence, tmp_path: Path) -> None:
+    """Cell by cell, in the order of the tables."""
+    page = Page(write_evidence(evidence, tmp_path, "all").read_text(encoding="utf-8"))
+    (each,) = evidence.datasets
+    expected = []
+    for row in each.rows:
+        for labels in each.labels:
+            values = list(row.cells[labels].test.values())
+            low, high = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
+            expected.append(f"{np.mean(values):.1f} ± {(high - low) / 2:.1f}")
+        expected.append(f"{row.seconds:.0f} s")
+    for one in (*each.claims, *each.comparisons):
+        mean, low, high, _, p = one.difference
+        texts = ["< 0.001" if value < 0.001 else f"{value:.3f}" for value in (p, one.p_holm)]
+        difference = f"{mean:+.1f}".replace("-0.0", "+0.0")
+        ends = f"[{low:.1f}, {high:.1f}]".replace("-0.0", "0.0")
+        expected += [one.row, one.other, difference, ends, *texts, one.verdict]
+    assert page.cells == expected
 
 
 def test_one_number_of_labels_is_drawn_too(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 from matplotlib.figure import Figure
 
 from jtln.errors import UserError
+from jtln.reporting.numbers import percent
 from jtln.reporting.plots import MANY_ROWS, column_shares, confusion, cost_heatmap, plan_heatmap, training_curves
 
 SOURCE = ["Trouser", "Dress", "Coat", "Sneaker", "Bag", "T-shirt/top"]
@@ -179,6 +180,23 @@ def test_confusion_is_row_normalised_and_states_the_accuracy():
     assert figure.axes[0].get_ylabel() == "true class"
     assert figure.axes[0].get_xlabel() == "predicted class"
     assert len(figure.axes[0].texts) == 6  # the row without images is left empty
+
+
+def test_the_confusions_title_rounds_as_the_page_does():
+    """69 of 80: torchmetrics has 0.862500012, the counts 0.8625, of which Python makes 86.3 and 86.2."""
+    counts = np.array([[35, 5], [6, 34]])
+    page = percent(float(np.float32(69) / np.float32(80)))
+    assert f"accuracy {page} of 80 images" in title(confusion(counts, ["a", "b"]))
+    assert page == "86.3%"
+
+
+@pytest.mark.parametrize("accuracies", [(0.0, 0.02), (0.98, 1.0), (0.0, 0.0), (0.0, 1.0), (0.4, 0.6)])
+def test_the_axis_of_accuracies_ends_where_they_end(accuracies):
+    rows = [{"step": step, "val/target/accuracy": each} for step, each in enumerate(accuracies)]
+    (ax,) = training_curves(rows).axes
+    low, high = ax.get_ylim()
+    assert -0.02 <= low <= min(accuracies)
+    assert max(accuracies) <= high <= 1.02
 
 
 def test_confusion_of_many_classes_keeps_its_diagonal():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import math
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 
 from jtln.errors import UserError
 from jtln.reporting.plots import cost_heatmap
@@ -43,6 +45,7 @@ RESULT: dict[str, Any] = {
     "calibration": {"epsilon": 0.1134567, "nll": 0.903, "chance": 1.386},
     "unknown_classes": {"source": [], "target": ["yeti", "snark"]},
     "head_fit": {"transport_count": 8.0, "trained_share": 0.3},
+    "target_only": {"gap": 0.0312, "standard_error": 0.0204, "val_accuracy": 0.8688, "negative": False},
     "seconds": 83.4,
     "images_per_second": 2345.6,
 }
@@ -112,9 +115,8 @@ def test_title_facts_and_command(folder):
     assert (facts["head"], facts["transport count"], facts["trained share"]) == ("discriminant", "8", "0.3")
     assert (facts["epsilon"], facts["chance"]) == ("0.1135", "1.386")  # the calibration's stands below the transport's
     assert (facts["2 target"], "0 source" in facts) == ("yeti, snark", False)
-    assert {"Calibration of the cost", "Classes without knowledge", "The target head: discriminant"} <= set(
-        page.texts["h2"]
-    )
+    sections = {"Calibration of the cost", "Classes without knowledge", "The target head: discriminant"}
+    assert sections | {"Transport between the classes"} <= set(page.texts["h2"])
     assert facts["git commit"] == "abc1234"
     assert facts["time"] == "83 s"
     assert facts["plan entropy"] == "0.8123"
@@ -138,6 +140,77 @@ def test_results_table(folder):
     assert table["source, test"]["95% interval"] == "94.0–100.0%"
     assert table["source, test"]["ECE"] == "–"
     assert table["source, validation"]["Accuracy"] == "–"  # NaN
+
+
+def numbers_in(text: str) -> list[tuple[float, float]]:
+    """The numbers of a text, each with half a unit of its last digit."""
+    found = re.findall(r"(?<![\w.])[-+]?\d[\d,]*(?:\.\d+)?(?![\w])", text)
+    plain = [each.replace(",", "") for each in found]
+    return [(float(each), 0.5 * 10.0 ** -len(each.partition(".")[2])) for each in plain]
+
+
+def leaves(value: Any) -> list[float]:
+    """The finite numbers of a result, at any depth."""
+    if isinstance(value, dict | list):
+        return [each for child in (value.values() if isinstance(value, dict) else value) for each in leaves(child)]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return []
+    return [float(value)]
+
+
+def test_every_figure_is_one_of_the_result(folder):
+    """As it is or in percent, to its last digit; else it is the end of an interval, by SciPy."""
+    shown = {key: RESULT[key] for key in ("target", "source", "transport", "calibration", "head_fit", "target_only")}
+    result = leaves(shown | {key: RESULT[key] for key in ("shots", "seed", "seconds", "images_per_second")})
+    ends = [
+        end
+        for right, images in ((3432, 4000), (60, 60))
+        for end in binomtest(right, images).proportion_ci(method="wilson")
+    ] + list(norm.interval(0.95, 0.0312, 0.0204))
+    page = read(folder)
+    texts = [each for tag in ("p", "strong", "td", "dd", "li") for each in page.texts.get(tag, [])]
+    versions = RESULT["versions"].values()
+    figures = [each for text in texts if text not in versions for each in numbers_in(text.replace("95% interval", ""))]
+    assert len(figures) > 30
+    for figure, unit in figures:
+        known = [*result, *(100 * each for each in result), *(100 * end for end in ends)]
+        assert any(abs(figure - each) <= unit * (1 + 1e-9) for each in known), figure
+    unseen = (0.0204,)  # the standard error, from which the interval is made
+    for each in leaves(shown):
+        seen = any(abs(figure - scale * each) <= unit * (1 + 1e-9) for figure, unit in figures for scale in (1, 100))
+        assert seen or each in unseen, each
+
+
+def test_over_the_target_alone_with_its_interval(folder):
+    low, high = norm.interval(0.95, 3.12, 2.04)
+    (sentence,) = [" ".join(each.split()) for each in read(folder).texts["p"] if "target alone" in each]
+    assert f"is +3.1 points (95% interval {low:+.1f} to {high:+.1f}) over the 86.9% of" in sentence
+    assert "negative transfer" not in sentence
+    worse = RESULT | {"target_only": {"gap": -0.1, "val_accuracy": 0.8, "negative": True}}
+    (folder / "result.json").write_text(json.dumps(worse))
+    (sentence,) = [" ".join(each.split()) for each in read(folder).texts["p"] if "target alone" in each]
+    assert "is -10.0 points over the 80.0% of" in sentence
+    assert "negative transfer" in sentence
+
+
+def test_plots_that_are_too_large_are_named(folder, monkeypatch):
+    monkeypatch.setattr("jtln.reporting.run_page.MOST_BYTES", 1000)
+    page = read(folder)
+    assert not page.all("img")
+    size = (folder / "plots" / "cost_matrix.png").stat().st_size / 1e6
+    assert f"Cost matrix: cost_matrix.png ({size:.1f} MB)" in page.text("figcaption")
+
+
+def test_what_the_shares_are_shares_of(folder):
+    for origin, words in (("images", "validation images"), ("classes", "balanced plan")):
+        transport = RESULT["transport"] | {"strongest_from": origin}
+        (folder / "result.json").write_text(json.dumps(RESULT | {"transport": transport}))
+        assert words in read(folder).text("p")
+
+
+def test_names_that_are_no_text_are_written(folder):
+    (folder / "result.json").write_text(json.dumps(RESULT | {"dataset": "caf\udce9"}))
+    assert read(folder).text("h1") == "jtln_annealed on caf\\udce9"
 
 
 def test_transport_in_words(folder):
@@ -208,7 +281,7 @@ def test_missing_metrics_and_a_method_without_transport(tmp_path, empty):
     result = RESULT | {"target": empty, "transport": None, "cost": None}
     (tmp_path / "result.json").write_text(json.dumps(result))
     page = read(tmp_path)
-    assert "What the transport moved" not in page.texts["h2"]
+    assert not any("ransport" in each for each in page.texts["h2"])
     assert "cost" not in page.texts["dt"]
 
 

@@ -12,8 +12,7 @@ from scipy import stats
 from jtln.errors import UserError
 from jtln.reporting.statistics import (
     holm,
-    mean_and_interval,
-    mean_and_spread,
+    normal_interval,
     paired_difference,
     t_interval,
     wilson_interval,
@@ -45,7 +44,6 @@ def test_one_value_has_no_interval() -> None:
     assert interval.mean == 3.0
     assert math.isnan(interval.low)
     assert math.isnan(interval.high)
-    assert mean_and_interval(interval) == "3.0"
 
 
 def test_paired_difference_against_scipy() -> None:
@@ -100,10 +98,9 @@ def test_holm_leaves_out_what_was_not_tested() -> None:
     assert holm([0.5, 0.9]) == [1.0, 1.0]
 
 
-def test_text() -> None:
-    assert mean_and_spread([1.0, 2.0], 1) == "1.5 ± 0.7"
-    assert mean_and_spread([1.0], 2) == "1.00"
-    assert mean_and_interval(t_interval(ACCURACIES)) == "71.7 ± 2.6"
+@pytest.mark.parametrize("level", [0.5, 0.95])
+def test_normal_interval_against_scipy(level: float) -> None:
+    assert normal_interval(3.1, 2.0, level) == pytest.approx(stats.norm.interval(level, 3.1, 2.0))
 
 
 def test_mistakes() -> None:

@@ -24,11 +24,11 @@ ROWS = {  # name -> method, head, cost, lambda_ot, accuracy in %
 SPREAD = (-1.0, 0.0, 2.0)  # of the seeds
 
 
-def evidence(shots: tuple[int, ...]) -> DatasetEvidence:
+def evidence(shots: tuple[int, ...], spread: tuple[float, ...] = SPREAD) -> DatasetEvidence:
     runs = []
     for name, (method, head, cost, weight, accuracy) in ROWS.items():
         for count in shots:
-            for seed, own in enumerate(SPREAD):
+            for seed, own in enumerate(spread):
                 figures = {"accuracy": (accuracy + count + own) / 100}
                 result: dict[str, Any] = {"method": method, "head": head, "cost": cost, "dataset": "toys", "seed": seed}
                 result |= {"shots": count, "transport": {"lambda_ot": weight} if cost else None, "settings": {}}
@@ -75,3 +75,20 @@ def test_with_one_number_of_labels_the_rows_stand_below_one_another(shots: tuple
     names = [[label.get_text() for label in ax.get_yticklabels()] for ax in figure.axes]
     assert names == [["fine-tuning", "discriminant", "ours"], ["ours", "uniform", "fine-tuning"]]
     assert f"{shots[0]} shot" in figure.get_suptitle()
+
+
+@pytest.mark.parametrize("shots", [(1,), (1, 2, 8)])
+def test_nothing_is_drawn_where_no_accuracy_can_be(shots: tuple[int, ...]) -> None:
+    """Two seeds that lie far apart: their t intervals reach from below 0 to above 100."""
+    figure = accuracy_plot(evidence(shots, spread=(-30.0, 30.0)))
+    drawn = 0
+    for ax in figure.axes:
+        low, high = ax.get_xlim() if len(shots) == 1 else ax.get_ylim()
+        assert -2 <= low < high <= 102
+        for container in ax.containers:
+            (bars,) = container.lines[2]  # type: ignore[attr-defined]
+            for segment in bars.get_segments():
+                ends = segment[:, 0 if len(shots) == 1 else 1]
+                assert ends.tolist() == pytest.approx([0.0, 100.0])
+                drawn += 1
+    assert drawn == (3 + 3) * len(shots)

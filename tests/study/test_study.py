@@ -17,7 +17,7 @@ from optuna.distributions import FloatDistribution
 from scipy.stats import binom
 
 from jtln.errors import UserError
-from jtln.reporting.tables import clock
+from jtln.reporting.numbers import clock
 from jtln.study.job import Job, settings_hash
 from jtln.study.ledger import Ledger
 from jtln.study.schedule import Done, Schedule

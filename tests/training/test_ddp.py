@@ -23,6 +23,7 @@ from jtln.data.features import Features
 from jtln.methods import Method
 from jtln.module import JTLN, Optimization
 from jtln.schedules import Cosine, Linear
+from jtln.training.callbacks import CollectPredictions
 from jtln.training.class_costs import FollowFeatures, read_cost
 from jtln.training.trainer import Budget, TrainerSettings, make_trainer, pair_data
 from jtln.transport import TransportSettings
@@ -54,6 +55,7 @@ def train(update: str, folder: Path, devices: int) -> dict[str, Any]:
     trunk, source_head = Trunk(body, "tiny", 6, (0.5,) * 3, (0.5,) * 3), nn.Linear(6, 4)
     pair, cost, settings = uneven_pair(), CentroidCost(update=update), TransportSettings(0.2, False, 2000, 1e-7)
     budget, watch, follow = Budget(2, 3, 8, 6), Watch(), FollowFeatures(cost, pair)
+    predictions = CollectPredictions()
     data = pair_data(pair, trunk, budget, seed=0, augment=None, eval_batch_size=3)
     read = read_cost(cost, pair, Features(trunk, data, "cpu"), source_head, settings, calibrates=False)
     method = Method(lambda_source=1.0, lambda_ot=1.0, ot_images="both", ot_schedule=Linear())
@@ -61,7 +63,7 @@ def train(update: str, folder: Path, devices: int) -> dict[str, Any]:
     module = JTLN(trunk, 4, 3, method, read.loss(method, settings), optimization, source_head)
     options = {"accelerator": "cpu", "devices": devices, "log_every_n_steps": 1}
     devices_of = TrainerSettings(options | ({"strategy": "ddp"} if devices > 1 else {}), progress_bar=False)
-    trainer = make_trainer(devices_of, budget, folder, callbacks=[watch, follow], keep_checkpoints=False)
+    trainer = make_trainer(devices_of, budget, folder, callbacks=[watch, follow, predictions], keep_checkpoints=False)
     trainer.fit(module, data)
     logged = {key: float(value) for key, value in trainer.callback_metrics.items()}
     trainer.test(module, datamodule=data, verbose=False)
@@ -73,6 +75,7 @@ def train(update: str, folder: Path, devices: int) -> dict[str, Any]:
         "cost": module.transport.cost.numpy(),
         "metrics": {key: value for key, value in logged.items() if key.startswith(METRICS)},
         "confusion": module.test_confusion.numpy(),
+        "predictions": predictions.found._asdict(),
         "world_size": trainer.world_size,
     }
 
@@ -100,8 +103,11 @@ def test_two_processes_agree_with_one(update: str, in_two: list[dict[str, Any]],
         assert two["metrics"].keys() == one["metrics"].keys()
         assert two["metrics"] == pytest.approx(one["metrics"], abs=1e-4)
         assert two["confusion"].tolist() == one["confusion"].tolist()
+        for name, values in one["predictions"].items():  # in the order of the test part, each image once
+            np.testing.assert_allclose(two["predictions"][name], values, atol=1e-5, err_msg=name)
     assert np.ptp(one["cost"]) > 0.05  # the centroids were read
     assert one["confusion"].sum() == 5
+    assert one["predictions"]["label"].tolist() == uneven_pair().target.test.labels.tolist()
 
 
 # The real command line.
@@ -128,7 +134,7 @@ def found(folder: Path) -> set[str]:
 
 RUN_FILES = {
     *("config.yaml", "overrides.yaml", "result.json", "metrics.csv", "cost.csv", "split.csv", "data.json"),
-    "report.html",
+    *("report.html", "predictions.npz"),
     *("plots/confusion.png", "plots/cost.png", "plots/plan.png", "plots/training.png"),
     *("checkpoints/best.ckpt", "checkpoints/last.ckpt"),
 }

@@ -26,13 +26,14 @@ from jtln.heads import Cosine, Discriminant, Head, Linear
 from jtln.heads.discriminant import TRANSPORT_COUNTS
 from jtln.methods import Method
 from jtln.module import JTLN, Optimization
+from jtln.reporting.predictions import read_predictions
 from jtln.schedules import Schedule
 from jtln.training.experiment import Experiment
 from jtln.training.log import calibration_message
 from jtln.training.pretraining import Pretraining
 from jtln.training.run import run
 from jtln.training.trainer import Budget, TrainerSettings, best_and_last
-from jtln.transport import TransportLoss, TransportSettings
+from jtln.transport import TransportLoss, TransportSettings, class_plan
 from jtln.trunks.base import Trunk
 
 pytestmark = pytest.mark.slow
@@ -67,6 +68,12 @@ def experiment(tiny: PairSpec, make_trunk: Callable[..., Trunk], tmp_path: Path)
     )
 
 
+def table(path: Path) -> dict[str, list[float]]:
+    """The rows of cost.csv by their source class."""
+    with open(path, newline="", encoding="utf-8") as file:
+        return {name: [float(cell) for cell in cells] for name, *cells in list(csv.reader(file))[1:]}
+
+
 def network(experiment: Experiment) -> JTLN:
     """The network of a run, with weights of its own."""
     loss = TransportLoss(torch.ones(4, 3))
@@ -86,6 +93,7 @@ def test_the_run_folder(experiment: Experiment, capsys: pytest.CaptureFixture[st
         "cost.csv",
         "split.csv",
         "data.json",
+        "predictions.npz",
         "report.html",
     }
     assert found == texts | pictures | {"checkpoints/best.ckpt", "checkpoints/last.ckpt"}
@@ -132,6 +140,27 @@ def test_the_run_folder(experiment: Experiment, capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.usefixtures("no_drawing")
+def test_the_test_predictions_are_kept(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Image by image those of the chosen checkpoint, whether or not a page is written."""
+    monkeypatch.setattr("jtln.training.run_folder.write_page", lambda *_: None)
+    result = run(experiment)
+    assert not (experiment.folder / "report.html").exists()
+    found = read_predictions(experiment.folder)
+    module = network(experiment).eval()
+    module.load_state_dict(torch.load(experiment.folder / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"])
+    test = experiment.spec.load().target.test
+    images, labels = test.__getitems__(list(range(len(test))))
+    with torch.no_grad():
+        logits = module(ToFloat(module.trunk.mean, module.trunk.std)(images)).target
+    assert found.label.tolist() == labels.tolist()
+    assert found.predicted.tolist() == logits.argmax(1).tolist()
+    nll = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    torch.testing.assert_close(torch.from_numpy(found.nll), nll, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(torch.from_numpy(found.confidence), logits.softmax(1).amax(1), atol=1e-5, rtol=1e-4)
+    assert float(found.right.mean()) == pytest.approx(result["target"]["test"]["accuracy"])
+
+
+@pytest.mark.usefixtures("no_drawing")
 def test_the_test_part_is_read_once_and_is_not_the_validation_part(experiment: Experiment, monkeypatch: Any) -> None:
     pair, read = experiment.spec.load(), []
     for head in (pair.source, pair.target):
@@ -144,6 +173,7 @@ def test_the_test_part_is_read_once_and_is_not_the_validation_part(experiment: E
         names = [set(part.names) for part in parts.values()]
         assert not names[0] & names[1] | names[0] & names[2] | names[1] & names[2]
     monkeypatch.setattr(type(experiment.spec), "load", lambda self: pair)
+    monkeypatch.setattr("jtln.training.run_folder.write_page", lambda *_: None)  # it shows some of them, at the end
     run(experiment)
     assert read.count("test") == 2  # one batch of the target's and one of the source's
     assert read.index("test") > max(index for index, name in enumerate(read) if name == "train")
@@ -221,6 +251,17 @@ def test_a_head_takes_the_place_of_the_trained_one(trains_transport: bool, head:
         experiment = replace(experiment, method=Method("consecutive"))
     result = run(experiment)
     uses_cost = trains_transport or isinstance(head, Discriminant)
+    if uses_cost:  # of the images' plans, or else of the plan between the classes
+        assert result["transport"]["strongest"].keys() == {"elk", "fox", "gnu"}
+        assert result["transport"]["strongest_from"] == ("images" if trains_transport else "classes")
+    if uses_cost and not trains_transport:
+        matrix = torch.tensor(list(table(experiment.folder / "cost.csv").values()))
+        shares = class_plan(matrix, experiment.transport.epsilon).double()
+        shares /= shares.sum(0)
+        for j, name in enumerate(("elk", "fox", "gnu")):
+            (source, share), *_ = result["transport"]["strongest"][name]
+            assert share == pytest.approx(float(shares[:, j].max()), abs=1e-4)
+            assert source == ("ant", "bee", "cat", "dog")[int(shares[:, j].argmax())]
     assert (result["transport"] is not None) == uses_cost == (experiment.folder / "cost.csv").exists()
     assert (experiment.folder / "plots" / "plan.png").exists() == trains_transport
     assert f"The target head: {head.name}" in (experiment.folder / "report.html").read_text(encoding="utf-8")
