@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from decimal import ROUND_HALF_UP, Decimal
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -456,9 +457,10 @@ def test_every_figure_on_the_page_is_one_of_the_evidence(evidence: Evidence, tmp
     for one in (*each.claims, *each.comparisons):
         mean, low, high, _, p = one.difference
         texts = ["< 0.001" if value < 0.001 else f"{value:.3f}" for value in (p, one.p_holm)]
-        difference = f"{mean:+.1f}".replace("-0.0", "+0.0")
-        ends = f"[{low:.1f}, {high:.1f}]".replace("-0.0", "0.0")
-        expected += [one.row, one.other, difference, ends, *texts, one.verdict]
+        mean, low, high = (
+            Decimal(repr(round(end, 9))).quantize(Decimal("0.1"), ROUND_HALF_UP) + 0 for end in (mean, low, high)
+        )
+        expected += [one.row, one.other, f"{mean:+}", f"[{low}, {high}]", *texts, one.verdict]
     assert page.cells == expected
 
 
