@@ -6,15 +6,26 @@ import math
 import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from jtln.errors import UserError
 from jtln.reporting.naming import PER_RUN, Run, by_data, named
 from jtln.reporting.numbers import p_value, point_range, points
-from jtln.reporting.statistics import Difference, Interval, holm, paired_difference, t_interval
+from jtln.reporting.predictions import read_predictions
+from jtln.reporting.statistics import (
+    Difference,
+    Interval,
+    bootstrap_difference,
+    holm,
+    paired_difference,
+    t_interval,
+)
 
 ALPHA = 0.05
 CONTROLS = ("uniform", "permuted")  # costs that relate no classes, and the wrong ones
@@ -22,13 +33,28 @@ BASELINES = ("consecutive", "joint")
 METRICS = ("accuracy", "mean_class_accuracy", "macro_f1")
 
 
+class Values(NamedTuple):
+    """The test images of a run."""
+
+    label: NDArray[np.int32]  # (N,)
+    value: NDArray[np.floating[Any]]  # (N,) in percent, whose mean is the run's figure
+
+
 @dataclass(frozen=True)
 class Cell:
-    """One row at one number of labels, in percent; the mappings go from seed to figure."""
+    """One row at one number of labels, in percent; the mappings go from seed to figure.
+
+    Attributes:
+        val: empty where there are no validation images.
+        images: what each test image adds to the figure, its mean over the images; empty where it is not known.
+        shared: whether all seeds test the same images.
+    """
 
     test: Mapping[int, float]
     val: Mapping[int, float]
     seconds: float  # mean over the runs: see _seconds
+    images: Mapping[int, Values] = field(default_factory=dict)
+    shared: bool = True
 
     @property
     def interval(self) -> Interval:
@@ -43,7 +69,7 @@ class TableRow:
     method: str
     head: str
     cost: str | None  # "wordnet (wup)", "permuted wordnet (wup)"; None where neither method nor head reads one
-    transports: bool  # whether the objective has a transport term
+    transports: bool  # whether the objective has a transport term, or the head a transported prior
     cells: Mapping[str, Cell]  # labels in words -> cell
     command: str
     seconds: float  # mean over the runs: see _seconds
@@ -56,7 +82,7 @@ class TableRow:
 
     @property
     def is_candidate(self) -> bool:
-        """Whether its objective has a transport term, under an informative cost."""
+        """Whether its objective has a transport term, or its head a prior, under an informative cost."""
         return self.transports and self.cost is not None and self.control is None
 
     def is_like(self, row: TableRow) -> bool:
@@ -86,7 +112,8 @@ class Comparison:
     other: str
     difference: Difference
     p_holm: float
-    family: int  # comparisons that Holm's correction is over
+    bootstrap: bool  # whether the interval is over seeds and test images together, and not over seeds alone
+    family: int  # comparisons that Holm's correction is over: those of the table, at all numbers of labels
 
     @property
     def is_gain(self) -> bool:
@@ -123,8 +150,10 @@ class DatasetEvidence:
     Attributes:
         labels: numbers of labels in words, the fewest first.
         rows: in the order of the study, or of their names.
-        chosen: labels -> the row that validation chose among those with a transport term under an informative cost.
-        claims: the chosen row over every other method and control, and each cost over itself with shuffled columns.
+        chosen: labels -> the row that validation chose among those with a transport term or a prior under an
+            informative cost; empty where there is no validation.
+        claims: the chosen row, or each of them where none is chosen, over every other method and control, and each
+            cost over itself with shuffled columns.
         comparisons: every row over the baselines, and informative costs over their controls, but for the pairs that
             ``claims`` holds: no pair is tested twice, and each p-value is corrected once.
     """
@@ -241,37 +270,41 @@ def _dataset(dataset: str, runs: list[Run], against: Sequence[str], metric: str)
     labels = tuple(sorted({labels_of(run.result) for run in runs}, key=how_many))
     baselines = _baselines(rows, against)
     controls = [row for row in rows if row.control]
-    comparisons: list[Comparison] = []
-    claims: list[Comparison] = []
+    comparisons: list[tuple[str, Pair]] = []
+    claims: list[tuple[str, Pair]] = []
     chosen: dict[str, str] = {}
     for each in labels:
         here = [row for row in rows if each in row.cells]
-        wanted: list[Pair] = []
-        if (best := _chosen(each, here)) is not None:
+        candidates = [row for row in here if row.is_candidate]
+        if (best := _chosen(each, candidates)) is not None:
             chosen[each] = best.name
-            wanted = [(best, other) for other in here if not (other.is_candidate and other.is_like(best))]
-            wanted += [(row, other) for other in controls for row in here if other.is_permuted(row)]
+            candidates = [best]
+        wanted = [
+            (row, other) for row in candidates for other in here if not (other.is_candidate and other.is_like(row))
+        ]
+        wanted += [(row, other) for other in controls for row in here if candidates and other.is_permuted(row)]
         pairs = [(row, other) for other in baselines for row in here if row is not other]
         pairs += [(row, other) for other in controls for row in here if row.is_candidate and row.is_like(other)]
         claimed = _once(wanted)
-        claims += _compare(each, claimed)
-        comparisons += _compare(each, _once(pairs, without=claimed))
-    return DatasetEvidence(dataset, labels, rows, tuple(comparisons), chosen, tuple(claims))
+        claims += [(each, pair) for pair in claimed]
+        comparisons += [(each, pair) for pair in _once(pairs, without=claimed)]
+    return DatasetEvidence(dataset, labels, rows, tuple(_compare(comparisons)), chosen, tuple(_compare(claims)))
 
 
 def _negative_transfer(evidence: DatasetEvidence) -> Iterator[str]:
     """Name the rows that are significantly below the target alone.
 
-    The tests are corrected over all rows at the same number of labels.
+    The tests are corrected over all rows and numbers of labels.
     """
     alone = next((row for row in evidence.rows if row.method == "target_only"), None)
     if alone is None:
         return
-    for labels in evidence.labels:
-        others = [(row, alone) for row in evidence.at(labels) if row is not alone]
-        for each in _compare(labels, others):
-            if each.p_holm < ALPHA and each.difference.mean < 0:
-                yield f"Negative transfer in {evidence.dataset}: {each.row} over {each.other} at {labels}: {each.text}."
+    others = [(labels, (row, alone)) for labels in evidence.labels for row in evidence.at(labels) if row is not alone]
+    for each in _compare(others):
+        if each.p_holm < ALPHA and each.difference.mean < 0:
+            yield (
+                f"Negative transfer in {evidence.dataset}: {each.row} over {each.other} at {each.labels}: {each.text}."
+            )
 
 
 def _baselines(rows: Sequence[TableRow], against: Sequence[str]) -> list[TableRow]:
@@ -288,16 +321,57 @@ def _table_row(name: str, runs: list[Run], metric: str) -> TableRow:
     cells = {
         labels: Cell(
             {run.result["seed"]: 100 * run.result["target"]["test"][metric] for run in members},
-            {run.result["seed"]: 100 * run.result["target"]["val"][metric] for run in members},
+            {seed: 100 * val[metric] for seed, val in _validation(members).items()},
             _seconds(members),
+            _images(members, metric),
+            not any(run.result.get("seeds_differ_in_test") for run in members),
         )
         for labels, members in by_labels.items()
     }
     first = runs[0].result
     transport = first.get("transport") or {}
-    transports = transport.get("lambda_ot", 0) > 0 or transport.get("lambda_label", 0) > 0
+    transports = transport.get("lambda_ot", 0) > 0 or transport.get("lambda_label", 0) > 0 or bool(first.get("prior"))
     kind = (first["method"], first.get("head", "linear"), first.get("cost"), transports)
     return TableRow(name, *kind, cells, _command(runs), _seconds(runs))
+
+
+def _validation(runs: Sequence[Run]) -> dict[int, Mapping[str, float]]:
+    """Return the validation figures of each seed; nothing where a run has none."""
+    found = {run.result["seed"]: run.result["target"]["val"] for run in runs}
+    return found if all(found.values()) else {}
+
+
+def _images(runs: Sequence[Run], metric: str) -> dict[int, Values]:
+    """Return what each test image adds to a run's figure, in percent; nothing for a metric that is no mean of images,
+    or where a run has no predictions."""
+    found: dict[int, Values] = {}
+    for run in runs:
+        try:
+            predictions = read_predictions(run.folder)
+        except UserError:
+            return {}
+        weights = np.full(len(predictions.label), 1.0)
+        if metric == "mean_class_accuracy":
+            counts = np.bincount(predictions.label)
+            weights = len(predictions.label) / ((counts > 0).sum() * counts[predictions.label])
+        elif metric != "accuracy":
+            return {}
+        found[run.result["seed"]] = Values(predictions.label, 100 * weights * predictions.right)
+    return found
+
+
+def _difference(ours: Cell, theirs: Cell, seeds: Sequence[int]) -> tuple[Difference, bool]:
+    """Return the difference of two cells: by a bootstrap where both know every image, else by a paired t test.
+
+    And whether it is the former.
+    """
+    pairs = [
+        (ours.images[seed], theirs.images[seed]) for seed in seeds if seed in ours.images and seed in theirs.images
+    ]
+    if len(pairs) == len(seeds) and all(np.array_equal(a.label, b.label) for a, b in pairs):
+        shared = ours.shared and theirs.shared and all(np.array_equal(a.label, pairs[0][0].label) for a, _ in pairs)
+        return bootstrap_difference([a.value - b.value for a, b in pairs], shared), True
+    return paired_difference([ours.test[s] for s in seeds], [theirs.test[s] for s in seeds]), False
 
 
 def _seconds(runs: Sequence[Run]) -> float:
@@ -306,9 +380,13 @@ def _seconds(runs: Sequence[Run]) -> float:
     return fmean(run.result.get("seconds_in_all", run.result["seconds"]) for run in found or runs)
 
 
-def _chosen(labels: str, rows: Sequence[TableRow]) -> TableRow | None:
-    """The candidate with the best mean validation figure, of those with the most seeds; never by test."""
-    candidates = [row for row in rows if row.is_candidate]
+def _chosen(labels: str, candidates: Sequence[TableRow]) -> TableRow | None:
+    """Return the candidate with the best mean validation figure, of those with the most seeds; never by test.
+
+    Where one has no validation figure, none is chosen.
+    """
+    if not all(row.cells[labels].val for row in candidates):
+        return None
     most = max((len(row.cells[labels].val) for row in candidates), default=0)
     complete = [row for row in candidates if len(row.cells[labels].val) == most]
     return max(complete, key=lambda row: sum(row.cells[labels].val.values()), default=None)
@@ -325,20 +403,20 @@ def _once(pairs: Sequence[Pair], without: Sequence[Pair] = ()) -> list[Pair]:
     return kept
 
 
-def _compare(labels: str, pairs: Iterable[Pair]) -> list[Comparison]:
-    """One family: all these comparisons are corrected for one another."""
+def _compare(pairs: Iterable[tuple[str, Pair]]) -> list[Comparison]:
+    """Compare at numbers of labels, as one family: all these comparisons are corrected for one another."""
     found = []
-    for row, other in pairs:
+    for labels, (row, other) in pairs:
         if labels not in other.cells:
             continue
-        ours, theirs = row.cells[labels].test, other.cells[labels].test
-        if seeds := sorted(ours.keys() & theirs.keys()):
-            found.append((row, other, paired_difference([ours[s] for s in seeds], [theirs[s] for s in seeds])))
-    adjusted = holm([difference.p for _, _, difference in found])
+        ours, theirs = row.cells[labels], other.cells[labels]
+        if seeds := sorted(ours.test.keys() & theirs.test.keys()):
+            found.append((labels, row, other, *_difference(ours, theirs, seeds)))
+    adjusted = holm([difference.p for *_, difference, _ in found])
     tested = sum(not math.isnan(p) for p in adjusted)
     return [
-        Comparison(labels, row.name, other.name, difference, p, tested)
-        for (row, other, difference), p in zip(found, adjusted, strict=True)
+        Comparison(labels, row.name, other.name, difference, p, bootstrap, tested)
+        for (labels, row, other, difference, bootstrap), p in zip(found, adjusted, strict=True)
     ]
 
 

@@ -44,12 +44,18 @@ def details(evidence: DatasetEvidence) -> list[str]:
 
 def correction(comparisons: Sequence[Comparison]) -> str:
     """Return how the p-values were corrected, and for how many comparisons."""
-    families = dict.fromkeys((each.labels, each.family) for each in comparisons)
-    sizes = ", ".join(f"{count} at {labels}" for labels, count in families)
+    sizes = ", ".join(map(str, dict.fromkeys(each.family for each in comparisons)))
+    if all(each.bootstrap for each in comparisons):
+        test = "95% intervals by a bootstrap over seeds and test images together, which are not corrected; p_Holm: from"
+        test += " the same bootstrap"
+    elif any(each.bootstrap for each in comparisons):
+        test = "95% intervals by a bootstrap over seeds and test images together where every image's prediction is "
+        test += "stored, else t intervals over seeds, which are not corrected; p_Holm: from the same"
+    else:
+        test = "95% t intervals over seeds, which are not corrected; p_Holm: two-sided paired t test"
     return (
-        "Differences on test images in percentage points, paired by seed, with 95% t intervals, which are not "
-        "corrected; p_Holm: two-sided paired t test, corrected by Holm's method over all comparisons of the table at "
-        f"the same number of labels ({sizes}). A gain or a loss is called significant where p_Holm < 0.05."
+        f"Differences on test images in percentage points, paired by seed, with {test}, corrected by Holm's method "
+        f"over all comparisons of the table ({sizes}). A gain or a loss is called significant where p_Holm < 0.05."
     )
 
 

@@ -5,9 +5,14 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from jtln.errors import UserError
+
+_AT_ONCE = 500  # resamples of the bootstrap that are held in memory
 
 
 class Interval(NamedTuple):
@@ -25,7 +30,7 @@ class Interval(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """The mean of ``n`` paired differences, its confidence interval, and the p-value of the paired t test.
+    """The mean of ``n`` paired differences, its confidence interval, and its p-value.
 
     ``p`` is NaN where nothing can be tested: fewer than two pairs, or differences that are all the same and not zero,
     whose spread is thus unknown. Differences that are all zero have p = 1.
@@ -79,6 +84,52 @@ def paired_difference(values: Sequence[float], others: Sequence[float], level: f
     from scipy.stats import ttest_rel
 
     return Difference(mean, low, high, n, float(ttest_rel(values, others).pvalue))
+
+
+def bootstrap_difference(
+    differences: Sequence[NDArray[np.floating[Any]]], shared: bool, level: float = 0.95, resamples: int = 9999
+) -> Difference:
+    """Return the mean of paired differences, with an interval over draws and test images together.
+
+    Each resample draws the draws (seeds) with replacement, and the test images with replacement: the percentile
+    bootstrap of a crossed or nested design. The p-value is twice the share of resamples beyond zero. An interval over
+    draws alone speaks for other draws that are tested on the same images.
+
+    Args:
+        differences: for each draw the differences of its test images (N,), whose mean is that of the draw.
+        shared: whether all draws test the same images, which are then resampled for all of them together; their arrays
+            are in one order.
+        level: of confidence, in (0, 1).
+        resamples: how many.
+
+    Raises:
+        UserError: there is no draw, or one without images, or images that are shared differ in number.
+    """
+    n = len(differences)
+    if not n or not all(len(each) for each in differences):
+        raise UserError(f"expected one or more draws with test images, but got {[len(each) for each in differences]}")
+    sizes = {len(each) for each in differences}
+    if shared and len(sizes) > 1:
+        raise UserError(f"expected the same test images in every draw, but got {sorted(sizes)} images")
+    mean = float(np.mean([each.mean() for each in differences]))
+    if n < 2:
+        return Difference(mean, math.nan, math.nan, n, math.nan)
+    if not any(each.any() for each in differences):
+        return Difference(0.0, 0.0, 0.0, n, 1.0)
+    random = np.random.default_rng(0)
+    means = np.empty((resamples, n))  # of each draw's resampled images
+    for start in range(0, resamples, _AT_ONCE):
+        some = min(_AT_ONCE, resamples - start)
+        counts = None
+        for index, each in enumerate(differences):
+            if counts is None or not shared:
+                counts = random.multinomial(len(each), np.full(len(each), 1 / len(each)), size=some)
+            means[start : start + some, index] = counts @ each / len(each)
+    weights = random.multinomial(n, np.full(n, 1 / n), size=resamples) / n
+    found = (means * weights).sum(1)
+    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+    beyond = min(int((found <= 0).sum()), int((found >= 0).sum()))
+    return Difference(mean, float(low), float(high), n, min(1.0, 2 * (beyond + 1) / (resamples + 1)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

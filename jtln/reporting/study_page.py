@@ -190,7 +190,7 @@ def _write_csv(folder: Path, evidence: Evidence) -> None:
                     "cost": row.cost,
                 }
                 figures = {"labels": labels, "test": mean, "low": low, "high": high, "seeds": seeds}
-                val = sum(cell.val.values()) / len(cell.val)
+                val = sum(cell.val.values()) / len(cell.val) if cell.val else None
                 rows.append(facts | figures | {"val": val, "seconds": cell.seconds, "command": row.command})
         for table, comparisons in (("claim", each.claims), ("baseline", each.comparisons)):
             for one in comparisons:
@@ -218,7 +218,7 @@ def _write_csv(folder: Path, evidence: Evidence) -> None:
     )
     runs: list[dict[str, Any]] = []
     for run in evidence.runs:
-        test, val = (run.result["target"][split].get(evidence.metric) for split in ("test", "val"))
+        test, val = ((run.result["target"][split] or {}).get(evidence.metric) for split in ("test", "val"))
         found = {key: run.result.get(key) for key in keys}
         runs.append({"row": run.row, "test": test, "val": val, **found, "folder": str(run.folder)})
     for name, lines in (("rows", rows), ("comparisons", compared), ("runs", runs)):

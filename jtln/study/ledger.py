@@ -84,8 +84,9 @@ def read_result(path: Path) -> dict[str, Any] | None:
     """A run's result.json; None where there is none, half of one, or one that holds no accuracy."""
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-        figures = [float(result["target"][split]["accuracy"]) for split in ("test", "val")]
-        if not all(map(math.isfinite, figures)):
+        parts = [result["target"][split] for split in ("test", "val")]
+        figures = [float(part["accuracy"]) for part in parts if part is not None]
+        if parts[0] is None or not all(map(math.isfinite, figures)):
             return None
         result["seed"]
     except (OSError, ValueError, KeyError, TypeError):

@@ -17,6 +17,7 @@ from scipy import stats
 from jtln.errors import UserError
 from jtln.reporting.evidence import DatasetEvidence, Evidence, gather, labels_of
 from jtln.reporting.naming import Run
+from jtln.reporting.predictions import Predictions, write_predictions
 from jtln.reporting.sentences import correction, details, summary
 from jtln.reporting.statistics import holm
 from jtln.reporting.study_page import write_evidence
@@ -161,18 +162,63 @@ def test_the_cost_is_chosen_by_validation_and_never_by_test(toys: DatasetEvidenc
 
 
 def test_claims_against_scipy(toys: DatasetEvidence) -> None:
-    claims = [claim for claim in toys.claims if claim.labels == "1 shot"]
-    ours = toys.row(f"{OURS} (wordnet)").cells["1 shot"].test
+    """One family: both numbers of labels."""
     others = ["consecutive", "joint", f"{OURS} (uniform)", f"{OURS} (permuted wordnet)"]
-    assert [claim.other for claim in claims] == others
+    assert [(claim.labels, claim.other) for claim in toys.claims] == [(n, o) for n in toys.labels for o in others]
     p_values = []
-    for claim in claims:
-        theirs = toys.row(claim.other).cells["1 shot"].test
+    for claim in toys.claims:
+        ours, theirs = (toys.row(name).cells[claim.labels].test for name in (f"{OURS} (wordnet)", claim.other))
         reference = stats.ttest_rel([ours[s] for s in range(8)], [theirs[s] for s in range(8)])
         p_values.append(reference.pvalue)
         assert claim.difference.p == pytest.approx(reference.pvalue)
-    assert [claim.p_holm for claim in claims] == pytest.approx(holm(p_values))
-    assert {claim.family for claim in claims} == {4}
+    assert [claim.p_holm for claim in toys.claims] == pytest.approx(holm(p_values))
+    assert {(claim.family, claim.bootstrap) for claim in toys.claims} == {(8, False)}
+
+
+def with_predictions(runs: list[Run], folder: Path, images: int = 40) -> list[Run]:
+    """The runs in folders with stored predictions, the accuracies being those of the predictions."""
+    made = []
+    for index, run in enumerate(runs):
+        place = folder / str(index)
+        place.mkdir()
+        draw = np.random.default_rng(index)
+        label = (np.arange(images) % 4).astype(np.int32)
+        wrong = draw.permutation(images)[: round(images * (1 - run.result["target"]["test"]["accuracy"]))]
+        predicted = label.copy()
+        predicted[wrong] = (label[wrong] + 1) % 4
+        ones = np.ones(images, np.float32)
+        write_predictions(Predictions(label, predicted, ones, ones), place)
+        figures = {**run.result["target"]["test"], "accuracy": float((label == predicted).mean())}
+        target = {"test": figures, "val": run.result["target"]["val"]}
+        made.append(run._replace(folder=place, result={**run.result, "target": target}))
+    return made
+
+
+def test_stored_predictions_make_intervals_over_seeds_and_images(tmp_path: Path) -> None:
+    (toys,) = gather(with_predictions(made_runs(shots=(1,)), tmp_path)).datasets
+    for claim in toys.claims:
+        ours, theirs = (toys.row(name).cells["1 shot"] for name in (claim.row, claim.other))
+        assert claim.bootstrap
+        assert claim.difference.mean == pytest.approx(np.mean([ours.test[s] - theirs.test[s] for s in range(8)]))
+        over_seeds = stats.ttest_rel([ours.test[s] for s in range(8)], [theirs.test[s] for s in range(8)])
+        low, high = over_seeds.confidence_interval()
+        assert claim.difference.high - claim.difference.low > 0.7 * (high - low)
+    assert "bootstrap over seeds and test images" in correction(toys.claims)
+
+
+def test_without_validation_images_every_informative_cost_is_claimed() -> None:
+    runs = [run._replace(result={**run.result, "target": {**run.result["target"], "val": None}}) for run in made_runs()]
+    (toys,) = gather(runs).datasets
+    assert toys.chosen == {}
+    assert {claim.row for claim in toys.claims} >= {f"{OURS} (wordnet)", f"{OURS} (centroid)"}
+
+
+def test_a_prior_under_an_informative_cost_is_a_candidate() -> None:
+    made = result("linear_probe", "wordnet (path)", 0, 50, 50, head="logistic", weights=(0.0, 0.0))
+    (only,) = gather(
+        [Run("a", {**made, "prior": {"alpha": 0.5}}, Path()), Run("b", {**made, "seed": 1}, Path())]
+    ).datasets
+    assert [row.is_candidate for row in only.rows] == [True, False]
 
 
 def test_sentences_say_what_is_significant_and_what_is_not(toys: DatasetEvidence) -> None:
@@ -186,7 +232,7 @@ def test_sentences_say_what_is_significant_and_what_is_not(toys: DatasetEvidence
     assert details(toys)[0] == (
         f"{OURS} (wordnet) over consecutive at 1 shot: +4.0 [{low:.1f}, {high:.1f}], p_Holm < 0.001: a significant gain"
     )
-    assert "(4 at 1 shot, 4 at 5 shots)" in correction(toys.claims)
+    assert "of the table (8)" in correction(toys.claims)
 
 
 def test_every_row_is_compared_with_the_baselines_and_costs_with_their_controls(toys: DatasetEvidence) -> None:

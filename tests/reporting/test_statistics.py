@@ -11,6 +11,7 @@ from scipy import stats
 
 from jtln.errors import UserError
 from jtln.reporting.statistics import (
+    bootstrap_difference,
     holm,
     normal_interval,
     paired_difference,
@@ -20,6 +21,41 @@ from jtln.reporting.statistics import (
 
 ACCURACIES = [70.1, 72.5, 69.8, 75.0, 71.3]
 OTHERS = [68.0, 72.9, 66.1, 70.2, 70.9]
+
+
+def test_the_bootstrap_against_its_variance_in_closed_form() -> None:
+    """Draws that each test images of their own: the variance is that of the draws' means, and of images within them."""
+    draw = np.random.default_rng(1)
+    differences = [3 + 2 * draw.standard_normal() + 5 * draw.standard_normal(60) for _ in range(12)]
+    found = bootstrap_difference(differences, shared=False)
+    means = np.array([each.mean() for each in differences])
+    variance = means.var() / 12 + np.mean([each.var() / 60 for each in differences]) / 12
+    assert found.mean == pytest.approx(means.mean())
+    assert found.high - found.low == pytest.approx(2 * 1.96 * math.sqrt(variance), rel=0.05)
+    assert found.p == pytest.approx(2 * stats.norm.sf(means.mean() / math.sqrt(variance)), abs=0.01)
+
+
+def test_images_that_all_draws_share_widen_the_interval() -> None:
+    """What is hard for one draw is hard for all: resampling images alone would not know, nor draws alone."""
+    draw = np.random.default_rng(2)
+    image = 8 * draw.standard_normal(50)
+    differences = [1 + image + draw.standard_normal(50) for _ in range(10)]
+    shared, apart = (bootstrap_difference(differences, shared) for shared in (True, False))
+    average = np.mean(differences, axis=0)
+    expected = 2 * 1.96 * math.sqrt(average.var() / 50)
+    assert shared.high - shared.low == pytest.approx(expected, rel=0.08)
+    assert shared.high - shared.low > 2 * (apart.high - apart.low)
+
+
+def test_what_the_bootstrap_cannot_judge() -> None:
+    one = bootstrap_difference([np.array([1.0, 3.0])], shared=True)
+    assert (one.mean, one.n) == (2.0, 1)
+    assert math.isnan(one.p)
+    assert bootstrap_difference([np.zeros(4), np.zeros(4)], shared=True) == (0.0, 0.0, 0.0, 2, 1.0)
+    with pytest.raises(UserError, match="one or more draws"):
+        bootstrap_difference([], shared=True)
+    with pytest.raises(UserError, match=r"same test images in every draw, but got \[3, 4\]"):
+        bootstrap_difference([np.ones(3), np.ones(4)], shared=True)
 
 
 @pytest.mark.parametrize("level", [0.5, 0.95, 0.99])
