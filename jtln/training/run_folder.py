@@ -224,26 +224,30 @@ def write_results(
     """
     folder, source, target = experiment.folder, pair.source.classes, pair.target.classes
     pictures = folder / "plots"
-    pictures.mkdir(exist_ok=True)
+    if experiment.report:
+        pictures.mkdir(exist_ok=True)
     messages: list[str] = []
     if cost is not None:
         cost = cost.cpu()
         save_cost(folder / "cost.csv", cost, source, target)
         messages = calibration_message(result["calibration"])
         title = f"cost {experiment.cost_name}"
-        plots.cost_heatmap(cost, source.names, target.names, title).savefig(pictures / "cost.png")
+        if experiment.report:
+            plots.cost_heatmap(cost, source.names, target.names, title).savefig(pictures / "cost.png")
     if plan is not None and module.transport is not None:
         # Under a constant cost the plan is what the two heads predict, each for itself: nothing is matched.
         constant = is_constant(module.transport.cost)
         strongest = {} if constant else strongest_transports(plan["plan"], source.names, target.names)
         result["transport"] |= {"plan_entropy": plan["plan_entropy"], "strongest": strongest}
         messages = [*messages, *transport_sentences(strongest, limit=6)]
-        plots.plan_heatmap(plan["plan"], source.names, target.names).savefig(pictures / "plan.png")
+        if experiment.report:
+            plots.plan_heatmap(plan["plan"], source.names, target.names).savefig(pictures / "plan.png")
     messages = [*messages, *head_message(experiment.head.name, result["head_fit"])]
     result["seconds_in_all"] = seconds
-    plots.training_curves(folder / "metrics.csv").savefig(pictures / "training.png")
-    plots.confusion(module.test_confusion.cpu(), target.names).savefig(pictures / "confusion.png")
-    write_report(folder, result)
+    if experiment.report:
+        plots.training_curves(folder / "metrics.csv").savefig(pictures / "training.png")
+        plots.confusion(module.test_confusion.cpu(), target.names).savefig(pictures / "confusion.png")
+        write_report(folder, result)
     # Last: a run with a result is finished.
     write_text(folder / "result.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     show_result(result, messages, folder)
