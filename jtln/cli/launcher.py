@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from shutil import rmtree
+from tempfile import mkdtemp
 from typing import Any
 
 from filelock import FileLock
@@ -22,6 +24,7 @@ from jtln.cli.study_job import Machine, make
 from jtln.errors import UserError
 from jtln.study.launch import Launch
 
+_locks: list[FileLock] = []  # else the garbage collector would free them
 _OVERLAP = 16  # jobs in a batch for each worker: the workers wait for each other at its end
 
 
@@ -71,15 +74,12 @@ def study_launch(config: DictConfig, runs: Path, extra: Sequence[str]) -> Launch
 
 @cache
 def _machine_folder() -> Path:
-    """Return the folder of this process's studies, with a lock in it that this process holds to its end."""
-    folder = TemporaryDirectory(prefix="jtln-study-")
-    lock = FileLock(Path(folder.name, "main"))
-    lock.acquire()
-    _kept.extend((folder, lock))
-    return Path(folder.name)
-
-
-_kept: list[Any] = []  # what the garbage collector would delete or free
+    """Return the folder of this process's studies, in which it holds the lock ``main`` as long as it lives."""
+    folder = Path(mkdtemp(prefix="jtln-study-"))
+    _locks.append(FileLock(folder / "main"))
+    _locks[0].acquire()
+    atexit.register(rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _shares(workers: Any, accelerator: str, devices: Any) -> tuple[int, tuple[str, ...]]:
@@ -94,8 +94,10 @@ def _shares(workers: Any, accelerator: str, devices: Any) -> tuple[int, tuple[st
     if str(devices) != "1":
         return 1, ()
     gpus = _gpus() if accelerator in ("auto", "gpu", "cuda") else ()
+    if workers != "auto":
+        return workers, gpus
     is_apple = accelerator == "mps" or (accelerator == "auto" and not gpus and _is_apple())
-    return (len(gpus) or (1 if is_apple else _cores()) if workers == "auto" else workers), gpus
+    return len(gpus) or (1 if is_apple else _cores()), gpus
 
 
 def _cores() -> int:

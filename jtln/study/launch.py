@@ -83,7 +83,7 @@ class Runs:
                 for batch in self._batches(left):
                     self._make_batch(batch)
                 left = [job for job in left if not self._is_over(job)]
-            elif skipped != len(left):
+            if left and skipped != len(left):
                 print(f"skipped    {len(left)} runs that other processes make: waiting for their end", flush=True)
             skipped = len(left)
             time.sleep(_POLL if left else 0)
@@ -125,7 +125,7 @@ class Runs:
         except Exception as error:
             if len(calls) > 1:
                 return [each for call in calls for each in self._launch([call])]
-            return [(None, f"its process ended: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")]
+            return [(None, f"the launcher failed: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")]
         return [
             (None, str(each._return_value)) if each.status == JobStatus.FAILED else (each._return_value, None)
             for each in returned

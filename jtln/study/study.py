@@ -84,9 +84,6 @@ class Study:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be before anything runs."""
-        names = [row.name for row in self.rows]
-        if not names or not self.labels or not self.seeds:
-            raise UserError(f"study={self.name} has no runs: it needs study.rows, study.shots and study.seeds")
         if shared := set(self.seeds) & set(self.tuning.seeds if self.tuning.trials else ()):
             raise UserError(
                 f"expected study.tune.seeds to be other seeds than study.seeds, which test, but both have "
