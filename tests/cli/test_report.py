@@ -54,6 +54,9 @@ def test_a_study_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFix
     facts = [(each["method"], each["head"], each["shots"], each["seed"]) for each in first]
     assert facts == [("jtln_annealed", "discriminant", 1, 0), ("consecutive", "linear", 1, 0)]
     assert all(each["settings"].keys() == {"run", "row"} for each in first)
+    written = {path.name for path in (tmp_path / "studies" / "runs").glob("*/*")}
+    assert {"result.json", "log.txt", "metrics.csv"} <= written
+    assert not {"report.html", "plots"} & written
 
     # Another order and one seed more: only what is new is run, and what an older release ran is named.
     old = next((tmp_path / "studies" / "runs").glob("annealed_uniform_*/result.json"))
