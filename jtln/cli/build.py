@@ -20,7 +20,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch.nn import Parameter
 
-from jtln.cli.overrides import at_least, config_dir, config_dir_given, overrides_given
+from jtln.cli.overrides import at_least, config_dir, config_dir_given, key_of, overrides_given
 from jtln.cli.wandb_logger import wandb_logger
 from jtln.data.pairs import PairSpec
 from jtln.data.transforms import VIEWS
@@ -46,7 +46,7 @@ def build(config: DictConfig) -> Experiment:
     """Return the experiment that ``config`` describes; a UserError says which of its values cannot be."""
     hydra = HydraConfig.get()
     choices = DictConfig(hydra.runtime.choices)
-    overrides = [o for o in overrides_given(hydra) if not o.startswith("resume=")]
+    overrides = [o for o in overrides_given(hydra) if key_of(o) not in ("resume", "report")]  # not what comes of it
     folder = Path(hydra.runtime.output_dir)
     config = OmegaConf.masked_copy(config, [str(key) for key in config if key != "study"])  # this is one run
     settings: Any = OmegaConf.to_container(config, resolve=True)
@@ -90,6 +90,7 @@ def build(config: DictConfig) -> Experiment:
         synthetic_images=int(config.debug.per_class) if smoke else None,
         seed_draws_classes=of_row["dataset"].get("split_seed") == "*",
         resume=config.resume is not None,
+        report=bool(config.report),
         config=OmegaConf.to_yaml(config, resolve=True),
         overrides=overrides,
         command=" ".join(["python train.py", *map(shlex.quote, (*config_dir_given(hydra), *overrides))]),

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from jtln.cli.build import check, spec_of
+from jtln.cli.defaults import with_defaults
 from jtln.cli.overrides import is_of_a_choice, key_of, listed
 from jtln.cli.user_errors import check_choices, check_types, explain
 from jtln.errors import UserError, unknown
@@ -39,7 +40,7 @@ class Composer:
         taken = {key_of(each) for each in given}
         shared = [str(each) for each in listed(config.study.overrides or [])]
         # What the command line says counts more than study.overrides.
-        self.shared = [e for e in shared if key_of(e) not in taken and key_of(e).partition(".")[0] not in taken]
+        self.shared = [e for e in shared if key_of(e) not in taken]
         spaces: Any = OmegaConf.to_container(config.study.tune.space or OmegaConf.create(), resolve=True)
         methods = GlobalHydra.instance().config_loader().get_group_options("method", ObjectType.CONFIG)
         for name in spaces:
@@ -58,6 +59,7 @@ class Composer:
                 f"{clash[0]}=... out, and choose rows with study.only=[...]"
             )
         all_rows = (*self.shared, *self.given)
+        own = with_defaults([*own, *all_rows])[: -len(all_rows) or None]
         chosen = [each for each in (*own, *all_rows) if not is_of_a_choice(each)]
         base = self._compose(chosen, name)
         fitting = {each: _fitting(each, base) for each in all_rows}

@@ -31,6 +31,9 @@ def with_defaults(arguments: Sequence[str]) -> list[str]:
     added = [default for default in OF_CLASSIFIER if key_of(default) not in given]
     if given.get("method", "jtln_annealed") != "jtln_annealed":
         added = [default for default in added if default != "head=linear"]
-    if given.get("cost", "wordnet") != "wordnet":
+    cost = given.get("cost", "wordnet")
+    if cost != "wordnet":
         added = [default for default in added if not default.startswith("cost.")]
+    if cost == "permuted" and given.get("cost@cost.of", "wordnet") == "wordnet" and "cost.of.metric" not in given:
+        added.append("cost.of.metric=path")
     return [*added, *arguments]

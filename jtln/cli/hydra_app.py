@@ -116,4 +116,3 @@ def _guarded(job: Callable[[DictConfig], Any], config: DictConfig) -> None:
             text = mistake or "".join(traceback.format_exception(error))
             (folder / "error.txt").write_text(text, encoding="utf-8")
         print(f"error: {name}: {mistake or repr(error)} (see {folder / 'error.txt'})", file=sys.stderr)
-        SweepTable.failed.append(name)

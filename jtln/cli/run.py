@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from omegaconf import DictConfig
 
@@ -24,25 +23,28 @@ def main(arguments: Sequence[str]) -> int:
     return run_hydra(list(arguments), _train)
 
 
-def _train(config: DictConfig) -> Any:
+def _train(config: DictConfig) -> None:
     with own_folder():
-        return _train_in_it(config)
+        train(config)
 
 
-def _train_in_it(config: DictConfig) -> Any:
+def train(config: DictConfig) -> None:
+    """Make the run that ``config`` describes, or with ``pretrain.only`` no more than its pre-trained trunk."""
     # Here, so that --help and a mistake in the call need not wait for PyTorch.
     from jtln.cli.build import build
-    from jtln.training.run import run
+    from jtln.training.run import make_trunk, run
 
     experiment, failed = build(config), True
     if experiment.resume:
         check_unchanged(experiment.config, experiment.folder)
     try:
-        result = run(experiment)
+        if config.pretrain.get("only"):
+            make_trunk(experiment)
+        else:
+            run(experiment)
         failed = False
     finally:
         if experiment.loggers:
             import wandb
 
             wandb.finish(exit_code=int(failed))  # otherwise the next job of a multirun would be logged into this one
-    return result

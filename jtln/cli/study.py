@@ -18,14 +18,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from jtln.cli import run
 from jtln.cli.hydra_app import run_hydra
-from jtln.cli.overrides import at_least, config_dir_given, is_of_a_choice, key_of, listed, overrides_given
+from jtln.cli.overrides import at_least, is_of_a_choice, key_of, listed, overrides_given
 from jtln.errors import UserError, unknown
 from jtln.study.job import is_setting, spelled
 
 if TYPE_CHECKING:
-    from jtln.study.schedule import Worker
+    from jtln.study.launch import Launch
     from jtln.study.study import Labels, Row, Study
 
 FOLDER = "${study.folder}/${hydra:runtime.choices.study}/${hydra:runtime.choices.dataset}"
@@ -42,13 +41,12 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     codes, combinations = [0], _combinations(given)
     for each in combinations:
-        planned: list[tuple[Study, list[Worker]]] = []
+        planned: list[tuple[Study, Launch]] = []
         command = f"python train.py -m {_spaced(each)}"
         swept = [argument for argument in each if not all(argument in other for other in combinations)]
         # A row chooses its cost and method itself, so what keys these have is known when the row is composed.
         rows = [argument for argument in each if is_of_a_choice(argument) and "--cfg" not in each and "-c" not in each]
         plain = [argument for argument in each if argument not in rows]
-        # Planned inside Hydra, run after it: a run in this same process starts Hydra anew.
         codes.append(run_hydra(_placed(plain, _apart(each, swept)), job=partial(_plan_into, planned, command, rows)))
         if planned:
             codes.append(_run(*planned[0]))
@@ -57,9 +55,7 @@ def main(arguments: Sequence[str]) -> int:
     return max(codes)
 
 
-def _plan_into(
-    planned: list[tuple[Study, list[Worker]]], command: str, for_rows: Sequence[str], config: DictConfig
-) -> None:
+def _plan_into(planned: list[tuple[Study, Launch]], command: str, for_rows: Sequence[str], config: DictConfig) -> None:
     planned.append(plan(config, command, for_rows))
 
 
@@ -94,7 +90,8 @@ def _placed(arguments: Sequence[str], apart: Sequence[str]) -> list[str]:
     if len(words) > 80:
         words = f"{words[:72]}_{hashlib.sha256(words.encode()).hexdigest()[:6]}"
     folder = "_".join(filter(None, (named[-1].strip("\"'") if named else FOLDER, words)))
-    return [f'hydra.run.dir="{folder}"', *rest]  # in front: Hydra takes overrides in one piece
+    # In front, as Hydra takes overrides in one piece. The study prints a line for each run itself.
+    return [f'hydra.run.dir="{folder}"', "hydra/hydra_logging=none", *rest]
 
 
 def _apart(arguments: Sequence[str], swept: Sequence[str]) -> list[str]:
@@ -114,11 +111,11 @@ def _is_another(override: str) -> bool:
     return is_setting(key) or key.startswith(("study.tune", "study.overrides"))
 
 
-def _run(study: Study, workers: list[Worker]) -> int:
+def _run(study: Study, launch: Launch) -> int:
     from jtln.study.study import run_study
 
     try:
-        return 0 if run_study(study, workers) else 1
+        return 0 if run_study(study, launch) else 1
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -131,7 +128,7 @@ def _run(study: Study, workers: list[Worker]) -> int:
         return 130
 
 
-def plan(config: DictConfig, command: str, for_rows: Sequence[str] = ()) -> tuple[Study, list[Worker]]:
+def plan(config: DictConfig, command: str, for_rows: Sequence[str] = ()) -> tuple[Study, Launch]:
     """The study that ``config`` describes; a UserError says which of its values cannot be.
 
     To be called inside Hydra, by which every row is composed.
@@ -141,6 +138,7 @@ def plan(config: DictConfig, command: str, for_rows: Sequence[str] = ()) -> tupl
         for_rows: overrides of keys in the groups that the rows choose, for the rows that have these keys.
     """
     from jtln.cli.configurations import Composer
+    from jtln.cli.launcher import study_launch
     from jtln.study.study import Study, Tuning
 
     hydra, settings = HydraConfig.get(), config.study
@@ -185,9 +183,8 @@ def plan(config: DictConfig, command: str, for_rows: Sequence[str] = ()) -> tupl
             margin=_margin(tune.margin),
         ),
         command=command,
-        extra=(*config_dir_given(hydra), *search_path, *_wandb_group(rows, folder)),
     )
-    return study, _workers(config)
+    return study, study_launch(config, study.runs, _wandb_group(rows, folder))
 
 
 def _wandb_group(rows: Sequence[Row], folder: Path) -> tuple[str, ...]:
@@ -238,21 +235,6 @@ def _labels(config: DictConfig, shots: Any, rates: Any) -> tuple[Labels, ...]:
             raise UserError(f"expected study.rates to be shares in (0, 1], but got {rate!r}")
         levels.append(Labels(labels_of({"rate": rate}), ("dataset.shots=null", f"dataset.rate={rate}")))
     return tuple(levels)
-
-
-def _workers(config: DictConfig) -> list[Worker]:
-    from jtln.study.workers import InThisProcess, Process, environments, on_several
-
-    wanted, devices = config.study.workers, config.trainer.devices
-    if wanted == 0 and on_several(devices):
-        raise UserError(
-            f"expected trainer.devices=1 with study.workers=0, as a process makes one run on several devices and no "
-            f"more, but got {devices}: leave study.workers=auto"
-        )
-    if wanted == 0:
-        return [InThisProcess(run.main)]
-    shares = environments(wanted, str(config.trainer.accelerator), devices)
-    return [Process([sys.executable, "-m", "jtln.cli.worker"], share, on_several(devices)) for share in shares]
 
 
 def _seeds(key: str, value: Any) -> tuple[int, ...]:

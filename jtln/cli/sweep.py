@@ -27,20 +27,26 @@ class SweepTable(Callback):
     """Writes ``table.md`` and ``table.csv`` into a multirun's folder and prints the table.
 
     Attributes:
-        failed: the jobs of this process's multirun that raised an error.
+        failed: the jobs of this process's last multirun that left an error, in whatever process they were made.
     """
 
     failed: ClassVar[list[str]] = []
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        os.environ[SWEEP_FOLDER] = str(Path(config.hydra.sweep.dir).resolve())
+        folder = Path(config.hydra.sweep.dir).resolve()
+        os.environ[SWEEP_FOLDER] = str(folder)
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            for path in folder.glob("*/error.txt"):  # of an earlier try
+                path.unlink()
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         os.environ.pop(SWEEP_FOLDER, None)
+        folder = Path(config.hydra.sweep.dir)
+        self.failed[:] = [path.parent.name for path in folder.glob("*/error.txt")]
         from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
         if getattr(rank_zero_only, "rank", 0) == 0:
-            summarize(Path(config.hydra.sweep.dir))
+            summarize(folder)
 
 
 def summarize(folder: Path) -> None:

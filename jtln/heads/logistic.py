@@ -21,6 +21,7 @@ from torch.nn.functional import linear, normalize
 from jtln.distributed import gather_in_order
 from jtln.errors import UserError, unknown
 from jtln.heads.base import FeatureSource, Head, HeadFit, HeadInputs
+from jtln.temperature import fit_temperature
 
 NORMALIZATIONS = ("each", "mean")
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)  # candidates for the prior's weight
@@ -190,7 +191,9 @@ def choose_alpha(
 ) -> dict[float, float]:
     """Return the mean negative log-likelihood of labelled images that are left out, at each weight of the prior.
 
-    Each fold leaves out one image of every class that has two or more; the regression is fitted to the others.
+    Each fold leaves out one image of every class that has two or more; the regression is fitted to the others. The
+    likelihood is that at the best temperature: a regression on few images is less sure than it should be, and a larger
+    weight of the prior would make up for that.
 
     Args:
         rows: (N, D) float64, at their length.
@@ -212,13 +215,12 @@ def choose_alpha(
         return {}
     found = {}
     for alpha in alphas:
-        lost, images = 0.0, 0
+        left_out = []
         for fold in range(folds):
             out = (place % folds == fold) & (counts[labels] >= 2)
             kept = ~out
             fit = regression(rows[kept], labels[kept], log_q.shape[1], alpha * log_q[kept], inverse_penalty)
             logits = linear(rows[out], fit.weight, fit.bias) + alpha * log_q[out].double()
-            lost += float(nn.functional.cross_entropy(logits, labels[out], reduction="sum"))
-            images += int(out.sum())
-        found[alpha] = lost / images
+            left_out.append((logits, labels[out]))
+        found[alpha] = fit_temperature([tuple(map(torch.cat, zip(*left_out, strict=True)))]).nll  # type: ignore[list-item]
     return found

@@ -2,8 +2,7 @@
 
 job.py       one run of a study, known by the hash of its settings
 ledger.py    which runs are finished, which were cut off
-workers.py   processes that run jobs, one a core or a GPU
-schedule.py  jobs onto workers until none is left
+launch.py    jobs through Hydra's launchers, in batches
 tuning.py    the same search for the hyper-parameters of every row
 study.py     tune, run all, report
 

@@ -20,6 +20,8 @@ _NO_SETTING = (
     "compare_target_only",
     "trust",
     "trainer.progress_bar",
+    "pretrain.only",
+    "report",
 )
 _NO_DATA = ("download", "decoded", "cache")  # the same of a dataset, at any depth
 _LABELS = ("dataset.shots", "dataset.rate")

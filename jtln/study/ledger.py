@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,44 +25,61 @@ class Ledger:
         self.folder = folder
         found = (read_result(path) for path in folder.glob("*/result.json"))
         self._results = {each["settings"]["run"]: each for each in found if each and "run" in each["settings"]}
-        self._locks: dict[str, FileLock] = {}
 
     def result(self, job: Job) -> dict[str, Any] | None:
-        """What came of ``job``, where it was finished when last looked at."""
+        """Return the result of ``job``, where it was finished when last looked at."""
         return self._results.get(job.settings)
 
     def look(self, job: Job) -> dict[str, Any] | None:
-        """What came of ``job``, where it is finished by now."""
-        result = read_result(self.folder_of(job) / "result.json")
-        if result is not None and result["settings"].get("run") == job.settings:
+        """Return the result of ``job``, where it is finished by now."""
+        if job.settings not in self._results and (result := result_of(self.folder_of(job))) is not None:
             self._results[job.settings] = result
         return self.result(job)
 
     def folder_of(self, job: Job) -> Path:
-        """The run folder of ``job``: the one that it was begun in, under whatever name of its row, or a new one."""
-        begun = sorted(self.folder.glob(f"*_{job.settings}"))
-        return begun[0] if begun else self.folder / job.folder_name
+        """Return the run folder of ``job``: the one that it was begun in, under whatever row's name, or a new one."""
+        folder = self.folder / job.folder_name
+        return folder if folder.is_dir() else next(iter(sorted(self.folder.glob(f"*_{job.settings}"))), folder)
 
-    def cut_off(self, job: Job) -> bool:
-        """Whether there is a checkpoint to go on from."""
-        folder = self.folder_of(job)
-        return all((folder / name).is_file() for name in ("checkpoints/last.ckpt", "overrides.yaml"))
-
-    def claim(self, job: Job) -> bool:
-        """Take ``job`` for this process; False while another study is at it."""
-        path = self.folder / ".locks" / f"{job.settings}.lock"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path)
+    def is_under_way(self, job: Job) -> bool:
+        """Tell whether a living process makes ``job``: see :func:`held`."""
         try:
-            lock.acquire(timeout=0)
+            with held(self.folder_of(job)):
+                return False
         except Timeout:
-            return False
-        self._locks[job.settings] = lock
-        return True
+            return True
 
-    def release(self, job: Job) -> None:
-        if (lock := self._locks.pop(job.settings, None)) is not None:
-            lock.release()
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold the folder of a run, for the process that makes the run, as long as it lives.
+
+    The lock is the operating system's (flock) on ``folder/.lock``, so the end of a process frees it, SIGKILL included.
+    On a network file system it excludes other machines where flock does: on NFS from Linux 2.6.12 on (not with the
+    mount options ``nolock`` or ``local_lock``), on Lustre when mounted with ``flock``. Elsewhere two studies
+    on two machines may make the same run twice; files are replaced whole, so one result of the two stays.
+
+    Raises:
+        Timeout: another process holds it.
+    """
+    lock = FileLock(folder / ".lock")
+    try:
+        if folder.is_dir():
+            lock.acquire(timeout=0.3)  # longer than another process tests whether it is held
+    except Timeout:
+        raise
+    except (NotImplementedError, OSError):  # no locks here, or nothing may be written, which the run will say
+        pass
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def result_of(folder: Path) -> dict[str, Any] | None:
+    """Return the result in the folder of a study's run; None where it has none of the settings that it is named for."""
+    result = read_result(folder / "result.json")
+    return result if result is not None and result["settings"].get("run") == folder.name.rpartition("_")[2] else None
 
 
 def read_results(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,9 +15,9 @@ from jtln.reporting.evidence import gather
 from jtln.reporting.naming import Run
 from jtln.reporting.study_page import show_evidence, write_evidence
 from jtln.study.job import Job, spelled
+from jtln.study.launch import Done, Launch, Runs
 from jtln.study.ledger import Ledger
-from jtln.study.schedule import Done, Schedule, Worker
-from jtln.study.tuning import Search, Tuned, run_searches
+from jtln.study.tuning import Search, Tuned, run_searches, storage_in
 from jtln.training.provenance import git_commit
 
 
@@ -71,7 +70,6 @@ class Study:
         runs: holds the run folders, which all studies share.
         against: the rows that every other row is compared with.
         command: what the user typed.
-        extra: arguments that every run gets beside its overrides.
     """
 
     name: str
@@ -83,13 +81,9 @@ class Study:
     against: tuple[str, ...]
     tuning: Tuning
     command: str
-    extra: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what cannot be before anything runs."""
-        names = [row.name for row in self.rows]
-        if not names or not self.labels or not self.seeds:
-            raise UserError(f"study={self.name} has no runs: it needs study.rows, study.shots and study.seeds")
         if shared := set(self.seeds) & set(self.tuning.seeds if self.tuning.trials else ()):
             raise UserError(
                 f"expected study.tune.seeds to be other seeds than study.seeds, which test, but both have "
@@ -97,14 +91,14 @@ class Study:
             )
 
 
-def run_study(study: Study, workers: Sequence[Worker]) -> bool:
+def run_study(study: Study, launch: Launch) -> bool:
     """Tune where that is asked for, make the runs that are missing, and report; whether all runs succeeded.
 
     Raises:
         UserError: every tuning trial of every row failed.
         KeyboardInterrupt: Ctrl-C; the runs that were made are kept.
     """
-    chosen = _tuned(study, workers) if study.tuning.trials else {}
+    chosen = _tuned(study, launch) if study.tuning.trials else {}
     lost = [row for row in study.rows if study.tuning.trials and row.space and row.name not in chosen]
     for row in lost:
         print(f"failed: every tuning trial of {row.name}, which the study is made without: see the messages above")
@@ -113,21 +107,18 @@ def run_study(study: Study, workers: Sequence[Worker]) -> bool:
         raise UserError(f"expected a row to make the study of, but every tuning trial failed; again: {study.command}")
     runs = [(row, labels, seed) for seed in study.seeds for labels in study.labels for row in rows]
     jobs = [row.job(chosen.get(row.name, {}), labels, seed, None) for row, labels, seed in runs]
-    schedule = Schedule(Ledger(study.runs), workers, study.extra)
-    known = [result for job in jobs if (result := schedule.ledger.result(job)) is not None]
-    sizes = f"{len(rows)} x {len(study.labels)} x {len(study.seeds)} = {len(jobs)} runs"
-    print(f"study {study.name}: rows x numbers of labels x seeds: {sizes}, of which {len(known)} are done; ", end="")
-    print(_count(workers), flush=True)
+    ledger = Ledger(study.runs)
+    known = [result for job in jobs if (result := ledger.result(job)) is not None]
+    sizes = f"{len(rows)} x {len(study.labels)} x {len(study.seeds)} = {len(jobs)} runs, of which {len(known)} are done"
+    print(f"study {study.name}: rows x numbers of labels x seeds: {sizes}; {launch.described}", flush=True)
     if note := of_other_code(known, git_commit(), __version__):
         print(f"note: {note}; to have these made anew, move their folders out of {study.runs}", flush=True)
-    ended = schedule.run(jobs, len(jobs))
+    ended = Runs(launch, ledger, len(jobs)).make(jobs)
     failed = [done for done in ended if done.result is None]
 
-    order = {job.settings: index for index, job in enumerate(jobs)}
-    found = [done for done in sorted(ended, key=lambda done: order[done.job.settings]) if done.result is not None]
     study.folder.mkdir(parents=True, exist_ok=True)
-    if found:
-        results = [Run(done.job.row, done.result, schedule.ledger.folder_of(done.job)) for done in found if done.result]
+    results = [Run(done.job.row, done.result, ledger.folder_of(done.job)) for done in ended if done.result is not None]
+    if results:
         evidence = gather(results, study.against)
         show_evidence(evidence)
         page = write_evidence(evidence, study.folder, f"Study {study.name}", study.command)
@@ -164,40 +155,38 @@ def _name(done: Done) -> str:
     return f"{done.job.row}, {done.job.labels}, seed {done.job.seed}"
 
 
-def _count(workers: Sequence[Worker]) -> str:
-    return "1 worker" if len(workers) == 1 else f"{len(workers)} workers"
-
-
-def _tuned(study: Study, workers: Sequence[Worker]) -> dict[str, dict[str, Any]]:
-    """The values that the search chose for each row; written to tuned.json and trials.csv."""
-    tuning = study.tuning
-
-    schedule = Schedule(Ledger(study.runs.parent / "trials"), workers, study.extra, show_test=False)
+def _tuned(study: Study, launch: Launch) -> dict[str, dict[str, Any]]:
+    """The values that the search chose for each row; written to tuned.json."""
+    tuning, ledger = study.tuning, Ledger(study.runs.parent / "trials")
+    searched = [row for row in study.rows if row.space]
+    per_trial = len(tuning.seeds) * len(tuning.labels)
+    runs = Runs(launch, ledger, len(searched) * tuning.trials * per_trial, show_test=False)
     replayed: list[dict[str, Any]] = []
 
+    def make(jobs: Sequence[Job]) -> list[Done]:
+        replayed.extend(result for job in jobs if (result := ledger.result(job)) is not None)
+        return runs.make(jobs)
+
     def jobs_of(row: Row) -> Callable[[int, Mapping[str, Any]], list[Job]]:
-        def jobs(trial: int, values: Mapping[str, Any]) -> list[Job]:
-            made = [row.job(values, labels, seed, trial) for seed in tuning.seeds for labels in tuning.labels]
-            replayed.extend(result for job in made if (result := schedule.ledger.result(job)) is not None)
-            return made
+        return lambda trial, values: [
+            row.job(values, labels, seed, trial) for seed in tuning.seeds for labels in tuning.labels
+        ]
 
-        return jobs
-
-    searches = [
-        Search(row.name, row.space, row.current, tuning.trials, jobs_of(row), tuning.sampler_seed, tuning.margin)
-        for row in study.rows
-        if row.space
-    ]
-    per_trial = len(tuning.seeds) * len(tuning.labels)
     print(
-        f"tuning {len(searches)} rows on validation: {tuning.trials} trials each, {per_trial} runs a trial "
+        f"tuning {len(searched)} rows on validation: {tuning.trials} trials each, {per_trial} runs a trial "
         f"(seeds {', '.join(map(str, tuning.seeds))}; {', '.join(labels.words for labels in tuning.labels)})",
         flush=True,
     )
-    tuned = run_searches(searches, schedule.run, per_trial)
+    storage = storage_in(study.folder)
+    seed, margin = tuning.sampler_seed, tuning.margin
+    tuned = run_searches(
+        [Search(r.name, r.space, r.current, tuning.trials, jobs_of(r), seed, margin, storage) for r in searched], make
+    )
     if note := of_other_code(replayed, git_commit(), __version__):
-        trials = schedule.ledger.folder
-        print(f"note: of the trials, {note}; to have these made anew, move their folders out of {trials}", flush=True)
+        print(
+            f"note: of the trials, {note}; to have these made anew, move their folders out of {ledger.folder}",
+            flush=True,
+        )
     study.folder.mkdir(parents=True, exist_ok=True)
     _write_tuned(study, tuned)
     for row, choice in tuned.items():
@@ -227,10 +216,3 @@ def _write_tuned(study: Study, tuned: Mapping[str, Tuned]) -> None:
         },
     }
     (study.folder / "tuned.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    with open(study.folder / "trials.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["row", "trial", "values", "validation"])
-        for row, choice in tuned.items():
-            for trial, (values, score) in enumerate(choice.trials):
-                text = " ".join(spelled(key, value) for key, value in values.items())
-                writer.writerow([row, trial, text, "failed" if score is None else score])

@@ -7,16 +7,19 @@ over that many images. Those are taken as if each had images of its own; in trut
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from jtln.errors import UserError
 from jtln.study.job import Job
-from jtln.study.schedule import Done
+from jtln.study.launch import Done
 
 STARTUP_TRIALS = 8  # drawn at random before the sampler models what it saw, however many follow: so more can be added
 Values = Mapping[str, Any]
@@ -41,9 +44,10 @@ class Tuned:
 
 @dataclass
 class Search:
-    """The search of one row, one trial after another; a trial's runs (its seeds) are made in parallel.
+    """The search of one row, one trial after another; a trial's runs (its seeds) are one batch.
 
-    Finished runs are replayed from the ledger: the sampler is seeded, so it asks for the same trials again.
+    Trials are kept in Optuna's storage, and their runs in the ledger, from which a search goes on. Each trial has a
+    sampler of its own seed, so the same trials follow from the same history.
 
     Args:
         row: the row's name.
@@ -55,6 +59,7 @@ class Search:
         seed: of the sampler, with the row's name.
         margin: >= 0; standard errors of the difference by which a trial must be better than the values as configured.
             0: by anything.
+        storage: of :func:`storage_in`; None keeps the trials in memory.
     """
 
     row: str
@@ -64,54 +69,69 @@ class Search:
     jobs: Callable[[int, Values], list[Job]]
     seed: int = 0
     margin: float = 2.0
+    storage: Any = None
     _done: list[tuple[dict[str, Any], float | None]] = field(default_factory=list)
     _scores: list[float | None] = field(default_factory=list)
     _images: dict[int, int] = field(default_factory=dict)  # seed -> its validation images, whatever is labelled
 
     def __post_init__(self) -> None:
         optuna = _optuna()
-        sampler = optuna.samplers.TPESampler(
-            n_startup_trials=STARTUP_TRIALS,
-            seed=(zlib.crc32(self.row.encode()) + self.seed) % 2**32,
-        )
-        self._study = optuna.create_study(direction="maximize", sampler=sampler)
         self._space = {key: _distribution(optuna, key, values) for key, values in self.space.items()}
         known = {key: self.current[key] for key in self._space if self.current.get(key) is not None}
         held = {key: value for key, value in known.items() if _holds(self._space[key], value)}
         self._starts_as_configured = len(known) == len(self._space)
         self._configured = dict(known) if self._starts_as_configured and held != known else None  # beside the sampler
-        if held and self._configured is None:
+        self._study = optuna.create_study(
+            storage=self.storage, study_name=f"{self.row} {self._key(known)}", load_if_exists=True, direction="maximize"
+        )
+        if held and self._configured is None and not self._study.get_trials(deepcopy=False):
             self._study.enqueue_trial(held)
 
-    def begin(self) -> list[Job]:
-        """The runs of the next trial; none where all trials are done."""
-        if len(self._done) >= self.trials:
+    def _key(self, known: Values) -> str:
+        """Return the hash of what the trials depend on: the runs with the values as configured, and the space."""
+        facts = [[job.settings for job in self.jobs(0, known)], dict(self.space), self.seed]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+    def ask(self) -> list[Job]:
+        """Return the runs of the next trial; none where all trials are done."""
+        number = len(self._done)
+        if number >= self.trials:
             return []
-        if self._configured is not None and not self._done:
+        if self._configured is not None and number == 0:
             self._trial, self._values = None, self._configured
         else:
-            self._trial = self._study.ask(self._space)
-            self._values = {key: _rounded(value) for key, value in self._trial.params.items()}
-        self._scores, self._left = [], self.jobs(len(self._done), self._values)
+            self._trial, params = self._next(number - (self._configured is not None))
+            self._values = {key: _rounded(value) for key, value in params.items()}
+        self._scores, self._left = [], self.jobs(number, self._values)
         return list(self._left)
 
-    def take(self, done: Done) -> list[Job]:
-        """Take the end of a run into account; returns the runs that follow from it, if any."""
+    def _next(self, number: int) -> tuple[int, Values]:
+        """Return number and parameters of the trial that is kept under ``number``, or else of a new one."""
+        optuna = _optuna()
+        state = optuna.trial.TrialState
+        kept = self._study.get_trials(deepcopy=False, states=(state.RUNNING, state.COMPLETE, state.FAIL))
+        if number < len(kept):
+            return kept[number].number, kept[number].params
+        seed = (zlib.crc32(self.row.encode()) + self.seed + number) % 2**32
+        self._study.sampler = optuna.samplers.TPESampler(n_startup_trials=STARTUP_TRIALS, seed=seed)
+        trial = self._study.ask(self._space)
+        return trial.number, trial.params
+
+    def take(self, done: Done) -> None:
+        """Take the end of a run into account; the last one of a trial ends the trial."""
         self._left.remove(done.job)
         seen = None if done.result is None else done.result["target"]["val"]
         self._scores.append(None if seen is None else seen["accuracy"])
         if seen is not None:
             self._images[done.job.seed] = seen["n"]
         if self._left:
-            return []
+            return
         scores = [score for score in self._scores if score is not None]
-        # Rounded, so that the sampler sees the same number in whatever order the runs ended.
-        score = round(fmean(scores), 9) if len(scores) == len(self._scores) else None
+        score = fmean(scores) if len(scores) == len(self._scores) else None
         if self._trial is not None:
             state = _optuna().trial.TrialState.FAIL if score is None else None
-            self._study.tell(self._trial, score, state=state)
+            self._study.tell(self._trial, score, state=state, skip_if_finished=True)
         self._done.append((self._values, score))
-        return self.begin()
 
     @property
     def succeeded(self) -> bool:
@@ -132,13 +152,27 @@ class Search:
         return Tuned(values, score, self._done)
 
 
-def run_searches(searches: Iterable[Search], run: Callable[..., list[Done]], runs_per_trial: int) -> dict[str, Tuned]:
-    """All searches side by side; ``run`` is a :meth:`Schedule.run`. A row of which every trial failed is left out."""
+def run_searches(searches: Iterable[Search], make: Callable[[Sequence[Job]], list[Done]]) -> dict[str, Tuned]:
+    """Run all searches side by side, a trial of each at a time. A row of which every trial failed is left out.
+
+    Args:
+        make: makes the runs of jobs: :meth:`Runs.make`.
+    """
     by_row = {search.row: search for search in searches}
-    total = sum(search.trials for search in by_row.values()) * runs_per_trial
-    first = [job for search in by_row.values() for job in search.begin()]
-    run(first, total, lambda done: by_row[done.job.row].take(done))
+    while jobs := [job for search in by_row.values() for job in search.ask()]:
+        for done in make(jobs):
+            by_row[done.job.row].take(done)
     return {row: search.tuned() for row, search in by_row.items() if search.succeeded}
+
+
+def storage_in(folder: Path) -> Any:
+    """Return the storage ``tuning.log`` in ``folder``: ``optuna-dashboard FOLDER/tuning.log`` shows it.
+
+    A journal, and no SQLite file: a network file system may damage the latter where several machines write to it.
+    """
+    optuna = _optuna()
+    folder.mkdir(parents=True, exist_ok=True)
+    return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(folder / "tuning.log")))
 
 
 def _variance(accuracy: float, images: int) -> float:

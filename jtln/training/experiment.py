@@ -41,6 +41,7 @@ class Experiment:
         compare_target_only: whether a run with the target alone precedes, to warn of negative transfer.
         synthetic_images: synthetic images a class in place of real ones; None: real ones.
         seed_draws_classes: whether the pair's split_seed follows the seed.
+        report: whether the folder gets plots and a page.
         config: the composed configuration, YAML.
         settings: hashes of the run, and of its configuration in a study.
     """
@@ -71,6 +72,7 @@ class Experiment:
     synthetic_images: int | None = None
     seed_draws_classes: bool = False
     resume: bool = False
+    report: bool = True
     config: str = ""
     overrides: Sequence[str] = ()
     command: str = "python train.py"

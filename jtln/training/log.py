@@ -187,4 +187,5 @@ def show_result(result: dict[str, Any], messages: Sequence[str], folder: Path) -
     show(f"{result['method']}, head {result['head']}, on {result['dataset']}", columns, rows)
     for message in messages:
         print(f"  {message}")
-    print(f"\nrun folder: {folder}  (report.html, result.json, plots/, checkpoints/)")
+    names = [name for name in ("report.html", "result.json", "plots", "checkpoints") if (folder / name).exists()]
+    print(f"\nrun folder: {folder}  ({', '.join(names)})")

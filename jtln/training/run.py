@@ -200,6 +200,15 @@ def _computed(experiment: Experiment, data: PairData, trunk: Trunk, trainer: pl.
     )
 
 
+def make_trunk(experiment: Experiment) -> None:
+    """Put the pre-trained trunk of a run into the cache, where it is not yet; the run's folder is not written."""
+    spec, count = experiment.spec, experiment.synthetic_images
+    pretrained = _pretrain(experiment, spec.load() if count is None else synthetic_pair(spec, per_class=count))
+    if pretrained is not None:
+        found = "in the cache" if pretrained.cached else "trained"
+        log("trunk", f"pre-trained on the source set, validation accuracy {100 * pretrained.accuracy:.1f}%, {found}")
+
+
 def _matrix_in_use(module: JTLN, follow: FollowFeatures | None, cost: RunCost | None) -> Tensor | None:
     """The cost (S, T) that goes with the weights that validation chose; None where the run has none."""
     if module.transport is not None:

@@ -246,7 +246,8 @@ def write_results(
     messages = [*messages, *head_message(experiment.head.name, result["head_fit"])]
     result["seconds_in_all"] = seconds
     write_predictions(predictions, folder)
-    write_page(experiment, pair, module, result, cost, plan, predictions)
+    if experiment.report:
+        write_page(experiment, pair, module, result, cost, plan, predictions)
     # Last: a run with a result is finished.
     write_text(folder / "result.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     show_result(result, messages, folder)

@@ -14,18 +14,25 @@ from jtln.cli.overrides import is_study
 from jtln.cli.report import main as report
 from jtln.cli.study import FOLDER, _combinations
 from jtln.cli.train import main
+from jtln.study.launch import Launch
 from jtln.study.study import Study, of_other_code
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
-QUICK = ["debug=smoke", "trunk.width=0.05", "trainer.progress_bar=false", "study.workers=0"]
+QUICK = ["debug=smoke", "trunk.width=0.05", "trainer.progress_bar=false", "study.workers=1"]
+
+
+launches: list[Launch] = []  # of the studies that are planned
 
 
 @pytest.fixture
 def planned(monkeypatch: pytest.MonkeyPatch) -> list[Study]:
     """The studies that the command line plans: none is run."""
     studies: list[Study] = []
-    monkeypatch.setattr("jtln.study.study.run_study", lambda study, workers: studies.append(study) or True)
+    launches.clear()
+    monkeypatch.setattr(
+        "jtln.study.study.run_study", lambda study, launch: studies.append(study) or launches.append(launch) or True
+    )
     return studies
 
 
@@ -47,6 +54,9 @@ def test_a_study_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFix
     facts = [(each["method"], each["head"], each["shots"], each["seed"]) for each in first]
     assert facts == [("jtln_annealed", "discriminant", 1, 0), ("consecutive", "linear", 1, 0)]
     assert all(each["settings"].keys() == {"run", "row"} for each in first)
+    written = {path.name for path in (tmp_path / "studies" / "runs").glob("*/*")}
+    assert {"result.json", "log.txt", "metrics.csv"} <= written
+    assert not {"report.html", "plots"} & written
 
     # Another order and one seed more: only what is new is run, and what an older release ran is named.
     old = next((tmp_path / "studies" / "runs").glob("annealed_uniform_*/result.json"))
@@ -96,7 +106,7 @@ def test_a_draw_of_the_categories_for_each_seed(tmp_path: Path, capsys: pytest.C
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_drawing")
 def test_a_row_that_fails_and_tuning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    budget = ["trunk.width=0.05", "study.workers=0", "pretrain=none", "epochs=1", "steps_per_epoch=1"]
+    budget = ["trunk.width=0.05", "study.workers=1", "pretrain=none", "epochs=1", "steps_per_epoch=1"]
     call = ["study=quick", *budget, "study.only=[consecutive]", "study.shots=[1,100000]", "study.seeds=1"]
     assert main(["-m", *call, "dataset.validation=2", "study.tune.trials=1", "study.tune.shots=1"]) == 1
     told = capsys.readouterr().out
@@ -157,7 +167,7 @@ MISTAKES = {
     "-m study=quick dataset=fashn": "fashion",
     "-m study=quick optimizer.foo=1": "foo",
     "-m study=quick study.only=[annealed_uniform] cost.metric=path": "none of the rows annealed_uniform has a cost",
-    "-m study=quick study.workers=0 trainer.devices=2 ONE": "trainer.devices=1 with study.workers=0",
+    "-m study=quick study.workers=1 trainer.devices=2 ONE": "trainer.devices=1 with study.workers=1",
     "-m study=quick study.seeds=[4294967296]": "from 0 to 4294967295 in study.seeds, but got 4294967296",
     "-m study=few_shot pretrain=none study.only=[joint,annealed_posterior]": "annealed_posterior: expected a source",
 }
@@ -309,11 +319,13 @@ def test_the_runs_of_a_study_have_its_folders_name_as_their_wandb_group(planned:
 
     def extra(*overrides: str) -> tuple[str, ...]:
         assert main(["-m", "study=quick", ONE, "study.shots=1", *overrides]) == 0
-        return planned[-1].extra
+        return launches[-1].extra
 
-    assert extra() == extra("logger=wandb", "logger.group=mine") == ()
-    assert extra("logger=wandb", "epochs=3") == ("logger.group=quick-fashion_epochs-3",)
-    assert extra("study.overrides=['logger=wandb']") == ("logger.group=quick-fashion_study.overrides-logger-wandb-",)
+    none = ("report=false",)
+    assert extra() == extra("logger=wandb", "logger.group=mine") == none
+    assert extra("logger=wandb", "epochs=3") == ("logger.group=quick-fashion_epochs-3", *none)
+    group = "logger.group=quick-fashion_study.overrides-logger-wandb-"
+    assert extra("study.overrides=['logger=wandb']") == (group, *none)
     csv, wandb = (study.rows[0].job({}, study.labels[0], 0, None) for study in planned[:2])
     assert csv.settings == wandb.settings  # a run that is finished counts, wherever it was logged
 

@@ -271,6 +271,19 @@ def test_a_job_that_fails_lets_the_others_go_on(tmp_path: Path, capsys: pytest.C
     assert not SweepTable.failed
 
 
+def test_an_error_of_an_earlier_sweep_in_the_folder_does_not_count(tmp_path: Path) -> None:
+    config = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}})
+    table = SweepTable()
+    for job in ("0", "1"):
+        (tmp_path / job).mkdir()
+        (tmp_path / job / "error.txt").write_text("of an earlier try")
+    table.on_multirun_start(config)
+    (tmp_path / "1" / "error.txt").write_text("of a job in another process")
+    table.on_multirun_end(config)
+    assert SweepTable.failed == ["1"]
+    SweepTable.failed.clear()
+
+
 def test_a_job_that_crashes_leaves_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jtln.training.run.run", lambda experiment: [][1])
     code, folder = sweep(tmp_path, "cost=uniform", "seed=0,1", "debug=smoke")

@@ -171,7 +171,7 @@ def test_a_run_that_fails_ends_as_one(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_the_runs_of_a_study_are_a_group(tmp_path: Path) -> None:
-    call = [*QUICK, "pretrain=none", "study.only=[consecutive]", "study.shots=1", "study.seeds=1", "study.workers=0"]
+    call = [*QUICK, "pretrain=none", "study.only=[consecutive]", "study.shots=1", "study.seeds=1", "study.workers=1"]
     assert main(["-m", "study=quick", *call, 'hydra.sweep.dir="Études I"']) == 0
     (folder,) = (tmp_path / "studies" / "runs").glob("consecutive_*")
     found = logged(folder)

@@ -36,7 +36,7 @@ def test_a_study_on_other_images_makes_its_runs_anew(tmp_path: Path, capsys: pyt
     fill("S", "dog cat car boat", 3)
     fill("T", "wolf lion truck", 5)
     roots = ["dataset.source.root=S", "dataset.target.root=T", "dataset.image_size=32", "dataset.crop=null"]
-    small = ["cost=uniform", "trunk.width=0.05", "trainer=cpu", "trainer.progress_bar=false", "study.workers=0"]
+    small = ["cost=uniform", "trunk.width=0.05", "trainer=cpu", "trainer.progress_bar=false", "study.workers=1"]
     tiny = ["study.shots=1", "study.seeds=1", "study.only=[consecutive]", "dataset.validation=1"]
     call = ["-m", "study=quick", "dataset=folder", *roots, *(each for each in small if each != "cost=uniform"), *tiny]
     for expected in (0, 1):
