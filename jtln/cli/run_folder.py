@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import OmegaConf, read_write
 
 from jtln.errors import UserError
+from jtln.study.ledger import held
 
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # where Lightning looks for a process's number
 
@@ -35,38 +36,26 @@ def own_folder() -> Iterator[None]:
     given: Any = OmegaConf.to_container(hydra.overrides.hydra, resolve=False)  # as typed: ${now:...}
     named = [str(each) for each in given if str(each).lstrip("+~").startswith("hydra.run.dir=")]
     is_named = bool(named) and "${now" not in named[-1]
-    lock: FileLock | None = None
-    for folder in [wanted] if is_named else _numbered(wanted):
-        folder.mkdir(parents=True, exist_ok=True)
-        held = FileLock(folder / ".lock")
-        try:
-            held.acquire(timeout=0)
-        except Timeout:
-            continue
-        except (NotImplementedError, OSError):  # a file system without locks, or nothing may be written: said later
-            break  # and the run is not made here: what it raises would seem to come of this
-        if is_named or not (folder / "overrides.yaml").is_file():
-            lock = held
-            break
-        _release(held)
-    else:
-        raise UserError(
-            f"expected a folder that no other run writes into, but one is under way in {wanted}: wait until it has "
-            "ended, or give this one another with hydra.run.dir=DIR"
-        )
-    if folder != wanted:
-        with read_write(hydra):
-            hydra.run.dir = hydra.runtime.output_dir = str(folder)
-    try:
+    with ExitStack() as lock:
+        for folder in [wanted] if is_named else _numbered(wanted):
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.enter_context(held(folder))
+            except Timeout:
+                continue
+            lock.callback((folder / ".lock").unlink, missing_ok=True)
+            if is_named or not (folder / "overrides.yaml").is_file():
+                break
+            lock.close()
+        else:
+            raise UserError(
+                f"expected a folder that no other run writes into, but one is under way in {wanted}: wait until it has "
+                "ended, or give this one another with hydra.run.dir=DIR"
+            )
+        if folder != wanted:
+            with read_write(hydra):
+                hydra.run.dir = hydra.runtime.output_dir = str(folder)
         yield
-    finally:
-        if lock is not None:
-            _release(lock)
-
-
-def _release(lock: FileLock) -> None:
-    Path(lock.lock_file).unlink(missing_ok=True)
-    lock.release()
 
 
 def new_sweep_folder() -> Path:
