@@ -20,11 +20,12 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONTRIBUTING = (ROOT / ".github" / "CONTRIBUTING.md").read_text(encoding="utf-8")
 PICTOGRAMS = Path(jtln.__file__).parent / "assets" / "pictograms"
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
 def commands() -> list[str]:
@@ -95,11 +96,11 @@ def test_every_override_in_the_prose_composes() -> None:
 
 
 def test_own_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    module = next(block for block in blocks("python") if "class MyPair" in block)
+    module = next(block for block in blocks("python", CONTRIBUTING) if "class MyPair" in block)
     (tmp_path / "mine.py").write_text(module, encoding="utf-8")
     config = tmp_path / "myconf" / "dataset"
     config.mkdir(parents=True)
-    (config / "mine.yaml").write_text(next(b for b in blocks("yaml") if "mine.MyPair" in b), encoding="utf-8")
+    (config / "mine.yaml").write_text(next(b for b in blocks("yaml", CONTRIBUTING) if "mine.MyPair" in b), encoding="utf-8")
     for side, names in {"source": ("cat", "rabbit", "bus-stop"), "target": ("tiger", "ambulance")}.items():
         for name in names:
             shutil.copytree(PICTOGRAMS / name, tmp_path / "photos" / side / name)
@@ -133,5 +134,10 @@ def test_no_placeholder_is_left() -> None:
 
 
 def test_links_and_pictures_exist() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert target.startswith("http") or (ROOT / target).is_file(), target
+    for text, folder in ((README, ROOT), (CONTRIBUTING, ROOT / ".github")):
+        for target in re.findall(r"\]\(([^)#]+)\)", text):
+            assert target.startswith("http") or (folder / target).is_file(), target
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.encode()) <= 12_000

@@ -264,7 +264,7 @@ def test_classes_without_a_test_image_are_warned_of(tmp_path: Path) -> None:
         ({"shots": 2.5}, r"got 2\.5"),
         ({"shots": 100}, r"'\w+'\).* 26 .*shots.* 26"),
         ({"shots": None, "rate": 1.5}, r"\(0, 1\].*rate"),
-        ({"validation": 0}, r"\bvalidation.*got 0"),
+        ({"validation": -1}, r"\bvalidation.*got -1"),
         ({"validation": "many"}, r"\bvalidation.*'many'"),
         ({"validation": True}, r"\bvalidation.*True"),
         ({"validation": 32}, r"\bvalidation.* 31"),
