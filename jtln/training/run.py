@@ -291,7 +291,7 @@ def _pretrain(experiment: Experiment, pair: Pair) -> Pretrained | None:
 def _is_target_only(experiment: Experiment) -> bool:
     """Whether nothing of the source is in the run: neither its images nor a term that needs them."""
     method = experiment.method
-    reads_source = method.lambda_source > 0 or experiment.uses_cost or experiment.pretraining is not None
+    reads_source = method.keeps_source or experiment.uses_cost or experiment.pretraining is not None
     return not (reads_source or method.penalty is not None or experiment.trunk.get("freeze"))
 
 

@@ -52,6 +52,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "delta": lambda: Case(Method(penalty=DELTA(5.0, 0.1, attention_images=6))),
     "bss": lambda: Case(Method(penalty=BSS(0.5, 2))),
     "co_tuning": lambda: Case(Method(lambda_source=0.3, penalty=CoTuning(calibrate=True))),
+    "keep": lambda: Case(Method(keep=5.0)),
     "calibrated": lambda: Case(Method(lambda_ot=1.0), random_cost(5), calibrates=True),
     "to_labels": lambda: Case(Method(lambda_label=0.5), random_cost(5), calibrates=True),
     "posterior": lambda: Case(Method(lambda_ot=1.0), PermutedCost(PosteriorCost(calibrate=True))),
