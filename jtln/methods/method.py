@@ -11,6 +11,7 @@ from jtln.transport.loss import GRADIENTS
 
 IMAGES = {"source": ("source",), "target": ("target",), "both": ("source", "target")}
 UNITS = ("1/epsilon", "1")
+STARTS = ("random", "logistic")
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,9 @@ class Method:
         gradient: which head's predictions the transport loss changes: "both", "source" or "target".
         ot_schedule: factor of ``lambda_ot`` over training.
         penalty: a baseline's own term, with its weight in its own settings.
+        start_from: where the target head starts: at "random" weights, or at the "logistic" regression on the labelled
+            images' features before training, the prior in place. Linear probing before fine-tuning is LP-FT's (Kumar et
+            al., arXiv 2202.10054, 2022; the paper was not read).
 
     Raises:
         UserError: a weight is negative, or a choice is unknown.
@@ -49,13 +53,15 @@ class Method:
     gradient: str = "both"
     ot_schedule: Schedule = field(default_factory=Constant)
     penalty: Penalty | None = None
+    start_from: str = "random"
 
     def __post_init__(self) -> None:
         for key in ("lambda_target", "lambda_source", "lambda_ot", "lambda_label", "keep"):
             value = getattr(self, key)
             if not (isinstance(value, int | float) and 0 <= value < float("inf")):
                 raise UserError(f"expected a number {key} >= 0, but got {value!r}")
-        for key, choices in {"lambda_ot_unit": UNITS, "ot_images": tuple(IMAGES), "gradient": GRADIENTS}.items():
+        kinds = {"lambda_ot_unit": UNITS, "ot_images": tuple(IMAGES), "gradient": GRADIENTS, "start_from": STARTS}
+        for key, choices in kinds.items():
             if getattr(self, key) not in choices:
                 raise unknown(key, getattr(self, key), choices)
 

@@ -22,7 +22,7 @@ from jtln.data.pairs import Pair, PairSpec
 from jtln.data.synthetic import synthetic_pair
 from jtln.data.transforms import Augment
 from jtln.errors import UserError
-from jtln.heads import Head, HeadFit, HeadInputs
+from jtln.heads import Head, HeadFit, HeadInputs, Logistic
 from jtln.inference.classifier import KEY, Description
 from jtln.module import JTLN
 from jtln.storage import save_torch
@@ -148,6 +148,8 @@ def run(experiment: Experiment) -> dict[str, Any]:
     _check_batch_norms(module, data, trainer.world_size)
     log_training(experiment, pair, module, cost, pretrained, data.passes(experiment.budget.steps))
 
+    if checkpoint is None:
+        start_target_head(module, features)
     fitted = fit_best(trainer, module, data, checkpoint) if module.terms else keep_untrained(trainer, module)
     matrix = _matrix_in_use(module, follow, cost)
     head_fit = form_head(experiment.head, module, features, matrix, experiment.transport.epsilon)
@@ -174,6 +176,24 @@ def _matrix_in_use(module: JTLN, follow: FollowFeatures | None, cost: RunCost | 
     if follow is not None:
         return follow.matrix
     return None if cost is None else cost.used
+
+
+def start_target_head(module: JTLN, features: Features) -> HeadFit | None:
+    """Start the target head where the method has it start; None where that is at the weights that it has.
+
+    Args:
+        features: of the trunk before training.
+    """
+    if module.method.start_from != "logistic":
+        return None
+    module.to(features.device)
+    target_head = module.target_head
+    assert isinstance(target_head, nn.Linear)
+    given = HeadInputs(features, (module.source_head.out_features, target_head.out_features), prior=module.log_prior)
+    found = Logistic(normalization="mean").fit(target_head, given)
+    target_head.load_state_dict(found.classifier.state_dict())
+    log("start", "target head: logistic regression on the labelled images, loss {loss:.3g}".format(**found.chosen))
+    return found
 
 
 def form_head(head: Head, module: JTLN, features: Features, cost: Tensor | None, epsilon: float) -> HeadFit | None:
