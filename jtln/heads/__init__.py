@@ -3,6 +3,7 @@
 from jtln.heads.base import AUTO, FeatureSource, Head, HeadFit, HeadInputs
 from jtln.heads.cosine import Cosine, CosineClassifier
 from jtln.heads.discriminant import Discriminant
+from jtln.heads.free_lunch import FreeLunch, PoweredLinear
 from jtln.heads.linear import Linear
 from jtln.heads.logistic import Logistic, NormalizedLinear
 
@@ -12,10 +13,12 @@ __all__ = [
     "CosineClassifier",
     "Discriminant",
     "FeatureSource",
+    "FreeLunch",
     "Head",
     "HeadFit",
     "HeadInputs",
     "Linear",
     "Logistic",
     "NormalizedLinear",
+    "PoweredLinear",
 ]
