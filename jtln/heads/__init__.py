@@ -1,6 +1,6 @@
 """How the target classifier is formed, for every method alike."""
 
-from jtln.heads.base import AUTO, FeatureSource, Head, HeadFit, HeadInputs
+from jtln.heads.base import AUTO, FeatureSource, Head, HeadFit, HeadInputs, SourcePlan
 from jtln.heads.cosine import Cosine, CosineClassifier
 from jtln.heads.discriminant import Discriminant
 from jtln.heads.free_lunch import FreeLunch, PoweredLinear
@@ -21,4 +21,5 @@ __all__ = [
     "Logistic",
     "NormalizedLinear",
     "PoweredLinear",
+    "SourcePlan",
 ]

@@ -22,11 +22,11 @@ from jtln.data.pairs import Pair, PairSpec
 from jtln.data.synthetic import synthetic_pair
 from jtln.data.transforms import Augment
 from jtln.errors import UserError
-from jtln.heads import Head, HeadFit, HeadInputs, Logistic
+from jtln.heads import Head, HeadFit, HeadInputs, Logistic, SourcePlan
 from jtln.inference.classifier import KEY, Description
 from jtln.module import JTLN
 from jtln.storage import save_torch
-from jtln.training.class_costs import FollowFeatures, RunCost, read_cost, read_prior
+from jtln.training.class_costs import FollowFeatures, RunCost, read_cost, read_prior, source_plan
 from jtln.training.experiment import Experiment
 from jtln.training.frozen import ComputedFeatures, feature_data
 from jtln.training.log import log, log_data, log_training
@@ -152,7 +152,10 @@ def run(experiment: Experiment) -> dict[str, Any]:
         start_target_head(module, features)
     fitted = fit_best(trainer, module, data, checkpoint) if module.terms else keep_untrained(trainer, module)
     matrix = _matrix_in_use(module, follow, cost)
-    head_fit = form_head(experiment.head, module, features, matrix, experiment.transport.epsilon)
+    between = None
+    if cost is not None and experiment.head.reads_plan and not len(pair.target.val):
+        between = source_plan(experiment.cost, pair.source.classes, cost.calibration, experiment.transport)
+    head_fit = form_head(experiment.head, module, features, matrix, experiment.transport.epsilon, between)
     if trainer.is_global_zero:
         _complete(fitted.best, experiment.head, module, None if trunk is network else network)
     metrics = evaluate(trainer, module, data)
@@ -196,13 +199,21 @@ def start_target_head(module: JTLN, features: Features) -> HeadFit | None:
     return found
 
 
-def form_head(head: Head, module: JTLN, features: Features, cost: Tensor | None, epsilon: float) -> HeadFit | None:
+def form_head(
+    head: Head,
+    module: JTLN,
+    features: Features,
+    cost: Tensor | None,
+    epsilon: float,
+    between: SourcePlan | None = None,
+) -> HeadFit | None:
     """Form the target classifier after training, and put it in place of the trained head; None where that one stays.
 
     Args:
         features: under the module's trunk.
         cost: (S, T) that relates the classes; None where nothing does.
         epsilon: of the plan between the classes under it.
+        between: gives plans between source classes; None where nothing relates them.
     """
     if not head.replaces:
         return None
@@ -213,7 +224,7 @@ def form_head(head: Head, module: JTLN, features: Features, cost: Tensor | None,
     trained = module.target_head
     assert isinstance(trained, nn.Linear)
     sizes = module.source_head.out_features, trained.out_features
-    found = head.fit(trained, HeadInputs(features, sizes, plan, module.log_prior))
+    found = head.fit(trained, HeadInputs(features, sizes, plan, module.log_prior, between))
     module.target_head = found.classifier.to(features.device)
     return found
 
