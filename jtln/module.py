@@ -1,13 +1,15 @@
 """Joint transfer learning with an optimal-transport loss: the LightningModule and its objective.
 
     L = lambda_target CE(t(x_t), y_t) + lambda_source CE(s(x_s), y_s)
-        + lambda_ot OT_eps(s(x), t(x); C) + lambda_label OT(s(x_t), y_t; C) / eps + penalty
+        + lambda_ot OT_eps(s(x), t(x); C) + lambda_label OT(s(x_t), y_t; C) / eps
+        + keep KL(s_0(x_t) || s(x_t)) + penalty
 
 One trunk F is shared by two tasks, with a linear head for each: s(x) over the S source classes, t(x) over the T target
 classes. A transported prior, alpha log q(x), may stand beside the target head (:mod:`jtln.transport.prior`). The
 transport loss compares the two heads' predictions on the same image under a cost matrix C (S, T) between the classes.
 After Lu, Chen & Saidi, arXiv 1709.02995, of which the abstract was read: which images feed the transport terms, where
-the gradient goes, the term on labels and the schedule are settings of ours. The penalty is a baseline's.
+the gradient goes, the term on labels and the schedule are settings of ours. s_0 is the source head before training
+(:mod:`jtln.methods.keep`). The penalty is a baseline's.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from jtln.data.features import Features
 from jtln.errors import UserError
 from jtln.methods import Method, TargetBatch
+from jtln.methods.keep import Pretrained, kept
 from jtln.methods.method import IMAGES
 from jtln.metrics import classification_metrics
 from jtln.schedules import Constant, Schedule
@@ -119,6 +122,7 @@ class JTLN(pl.LightningModule):
         self.transport = transport if method.uses_transport else None
         self.optimization = optimization or Optimization(_sgd)
         self.penalty = method.penalty
+        self.pretrained = Pretrained(trunk, self.source_head) if method.keep > 0 else None
         self.terms = self._terms()
         self.latest: dict[str, Tensor] = {}
         self.trunk.requires_grad_(not trunk.frozen)
@@ -150,6 +154,7 @@ class JTLN(pl.LightningModule):
             Term("source_loss", method.lambda_source, ("source",), self._source_loss),
             Term("ot", ot, IMAGES[method.ot_images], self._transport, method.ot_schedule),
             Term("ot_to_labels", method.lambda_label, ("target",), self._transport_to_labels),
+            Term("keep", method.keep, ("target",), self._keep),
             Term("penalty", float(method.penalty is not None), ("target",), self._penalty),
         )
         return tuple(term for term in every if term.weight > 0)
@@ -168,6 +173,11 @@ class JTLN(pl.LightningModule):
     def _transport_to_labels(self, features: dict[str, Tensor], batch: Batch) -> Tensor:
         assert self.transport is not None
         return self.transport.to_labels(self.source_head(features["target"]), batch["target"][1])
+
+    def _keep(self, features: dict[str, Tensor], batch: Batch) -> Tensor:
+        assert self.pretrained is not None
+        before = self.pretrained(TargetBatch(*batch["target"], features["target"]))
+        return kept(self.source_head(features["target"]), before)
 
     def _penalty(self, features: dict[str, Tensor], batch: Batch) -> Tensor:
         assert self.penalty is not None
@@ -223,8 +233,8 @@ class JTLN(pl.LightningModule):
         return self
 
     def configure_optimizers(self) -> Any:
-        # A penalty that goes on training the pre-trained source head does so at the trunk's rate.
-        slow = self.penalty is not None and self.penalty.needs_source_head
+        # What goes on training the pre-trained source head on target images does so at the trunk's rate.
+        slow = self.pretrained is not None or (self.penalty is not None and self.penalty.needs_source_head)
         heads: list[nn.Module] = [self.target_head] if slow else [self.source_head, self.target_head]
         optimizer = self.optimization.optimizer([{"params": _learning(*heads), "name": "heads"}])
         rate = optimizer.param_groups[0]["lr"] * self.optimization.trunk_lr_factor
@@ -239,7 +249,11 @@ class JTLN(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_start(self) -> None:
-        if self.penalty is not None and self.global_step == 0:  # a resumed run has the penalty's state already
+        if self.global_step > 0:  # a resumed run has the state from before training already
+            return
+        if self.pretrained is not None:
+            self.pretrained.take(self.trunk, self.source_head)
+        if self.penalty is not None:
             data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
             training = self.trunk.training
             self.trunk.eval()

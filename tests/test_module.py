@@ -153,6 +153,7 @@ def test_without_a_transport_loss_it_is_two_cross_entropies(make_trunk: Callable
         ({"lambda_ot": 1.0, "gradient": "target"}, ["target_loss", "ot"], (True, True), {"source_head"}),
         ({"lambda_target": 0.0, "lambda_ot": 1.0, "gradient": "source"}, ["ot"], (True, False), {"target_head"}),
         ({"lambda_label": 1.0}, ["target_loss", "ot_to_labels"], (False, True), set()),
+        ({"keep": 1.0}, ["target_loss", "keep"], (False, True), {"pretrained"}),
     ],
 )
 def test_a_term_of_weight_zero_is_not_built(

@@ -100,7 +100,9 @@ def test_own_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     (tmp_path / "mine.py").write_text(module, encoding="utf-8")
     config = tmp_path / "myconf" / "dataset"
     config.mkdir(parents=True)
-    (config / "mine.yaml").write_text(next(b for b in blocks("yaml", CONTRIBUTING) if "mine.MyPair" in b), encoding="utf-8")
+    (config / "mine.yaml").write_text(
+        next(b for b in blocks("yaml", CONTRIBUTING) if "mine.MyPair" in b), encoding="utf-8"
+    )
     for side, names in {"source": ("cat", "rabbit", "bus-stop"), "target": ("tiger", "ambulance")}.items():
         for name in names:
             shutil.copytree(PICTOGRAMS / name, tmp_path / "photos" / side / name)

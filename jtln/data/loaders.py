@@ -188,7 +188,8 @@ class PairData(pl.LightningDataModule):
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         if not len(self.pair.target.val):
-            return []
+            # Pre-training is measured on the source, whose loader is the second one.
+            return [] if self.use_target else [[], self.val_dataloader_of("source")]  # type: ignore[list-item]
         if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return [self.val_dataloader_of(name) for name in self._evaluated]
         target = self.val_dataloader_of("target")

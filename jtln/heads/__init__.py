@@ -1,8 +1,9 @@
 """How the target classifier is formed, for every method alike."""
 
-from jtln.heads.base import AUTO, FeatureSource, Head, HeadFit, HeadInputs
+from jtln.heads.base import AUTO, FeatureSource, Head, HeadFit, HeadInputs, SourcePlan
 from jtln.heads.cosine import Cosine, CosineClassifier
 from jtln.heads.discriminant import Discriminant
+from jtln.heads.free_lunch import FreeLunch, PoweredLinear
 from jtln.heads.linear import Linear
 from jtln.heads.logistic import Logistic, NormalizedLinear
 
@@ -12,10 +13,13 @@ __all__ = [
     "CosineClassifier",
     "Discriminant",
     "FeatureSource",
+    "FreeLunch",
     "Head",
     "HeadFit",
     "HeadInputs",
     "Linear",
     "Logistic",
     "NormalizedLinear",
+    "PoweredLinear",
+    "SourcePlan",
 ]

@@ -14,6 +14,7 @@ from jtln.errors import UserError
 AUTO = "auto"
 
 Batch = tuple[Tensor, Tensor]  # features (B, D), labels (B,)
+SourcePlan = Callable[[Tensor, Tensor], Tensor]  # indices of source classes (A,) and (B,) -> plan between them (A, B)
 
 
 class FeatureSource(Protocol):
@@ -36,6 +37,7 @@ class HeadInputs(NamedTuple):
     sizes: tuple[int, int]  # S and T
     plan: Tensor | None = None  # (S, T) between the classes, columns of positive mass; None: no cost relates them
     prior: Callable[[Tensor], Tensor] | None = None  # alpha log q, (B, D) -> (B, T); None: there is no prior
+    source_plan: SourcePlan | None = None  # between source classes; None: no cost relates them
 
 
 class HeadFit(NamedTuple):

@@ -15,12 +15,16 @@ images' labels are most likely. All classes count as equally frequent. With more
 what W does not, and is mixed in by the same measure. Everything is linear in the features, so the outcome is a linear
 head. The discriminant is Fisher's; class means carried by a transport plan between the classes are H-OT's (Guo et al.
 2022) and Free Lunch's (Yang et al. 2021) too.
+
+Without validation images, episodes of source classes choose. In each of them some source classes at random take the
+place of the target classes, the plan lies between them and the other source classes, under the cost between source
+classes, and the images that are held out are the source's. The trained head has no share then.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from typing import NamedTuple
@@ -29,7 +33,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from jtln.distributed import Batch, all_reduce_sum, class_sums
+from jtln.distributed import Batch, all_reduce_sum, class_sums, gather_in_order, process
 from jtln.errors import UserError
 from jtln.heads.base import Head, HeadFit, HeadInputs
 from jtln.temperature import TemperatureFit, fit_temperature
@@ -38,16 +42,18 @@ TRANSPORT_COUNTS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # candidates for 
 PRIOR_COUNTS = (1.0, 3.0, 10.0, 30.0, 100.0)  # for u
 CENTRE_SHIFTS = (0.0, 0.5, 1.0)  # for how far c lies from the source's middle to the labelled images' own
 SHARES = tuple(step / 10 for step in range(11))  # of the trained head
+EPISODES = 5  # where there are no validation images
+HELD_OUT = 1000  # images that they are tried on, about so many in all
 
 
 class DiscriminantFit(NamedTuple):
-    """What the validation images chose."""
+    """What the validation images chose, or episodes of source classes."""
 
     transport_count: float  # k: labelled images that a class's transported mean counts for; 0 for a constant cost
     prior_count: float  # u: labelled images that the centre c counts for
     centre_shift: float  # how far c lies from the source's centre, 0, to that of the labelled images, 1
     trained_share: float  # share of the trained head's logits, in [0, 1], each part at its own best temperature
-    nll: float  # mean negative log-likelihood of the validation images, in nats
+    nll: float  # mean negative log-likelihood of the images that chose, in nats
 
 
 @dataclass(frozen=True)
@@ -89,56 +95,27 @@ class Discriminant(Head):
         """Form the discriminant; it is linear in the features.
 
         Raises:
-            UserError: there is no source image, or features of the source, the target or its validation images are not
-                finite.
+            UserError: there is no source image, features of the source, the target or its validation images are not
+                finite, or there are neither validation images nor source classes enough for episodes.
         """
-        features, plan, sizes = given.features, given.plan, given.sizes
-        source, labelled = features.of("source", at_most=self.source_images), features.of("target")
-        validation = features.of("target", "val")
+        features, sizes = given.features, given.sizes
+        source = list(features.of("source", at_most=self.source_images))
         classes = _classes(source, sizes[0], self.shrinkage)
-        sums, counts = (_wide(each) for each in class_sums(labelled, sizes[1]))
-        seen = counts[:, None] > 0
-        shifts = torch.where(seen, sums / counts.clamp_min(1)[:, None] - classes.centre, 0.0)  # (T, D)
-        moved = (shifts.sum(0) / seen.sum().clamp_min(1)).expand_as(shifts)  # to the labelled images' own middle
-        known = torch.zeros_like(shifts)
-        if plan is not None:
-            shares = _wide(plan) / _wide(plan).sum(0)
-            known = shares.t() @ (classes.means - classes.centre)
-        says = bool(known.abs().max() > 1e-6 * classes.means.std())  # a constant cost transports m to every class
-        parts = torch.stack([shifts, known, moved])  # (3, T, D), from m on
-        directions = torch.cholesky_solve(parts.flatten(0, 1).t(), classes.factor).t().view_as(parts)
-        products = torch.einsum("atd,btd->abt", parts, directions)
-
-        inner, theirs = [], []  # of the validation images: (f - m)' W^-1 of all parts, and the trained head's logits
-        for batch, labels in validation:
-            rows, own_logits = _wide(batch), _wide(trained(batch))
-            labels = labels.to(rows.device)
-            inner.append((torch.einsum("bd,atd->bat", rows - classes.centre, directions), labels))
-            theirs.append((own_logits, labels))
-
-        def offset(amounts: Tensor) -> Tensor:
-            """1/2 (mu - m)' W^-1 (mu - m), (T,), of class means that are ``amounts`` (3, T) of all parts."""
-            return torch.einsum("at,abt,bt->t", amounts, products, amounts) / 2
-
-        def scores(amounts: Tensor) -> list[Batch]:
-            """The logits (B, T) of these class means."""
-            less = offset(amounts)
-            return [((each * amounts).sum(1) - less, labels) for each, labels in inner]
-
-        def candidates() -> Iterable[tuple[TemperatureFit, float, float, float, Tensor]]:
-            for own, u, k in product(CENTRE_SHIFTS, PRIOR_COUNTS, TRANSPORT_COUNTS if says else TRANSPORT_COUNTS[:1]):
-                amounts = torch.stack([counts, torch.full_like(counts, k), torch.full_like(counts, own * (k + u))])
-                amounts /= counts + k + u
-                yield fit_temperature(scores(amounts)), k, u, own, amounts
-
-        fit, k, u, own, amounts = min(candidates(), key=lambda each: each[0].nll)
+        means = _Means(classes, *class_sums(features.of("target"), sizes[1]), given.plan)
+        validation = [(_wide(batch), _wide(trained(batch)), labels) for batch, labels in features.of("target", "val")]
+        if validation:
+            trials = [_Trial(means, [means.seen(rows, labels) for rows, _, labels in validation])]
+        else:
+            trials = list(_episodes(source, means, given, self.shrinkage))
+        choice, fit = _best(trials)
         if not math.isfinite(fit.nll):
-            raise _not_finite("the target's images")
-        weight = torch.einsum("at,atd->td", amounts, directions)
-        bias = -offset(amounts) - weight @ classes.centre
+            raise _not_finite("the target's images" if validation else "the source images")
+        amounts = means.amounts(choice)
+        weight, bias = means.linear(amounts)
         share = 0.0
-        if float(counts.sum()) >= self.mixed_from * sizes[1]:
-            their, ours = fit_temperature(theirs), scores(amounts)
+        if validation and float(means.counts.sum()) >= self.mixed_from * sizes[1]:
+            theirs = [(logits, labels.to(logits.device)) for _, logits, labels in validation]
+            their, ours = fit_temperature(theirs), trials[0].scores(choice)
 
             def mixed(share: float) -> TemperatureFit:
                 a, b = (1 - share) / fit.temperature, share / their.temperature
@@ -153,8 +130,141 @@ class Discriminant(Head):
         head = self.classifier(trained.in_features, trained.out_features).to(trained.weight)
         head.weight.copy_(weight / fit.temperature)
         head.bias.copy_(bias / fit.temperature)
-        chosen = DiscriminantFit(k, u, own, share, fit.nll)
-        return HeadFit(head, chosen._asdict())
+        chosen = DiscriminantFit(choice.transport_count, choice.prior_count, choice.centre_shift, share, fit.nll)
+        return HeadFit(head, chosen._asdict() if validation else {**chosen._asdict(), "episodes": len(trials)})
+
+
+class _Choice(NamedTuple):
+    """A candidate, see :class:`DiscriminantFit`."""
+
+    transport_count: float
+    prior_count: float
+    centre_shift: float
+
+
+class _Means:
+    """Class means as amounts of three parts: the labelled images', the transported ones, the labelled images' centre.
+
+    Args:
+        classes: the source's.
+        sums, counts: of the labelled images' features, (T, D) and (T,).
+        plan: (S, T); None: no cost relates the classes.
+
+    Attributes:
+        informative: whether the plan tells the target classes apart.
+    """
+
+    def __init__(self, classes: _Classes, sums: Tensor, counts: Tensor, plan: Tensor | None) -> None:
+        self.centre, self.counts = classes.centre, _wide(counts)
+        seen = self.counts[:, None] > 0
+        shifts = torch.where(seen, _wide(sums) / self.counts.clamp_min(1)[:, None] - classes.centre, 0.0)  # (T, D)
+        moved = (shifts.sum(0) / seen.sum().clamp_min(1)).expand_as(shifts)  # to the labelled images' own centre
+        known = torch.zeros_like(shifts)
+        if plan is not None:
+            shares = _wide(plan) / _wide(plan).sum(0)
+            known = shares.t() @ (classes.means - classes.centre)
+        # A constant cost transports the source's centre to every class.
+        self.informative = bool(known.abs().max() > 1e-6 * classes.means.std())
+        parts = torch.stack([shifts, known, moved])  # (3, T, D), from the source's centre on
+        self.directions = torch.cholesky_solve(parts.flatten(0, 1).t(), classes.factor).t().view_as(parts)
+        self.products = torch.einsum("atd,btd->abt", parts, self.directions)
+
+    def amounts(self, choice: _Choice) -> Tensor:
+        """Return the amount of each part in each class's mean, (3, T)."""
+        k, u, shift = choice
+        amounts = torch.stack(
+            [self.counts, torch.full_like(self.counts, k), torch.full_like(self.counts, shift * (k + u))]
+        )
+        amounts /= self.counts + k + u
+        return amounts
+
+    def offset(self, amounts: Tensor) -> Tensor:
+        """Return 1/2 (mu - m)' W^-1 (mu - m), (T,), of class means of ``amounts`` (3, T)."""
+        return torch.einsum("at,abt,bt->t", amounts, self.products, amounts) / 2
+
+    def linear(self, amounts: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the weight (T, D) and the bias (T,) of class means of ``amounts`` (3, T)."""
+        weight = torch.einsum("at,atd->td", amounts, self.directions)
+        return weight, -self.offset(amounts) - weight @ self.centre
+
+    def seen(self, rows: Tensor, labels: Tensor) -> Batch:
+        """Return (f - m)' W^-1 of all parts, (B, 3, T), for features f (B, D); and the labels beside them."""
+        return torch.einsum("bd,atd->bat", rows - self.centre, self.directions), labels.to(rows.device)
+
+
+class _Trial(NamedTuple):
+    """Class means, and images that they are tried on."""
+
+    means: _Means
+    seen: list[Batch]  # (B, 3, T), labels (B,): see _Means.seen
+
+    def scores(self, choice: _Choice) -> list[Batch]:
+        """Return the logits (B, T) of these class means."""
+        amounts = self.means.amounts(choice)
+        less = self.means.offset(amounts)
+        return [((each * amounts).sum(1) - less, labels) for each, labels in self.seen]
+
+
+def _best(trials: list[_Trial]) -> tuple[_Choice, TemperatureFit]:
+    """Return the candidate at which the trials' labels are most likely, all at one temperature."""
+    informative = all(trial.means.informative for trial in trials)
+    counts = TRANSPORT_COUNTS if informative else TRANSPORT_COUNTS[:1]
+    every = (_Choice(k, u, shift) for shift, u, k in product(CENTRE_SHIFTS, PRIOR_COUNTS, counts))
+    fits = ((choice, fit_temperature([each for trial in trials for each in trial.scores(choice)])) for choice in every)
+    return min(fits, key=lambda each: each[1].nll)
+
+
+def _episodes(source: list[Batch], target: _Means, given: HeadInputs, shrinkage: float) -> Iterator[_Trial]:
+    """Yield tasks made of the source's images, in each of which other classes, chosen at random, are the target's.
+
+    An episode has as many labelled images a class as the target has on average. Its classes are as many as the
+    target's, or a third of the source's, whichever is less. Every process has the same episodes, and its share of their
+    images.
+
+    Args:
+        source: features (B, D) and labels (B,) of the source images.
+        target: the target's class means: episodes transport nothing where its plan is uninformative.
+
+    Raises:
+        UserError: there are fewer than four source classes with two or more images.
+    """
+    rows, labels = (gather_in_order(torch.cat(each)) for each in zip(*source, strict=True))
+    counts = labels.bincount(minlength=given.sizes[0])
+    usable = (counts >= 2).nonzero()[:, 0].cpu()
+    if len(usable) < 4:
+        raise UserError(
+            "expected validation images (dataset.validation), or 4 or more source classes with 2 or more images each, "
+            f"to choose the strengths of head=discriminant by, but got {len(usable)} such classes: give head=cosine"
+        )
+    size = max(2, min(len(target.counts), len(usable) // 3))
+    shots = max(1, round(float(target.counts.mean())))
+    most = max(1, HELD_OUT // (EPISODES * size))
+    generator = torch.Generator().manual_seed(0)
+    rank, processes = process()
+
+    def share(places: Tensor, classes: Tensor) -> Batch:
+        """This process's share of these images, labelled by their class's place among ``classes``."""
+        mine = places[rank::processes]
+        place = torch.zeros_like(counts).index_copy_(0, classes, torch.arange(len(classes), device=counts.device))
+        return rows[mine], place[labels[mine]]
+
+    for _ in range(EPISODES):
+        order = usable[torch.randperm(len(usable), generator=generator)].to(labels.device)
+        pseudo, rest = order[:size], order[size:]
+        shuffled = torch.randperm(len(labels), generator=generator).to(labels.device)
+        labelled, held_out = [], []
+        for label in pseudo.tolist():
+            images = shuffled[labels[shuffled] == label]
+            first = min(shots, len(images) - 1)
+            labelled.append(images[:first])
+            held_out.append(images[first : first + most])
+        plan = None
+        if target.informative and given.source_plan is not None:
+            plan = given.source_plan(rest, pseudo).to(rows.device)
+        classes = _classes([share(torch.isin(labels, rest).nonzero()[:, 0], rest)], len(rest), shrinkage)
+        means = _Means(classes, *class_sums([share(torch.cat(labelled), pseudo)], size), plan)
+        images, theirs = share(torch.cat(held_out), pseudo)
+        yield _Trial(means, [means.seen(_wide(images), theirs)])
 
 
 class _Classes(NamedTuple):

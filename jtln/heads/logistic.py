@@ -48,9 +48,12 @@ class NormalizedLinear(nn.Module):
 
 def at_length(features: Tensor, length: float, power: float = 1.0) -> Tensor:
     """Return features (B, D) of this length, each number first raised to ``power``, its sign kept."""
-    if power != 1:
-        features = features.sign() * features.abs().pow(power)
-    return length * normalize(features)
+    return length * normalize(powered(features, power))
+
+
+def powered(features: Tensor, power: float) -> Tensor:
+    """Raise the size of every number to ``power``, its sign kept."""
+    return features if power == 1 else features.sign() * features.abs().pow(power)
 
 
 class Regression(NamedTuple):
@@ -140,7 +143,12 @@ def labelled(features: FeatureSource, prior: Callable[[Tensor], Tensor] | None) 
 
 
 def regression(
-    rows: Tensor, labels: Tensor, classes: int, offset: Tensor | None = None, inverse_penalty: float = 30.0
+    rows: Tensor,
+    labels: Tensor,
+    classes: int,
+    offset: Tensor | None = None,
+    inverse_penalty: float = 30.0,
+    tolerance: float = 1e-5,
 ) -> Regression:
     """Fit a multinomial logistic regression by L-BFGS.
 
@@ -150,6 +158,7 @@ def regression(
         classes: T.
         offset: (N, T) logits that are added; None: none.
         inverse_penalty: C > 0, of |W|^2 / 2C; the bias has |b|^2 / 2.
+        tolerance: > 0, of the gradient's largest entry.
     """
     from scipy.optimize import minimize  # here: --help stays quick
 
@@ -178,7 +187,7 @@ def regression(
         return value, (shares.T @ x).ravel() + flat / inverse_penalty
 
     start = np.zeros(classes * x.shape[1])
-    options = {"maxiter": 2000, "maxfun": 4000, "ftol": 1e-12, "gtol": 1e-5, "maxcor": 20}
+    options = {"maxiter": 2000, "maxfun": 4000, "ftol": 1e-12, "gtol": tolerance, "maxcor": 20}
     found = minimize(objective, start, jac=True, method="L-BFGS-B", options=options)
     weight = torch.from_numpy(found.x.reshape(classes, -1))
     inside, bias = weight[:, :-1], weight[:, -1] * column

@@ -14,7 +14,7 @@ from torch import nn
 from jtln.data.files import Reader
 from jtln.data.transforms import Views
 from jtln.errors import UserError, unknown
-from jtln.heads import Cosine, Discriminant, Head, Linear, Logistic
+from jtln.heads import Cosine, Discriminant, FreeLunch, Head, Linear, Logistic
 from jtln.inference.classifier import KEY, Classifier, Description, Informed
 from jtln.module import not_finite
 from jtln.transport import TransportedPrior
@@ -31,7 +31,7 @@ TRUNKS: dict[str, Callable[..., Trunk]] = {
 MODULE = "jtln.trunks.from_module"  # a network of the user's own, whose path it takes
 _HYDRAS = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")  # keys that are no arguments
 HEADS: dict[str, Callable[..., Head]] = {
-    f"{kind.__module__}.{kind.__qualname__}": kind for kind in (Linear, Cosine, Discriminant, Logistic)
+    f"{kind.__module__}.{kind.__qualname__}": kind for kind in (Linear, Cosine, Discriminant, FreeLunch, Logistic)
 }
 
 

@@ -11,6 +11,7 @@ from jtln.transport.loss import GRADIENTS
 
 IMAGES = {"source": ("source",), "target": ("target",), "both": ("source", "target")}
 UNITS = ("1/epsilon", "1")
+STARTS = ("random", "logistic")
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,17 @@ class Method:
         lambda_source: >= 0, weight of the source's cross-entropy.
         lambda_ot: >= 0, weight of the transport loss between the two heads' predictions.
         lambda_label: >= 0, weight of the transport from the source head's predictions to the target labels.
+        keep: >= 0, weight of the divergence of the source head's predictions on target images from those before
+            training (:mod:`jtln.methods.keep`), which takes the place of the source's cross-entropy.
         lambda_ot_unit: "1/epsilon" multiplies ``lambda_ot`` by 1/epsilon, so that the soft labels of the transport loss
             weigh the same at every epsilon; "1" takes ``lambda_ot`` as it is.
         ot_images: whose images the transport loss reads: "source", "target" or "both".
         gradient: which head's predictions the transport loss changes: "both", "source" or "target".
         ot_schedule: factor of ``lambda_ot`` over training.
         penalty: a baseline's own term, with its weight in its own settings.
+        start_from: where the target head starts: at "random" weights, or at the "logistic" regression on the labelled
+            images' features before training, the prior in place. Linear probing before fine-tuning is LP-FT's (Kumar et
+            al., arXiv 2202.10054, 2022; the paper was not read).
 
     Raises:
         UserError: a weight is negative, or a choice is unknown.
@@ -41,18 +47,21 @@ class Method:
     lambda_source: float = 0.0
     lambda_ot: float = 0.0
     lambda_label: float = 0.0
+    keep: float = 0.0
     lambda_ot_unit: str = "1/epsilon"
     ot_images: str = "source"
     gradient: str = "both"
     ot_schedule: Schedule = field(default_factory=Constant)
     penalty: Penalty | None = None
+    start_from: str = "random"
 
     def __post_init__(self) -> None:
-        for key in ("lambda_target", "lambda_source", "lambda_ot", "lambda_label"):
+        for key in ("lambda_target", "lambda_source", "lambda_ot", "lambda_label", "keep"):
             value = getattr(self, key)
             if not (isinstance(value, int | float) and 0 <= value < float("inf")):
                 raise UserError(f"expected a number {key} >= 0, but got {value!r}")
-        for key, choices in {"lambda_ot_unit": UNITS, "ot_images": tuple(IMAGES), "gradient": GRADIENTS}.items():
+        kinds = {"lambda_ot_unit": UNITS, "ot_images": tuple(IMAGES), "gradient": GRADIENTS, "start_from": STARTS}
+        for key, choices in kinds.items():
             if getattr(self, key) not in choices:
                 raise unknown(key, getattr(self, key), choices)
 
@@ -64,12 +73,13 @@ class Method:
     @property
     def has_terms(self) -> bool:
         """Whether there is a term, and so something to train."""
-        return bool(self.lambda_target or self.lambda_source or self.uses_transport or self.penalty is not None)
+        weights = self.lambda_target, self.lambda_source, self.keep
+        return any(weights) or self.uses_transport or self.penalty is not None
 
     @property
     def keeps_source(self) -> bool:
-        """Whether a term teaches the source head what the source's labels are."""
-        return self.lambda_source > 0
+        """Whether a term holds the source head to its task, so that other terms may train it."""
+        return self.lambda_source > 0 or self.keep > 0
 
     def ot_weight(self, epsilon: float) -> float:
         """The transport loss's weight before its schedule."""

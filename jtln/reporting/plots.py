@@ -54,6 +54,7 @@ _PANELS: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (  # title, 
     ("Weight of the transport term, λ", (("train/lambda_ot", "λ", _GREEN),)),
     ("Entropy of the transport plan, nats", (("train/plan_entropy", "entropy", _GREEN),)),
     ("Transport to the labels of target images, before its weight", (("train/ot_to_labels", "transport", _GREEN),)),
+    ("Source predictions on target images, divergence from those before training", (("train/keep", "kept", _GREEN),)),
     ("The method's own penalty, with its weight", (("train/penalty", "penalty", _GREEN),)),
 )
 
@@ -145,8 +146,9 @@ def training_curves(metrics: Sequence[Mapping[str, float | None]] | Path | str) 
     Args:
         metrics: rows as the logger writes them, or the path of metrics.csv. A row holds ``step`` and any of
             train/target_loss, train/source_loss, train/ot, train/ot_gradient_ratio, train/lambda_ot,
-            train/plan_entropy, train/ot_to_labels, train/penalty, val/target/accuracy and val/source/accuracy; what
-            is missing, None or not finite is passed over, and a panel without a value is left out.
+            train/plan_entropy, train/ot_to_labels, train/keep, train/penalty, val/target/accuracy and
+            val/source/accuracy; what is missing, None or not finite is passed over, and a panel without a value is left
+            out.
     """
     rows = _read_metrics(Path(metrics)) if isinstance(metrics, (str, Path)) else metrics
     series = {column: _series(rows, column) for _, curves in _PANELS for column, _, _ in curves}

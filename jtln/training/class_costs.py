@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,11 +17,13 @@ from jtln.costs import Cost, SourceHead, is_constant
 from jtln.costs.calibration import Calibration, calibrate
 from jtln.data.features import Features
 from jtln.data.pairs import Pair
-from jtln.heads import AUTO, Head
+from jtln.errors import UserError
+from jtln.heads import AUTO, Head, SourcePlan
 from jtln.heads.logistic import at_length, choose_alpha, labelled
 from jtln.methods import Method
 from jtln.module import JTLN
-from jtln.transport import TransportedPrior, TransportLoss, TransportSettings, relation
+from jtln.names.class_set import ClassSet
+from jtln.transport import TransportedPrior, TransportLoss, TransportSettings, class_plan, relation
 
 DEFAULT_ALPHA = 0.5  # weight of the prior where one label a class cannot choose it
 
@@ -78,6 +81,38 @@ def read_cost(
     unknown = cost.unknown(source, target).target
     used, calibration = calibrate(given.to(features.device), settings.epsilon, logits, unknown)
     return RunCost(given, used.cpu(), calibration)
+
+
+def source_plan(
+    cost: Cost, classes: ClassSet, calibration: Calibration | None, settings: TransportSettings
+) -> SourcePlan | None:
+    """Return what gives plans between source classes, as sharp as the plan between source and target classes.
+
+    Args:
+        cost: that relates source and target classes.
+        classes: the source's.
+        calibration: of the cost on the labelled images; its epsilon is a share of the cost's range.
+        settings: whose epsilon is in the cost's units, for a cost that was not calibrated.
+
+    Returns:
+        None where the cost follows features, does not relate source classes to each other, or was found to be of no
+        use.
+    """
+    if cost.updates != "never" or (calibration is not None and math.isinf(calibration.epsilon)):
+        return None
+    try:
+        matrix = copy.deepcopy(cost).matrix(classes, classes)  # a cost may remember the classes that it was asked for
+    except UserError:
+        return None
+
+    def plan(some: Tensor, others: Tensor) -> Tensor:
+        block = matrix.to(some.device)[some][:, others]
+        width = float(block.max() - block.min())
+        if width <= 1e-6:  # nothing tells these classes apart
+            return torch.full_like(block, 1 / block.numel())
+        return class_plan(block, settings.epsilon if calibration is None else calibration.epsilon * width)
+
+    return plan
 
 
 @dataclass(frozen=True)

@@ -159,6 +159,7 @@ def check_fit(
     readers = {
         f"head={head.name} with a prior": head.prior != 0,
         f"method={method.name}": method.penalty is not None and method.penalty.needs_source_head,
+        "method.keep": method.keep > 0,
         "method.lambda_ot without lambda_source": method.lambda_ot > 0 and without_source,
         "method.lambda_label without lambda_source": method.lambda_label > 0 and without_source,
         f"cost={cost_name}": uses_cost and cost.needs_source_head,

@@ -107,6 +107,8 @@ def log_training(
         terms.append(f"{method.lambda_ot:g}{unit} OT({method.ot_images} images{change})")
     if method.lambda_label:
         terms.append(f"{method.lambda_label:g} OT(target images to their labels)")
+    if method.keep:
+        terms.append(f"{method.keep:g} KL(source head before training on target images)")
     if method.penalty is not None:
         terms.append(f"{type(method.penalty).__name__}({method.penalty.extra_repr()})")
     log("method", f"{method.name}: " + (" + ".join(terms) or "nothing is trained but the head"))

@@ -22,12 +22,12 @@ from jtln.data.pairs import Pair, PairSpec
 from jtln.data.synthetic import synthetic_pair
 from jtln.data.transforms import Augment
 from jtln.errors import UserError
-from jtln.heads import Head, HeadFit, HeadInputs
+from jtln.heads import Head, HeadFit, HeadInputs, Logistic, SourcePlan
 from jtln.inference.classifier import KEY, Description
 from jtln.module import JTLN
 from jtln.storage import save_torch
 from jtln.training.callbacks import CollectPredictions
-from jtln.training.class_costs import FollowFeatures, RunCost, read_cost, read_prior
+from jtln.training.class_costs import FollowFeatures, RunCost, read_cost, read_prior, source_plan
 from jtln.training.experiment import Experiment
 from jtln.training.frozen import PARTS, ComputedFeatures, feature_data
 from jtln.training.log import log, log_data, log_training
@@ -142,9 +142,14 @@ def run(experiment: Experiment) -> dict[str, Any]:
     _check_batch_norms(module, data, trainer.world_size)
     log_training(experiment, pair, module, cost, pretrained, data.passes(experiment.budget.steps), prior)
 
+    if checkpoint is None:
+        start_target_head(module, features)
     fitted = fit_best(trainer, module, data, checkpoint) if module.terms else keep_untrained(trainer, module)
     matrix = _matrix_in_use(module, follow, cost)
-    head_fit = form_head(experiment.head, module, features, matrix, experiment.transport.epsilon)
+    between = None
+    if cost is not None and experiment.head.reads_plan and not len(pair.target.val):
+        between = source_plan(experiment.cost, pair.source.classes, cost.calibration, experiment.transport)
+    head_fit = form_head(experiment.head, module, features, matrix, experiment.transport.epsilon, between)
     if trainer.is_global_zero:
         _complete(fitted.best, experiment.head, module, None if trunk is network else network)
     metrics = evaluate(trainer, module, data)
@@ -218,13 +223,39 @@ def _matrix_in_use(module: JTLN, follow: FollowFeatures | None, cost: RunCost | 
     return None if cost is None else cost.used
 
 
-def form_head(head: Head, module: JTLN, features: Features, cost: Tensor | None, epsilon: float) -> HeadFit | None:
+def start_target_head(module: JTLN, features: Features) -> HeadFit | None:
+    """Start the target head where the method has it start; None where that is at the weights that it has.
+
+    Args:
+        features: of the trunk before training.
+    """
+    if module.method.start_from != "logistic":
+        return None
+    module.to(features.device)
+    target_head = module.target_head
+    assert isinstance(target_head, nn.Linear)
+    given = HeadInputs(features, (module.source_head.out_features, target_head.out_features), prior=module.log_prior)
+    found = Logistic(normalization="mean").fit(target_head, given)
+    target_head.load_state_dict(found.classifier.state_dict())
+    log("start", "target head: logistic regression on the labelled images, loss {loss:.3g}".format(**found.chosen))
+    return found
+
+
+def form_head(
+    head: Head,
+    module: JTLN,
+    features: Features,
+    cost: Tensor | None,
+    epsilon: float,
+    between: SourcePlan | None = None,
+) -> HeadFit | None:
     """Form the target classifier after training, and put it in place of the trained head; None where that one stays.
 
     Args:
         features: under the module's trunk.
         cost: (S, T) that relates the classes; None where nothing does.
         epsilon: of the plan between the classes under it.
+        between: gives plans between source classes; None where nothing relates them.
     """
     if not head.replaces:
         return None
@@ -235,7 +266,7 @@ def form_head(head: Head, module: JTLN, features: Features, cost: Tensor | None,
     trained = module.target_head
     assert isinstance(trained, nn.Linear)
     sizes = module.source_head.out_features, trained.out_features
-    found = head.fit(trained, HeadInputs(features, sizes, plan, module.log_prior))
+    found = head.fit(trained, HeadInputs(features, sizes, plan, module.log_prior, between))
     module.target_head = found.classifier.to(features.device)
     return found
 
@@ -331,7 +362,7 @@ def _pretrain(experiment: Experiment, pair: Pair) -> Pretrained | None:
 def _is_target_only(experiment: Experiment) -> bool:
     """Whether nothing of the source is in the run: neither its images nor a term that needs them."""
     method = experiment.method
-    reads_source = method.lambda_source > 0 or experiment.uses_cost or experiment.pretraining is not None
+    reads_source = method.keeps_source or experiment.uses_cost or experiment.pretraining is not None
     return not (reads_source or method.penalty is not None or experiment.trunk.get("freeze"))
 
 

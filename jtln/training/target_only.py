@@ -169,6 +169,7 @@ def _remedies(experiment: Experiment) -> str:
         f"a smaller method.lambda_source (now {method.lambda_source:g})": method.lambda_source > 0,
         f"a smaller method.lambda_ot (now {method.lambda_ot:g})": method.lambda_ot > 0,
         f"a smaller method.lambda_label (now {method.lambda_label:g})": method.lambda_label > 0,
+        f"a smaller method.keep (now {method.keep:g})": method.keep > 0,
         f"another cost (now {experiment.cost_name})": experiment.uses_cost,
         "a weaker method.penalty": method.penalty is not None,
         "trunk.freeze=false": frozen,

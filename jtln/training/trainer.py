@@ -354,6 +354,7 @@ def _quiet_lightning() -> None:
     for message in (
         ".*does not have many workers.*",
         ".*The number of training batches.*",
+        ".*Total length of `list` across ranks is zero.*",  # no validation images of the target
         ".*in eval mode at the start of training.*",  # a frozen trunk, a penalty's copy of the pre-trained one
         ".*Experiment logs directory.*",
         ".*Checkpoint directory.*",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import product
 
 import numpy as np
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from jtln.errors import UserError
-from jtln.heads import Discriminant, HeadFit, discriminant
+from jtln.heads import Discriminant, HeadFit, HeadInputs, discriminant
 from jtln.heads.discriminant import CENTRE_SHIFTS, PRIOR_COUNTS, TRANSPORT_COUNTS
+from jtln.transport import class_plan
 
 S, T, D = 6, 3, 5
 PLAN = torch.zeros(S, T)  # target class j is related to source classes j and j + 3
@@ -52,7 +54,7 @@ class World:
 
     def fit(self, trained: nn.Linear | None = None, plan: Tensor | None = PLAN, **settings: float) -> HeadFit:
         head = Discriminant(**settings)  # type: ignore[arg-type]
-        return head.fit(trained or nn.Linear(D, T), self, plan, (S, T))
+        return head.fit(trained or nn.Linear(D, T), HeadInputs(self, (S, T), plan))
 
     def expected(self, k: float, u: float, shift: float, shrinkage: float) -> tuple[np.ndarray, np.ndarray]:
         """The class means (T, D) and the covariance (D, D), by the formulas of the module."""
@@ -172,13 +174,13 @@ def test_with_more_labelled_images_the_trained_head_has_a_share(good: bool) -> N
 
 def test_the_classifier_is_linear_and_a_state_dict_fills_an_empty_one() -> None:
     world, head = World(), Discriminant(source_images=9)
-    found = head.fit(nn.Linear(D, T), world, PLAN, (S, T)).classifier
+    found = head.fit(nn.Linear(D, T), HeadInputs(world, (S, T), PLAN)).classifier
     assert world.asked == 9
     again = Discriminant(**head.settings()).classifier(D, T)
     again.load_state_dict(found.state_dict())
     assert torch.equal(again(world.validation[0]), found(world.validation[0]))
     assert (head.name, head.uses_cost, head.replaces) == ("discriminant", True, True)
-    assert head.settings() == {"shrinkage": 0.7, "mixed_from": 10, "source_images": 9}
+    assert head.settings() == {"shrinkage": 0.7, "mixed_from": 10, "source_images": 9, "prior": 0.0}
 
 
 def test_source_classes_without_an_image_and_a_single_image() -> None:
@@ -207,6 +209,116 @@ def test_features_that_are_missing_or_not_finite(monkeypatch: pytest.MonkeyPatch
     world = World()
     monkeypatch.setattr(world, "of", lambda side, *_, **__: [] if side == "source" else World.of(world, side))
     with pytest.raises(UserError, match="source features, but got none"):
+        world.fit()
+
+
+# Without validation images: episodes of source classes.
+
+FAMILIES, SIZE = 6, 5  # source classes 5 f to 5 f + 4 are of family f, and target class f is
+
+
+class Families:
+    """Classes near to their family's centre; one labelled image a target class, and no validation image."""
+
+    def __init__(self, shots: int = 1, apart: float = 2.0) -> None:
+        draw = torch.Generator().manual_seed(7)
+        centres = apart * torch.randn(FAMILIES, D, generator=draw)
+        means = centres.repeat_interleave(SIZE, 0) + 0.3 * torch.randn(FAMILIES * SIZE, D, generator=draw) * apart
+        labels = torch.arange(FAMILIES * SIZE).repeat_interleave(20)
+        self.source: Images = means[labels] + torch.randn(len(labels), D, generator=draw), labels
+        targets = centres + 0.3 * torch.randn(FAMILIES, D, generator=draw) * apart
+        labels = torch.arange(FAMILIES).repeat(shots)
+        self.labelled: Images = targets[labels] + torch.randn(len(labels), D, generator=draw), labels
+        labels = torch.arange(FAMILIES).repeat(100)
+        self.test: Images = targets[labels] + torch.randn(len(labels), D, generator=draw), labels
+
+    def of(self, side: str, part: str = "train", at_most: int | None = None) -> list[Images]:
+        if part == "val":
+            return []
+        features, labels = self.source if side == "source" else self.labelled
+        return [(features[:2], labels[:2]), (features[2:], labels[2:])]
+
+    def fit(self, cost: Tensor | None = None, between: Tensor | None = None) -> HeadFit:
+        """With plans under a cost between source and target classes, and one between source classes."""
+        sizes = FAMILIES * SIZE, FAMILIES
+        plan = None if cost is None else class_plan(cost, 0.1)
+        source_plan = None if between is None else lambda some, others: class_plan(between[some][:, others], 0.1)
+        return Discriminant().fit(nn.Linear(D, FAMILIES), HeadInputs(self, sizes, plan, source_plan=source_plan))
+
+    def accuracy(self, fit: HeadFit) -> float:
+        return float((fit.classifier(self.test[0]).argmax(1) == self.test[1]).float().mean())
+
+
+family = torch.arange(FAMILIES * SIZE) // SIZE
+COST = (family[:, None] != torch.arange(FAMILIES)).float()  # (S, T): of another family
+BETWEEN = (family[:, None] != family).float()  # (S, S)
+
+
+def test_episodes_choose_what_an_informative_cost_is_worth() -> None:
+    world = Families()
+    informed, uninformed = world.fit(COST, BETWEEN), world.fit()
+    assert informed.chosen["transport_count"] > 0 == uninformed.chosen["transport_count"]
+    assert informed.chosen["nll"] < uninformed.chosen["nll"] - 0.1
+    assert world.accuracy(informed) > world.accuracy(uninformed) + 0.05
+    assert (informed.chosen["trained_share"], informed.chosen["episodes"]) == (0.0, 5)
+    for cost, between in ((torch.ones_like(COST), torch.ones_like(BETWEEN)), (COST, None), (None, BETWEEN)):
+        assert world.fit(cost, between).chosen == uninformed.chosen
+    permuted = world.fit(COST.roll(1, 1), BETWEEN.roll(SIZE, 1))
+    assert permuted.chosen["transport_count"] < informed.chosen["transport_count"]
+
+
+def test_episodes_are_of_other_classes_each_time_and_the_same_in_every_fit() -> None:
+    asked: list[tuple[list[int], list[int]]] = []
+
+    def plan(some: Tensor, others: Tensor) -> Tensor:
+        asked.append((some.tolist(), others.tolist()))
+        return class_plan(BETWEEN[some][:, others], 0.1)
+
+    world = Families()
+    given = HeadInputs(world, (FAMILIES * SIZE, FAMILIES), class_plan(COST, 0.1), source_plan=plan)
+    first, second = (Discriminant().fit(nn.Linear(D, FAMILIES), given) for _ in range(2))
+    assert asked[:5] == asked[5:]
+    assert len({tuple(others) for _, others in asked}) == 5
+    for some, others in asked:
+        assert len(others) == FAMILIES  # as many as target classes: less than a third of the source's
+        assert sorted(some + others) == list(range(FAMILIES * SIZE))
+    assert first.chosen == second.chosen
+    assert torch.equal(first.classifier.weight, second.classifier.weight)
+
+
+def test_images_that_are_held_out_are_not_the_labelled_ones() -> None:
+    """Of noise alone, no labels are much likelier than by chance."""
+    found = Families(apart=0.0).fit().chosen
+    assert math.log(FAMILIES) - 0.05 < found["nll"] < math.log(FAMILIES) + 0.02
+
+
+@pytest.mark.parametrize("shots", [1, 4])
+def test_the_outcome_is_the_gaussian_discriminant_of_the_choice(shots: int) -> None:
+    """By SciPy, up to the temperature, one factor of all logits."""
+    world = Families(shots)
+    classifier, chosen = world.fit(COST, BETWEEN)
+    k, u, shift = (chosen[name] for name in ("transport_count", "prior_count", "centre_shift"))
+    x, y = (each.double().numpy() for each in world.source)
+    means = np.stack([x[y == i].mean(0) for i in range(FAMILIES * SIZE)])
+    within = sum(np.cov(x[y == i].T, bias=True) * (y == i).sum() for i in range(len(means))) / (len(y) - len(means))
+    within = 0.3 * within + 0.7 * np.trace(within) / D * np.eye(D)
+    plan = class_plan(COST, 0.1).double().numpy()
+    x, y = (each.double().numpy() for each in world.labelled)
+    own = np.stack([x[y == j].mean(0) for j in range(FAMILIES)])
+    centre = (1 - shift) * means.mean(0) + shift * own.mean(0)
+    transported = centre + (plan / plan.sum(0)).T @ (means - means.mean(0))
+    expected = densities(world.test[0], (shots * own + k * transported + u * centre) / (shots + k + u), within)
+    found = classifier(world.test[0]).detach().double().numpy()
+    expected, found = (each - each.mean(1, keepdims=True) for each in (expected, found))
+    factor = (expected * found).sum() / (expected**2).sum()
+    np.testing.assert_allclose(found, factor * expected, rtol=1e-3, atol=1e-3)
+    assert 0.3 < factor < 3  # the classes are Gaussians of this covariance
+
+
+def test_too_few_source_classes_for_episodes() -> None:
+    world = Families()
+    world.source = world.source[0][:60], world.source[1][:60]
+    with pytest.raises(UserError, match=r"dataset\.validation.* 4 or more source classes .*got 3"):
         world.fit()
 
 

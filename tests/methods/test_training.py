@@ -269,13 +269,15 @@ def experiment(tmp_path: Path) -> Experiment:
 
 
 @pytest.mark.usefixtures("no_drawing")
-@pytest.mark.parametrize("name", [*PENALTIES, "permuted posterior"])
+@pytest.mark.parametrize("name", [*PENALTIES, "keep", "permuted posterior"])
 def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not_been(
     name: str, experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fresh(folder: str) -> Experiment:
         if name in PENALTIES:
             method, cost = Method(name, penalty=PENALTIES[name]()), experiment.cost
+        elif name == "keep":
+            method, cost = Method(keep=1.0), experiment.cost
         else:
             method, cost = Method(lambda_source=1.0, lambda_ot=1.0), PermutedCost(PosteriorCost(calibrate=True))
         return replace(experiment, method=method, cost=cost, folder=tmp_path / folder)
@@ -310,6 +312,8 @@ def test_an_untrained_source_head_is_refused(experiment: Experiment) -> None:
     untrained = partial(replace, experiment, pretraining=None)
     with pytest.raises(UserError, match=r"for method=co_tuning, .*pretrain=none: give pretrain=source"):
         untrained(method=Method("co_tuning", penalty=CoTuning()))
+    with pytest.raises(UserError, match=r"for method\.keep, .*pretrain=none: give pretrain=source"):
+        untrained(method=Method("lwf", keep=1.0))
     with pytest.raises(UserError, match=r"for cost=posterior, .*pretrain=none"):
         untrained(method=Method(lambda_source=1.0, lambda_ot=1.0))
     with pytest.raises(UserError, match=r"for method\.lambda_label without lambda_source, .*pretrain=none"):

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
+import ot
 import pytest
 import pytorch_lightning as pl
 import torch
+from given_cost import GivenCost
 from tiny import TinySpec
 from torch import Tensor, nn
 
-from jtln.costs import CentroidCost, Cost, PosteriorCost
+from jtln.costs import CentroidCost, Cost, PosteriorCost, UniformCost
+from jtln.costs.calibration import Calibration
 from jtln.data.features import Features
 from jtln.methods import Method
 from jtln.module import JTLN, Optimization
-from jtln.training.class_costs import FollowFeatures, read_cost
+from jtln.names.class_set import ClassSet
+from jtln.training.class_costs import FollowFeatures, read_cost, source_plan
 from jtln.training.trainer import Budget, pair_data
 from jtln.transport import TransportSettings
 from jtln.trunks.base import Trunk
@@ -139,3 +144,43 @@ def test_what_follows_is_kept_in_a_checkpoint(make_trunk: Callable[..., Trunk], 
 
 def _classes() -> tuple[Any, Any]:
     return TinySpec.source_classes, TinySpec.target_classes
+
+
+class Lengths(Cost):
+    """Distances between names by their lengths; it remembers the classes that it was asked for."""
+
+    asked: tuple[str, ...] = ()
+
+    def distances(self, source: ClassSet, target: ClassSet) -> Tensor:
+        self.asked = tuple(target.names)
+        sizes = [torch.tensor([len(name) for name in classes.names]) for classes in (source, target)]
+        return (sizes[0][:, None] - sizes[1]).abs().float()
+
+
+NAMES = ClassSet(["a", "bb", "cccc", "ddddddddd"])
+
+
+@pytest.mark.parametrize("share", [None, 0.2])
+def test_plans_between_source_classes_are_as_sharp_as_the_targets(share: float | None) -> None:
+    """A calibrated epsilon is a share of the range, one that is not calibrated is in the cost's units."""
+    cost = Lengths()
+    cost.matrix(NAMES, ClassSet(["ee"]))
+    calibration = None if share is None else Calibration(share, 1.0, 1.1)
+    plan = source_plan(cost, NAMES, calibration, SETTINGS)
+    assert plan is not None
+    found = plan(torch.tensor([0, 3]), torch.tensor([1, 2]))
+    block = torch.tensor([[1.0, 3.0], [7.0, 5.0]]) / 8
+    epsilon = 0.3 if share is None else share * 6 / 8
+    expected = ot.sinkhorn([0.5, 0.5], [0.5, 0.5], block.double().numpy(), epsilon, stopThr=1e-12)
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-4)
+    assert cost.asked == ("ee",)
+
+
+def test_where_nothing_relates_source_classes_there_is_no_plan_between_them() -> None:
+    useless = Calibration(math.inf, 1.1, 1.1)
+    assert source_plan(Lengths(), NAMES, useless, SETTINGS) is None
+    assert source_plan(CentroidCost(), NAMES, None, SETTINGS) is None
+    assert source_plan(GivenCost(torch.rand(4, 3)), NAMES, None, SETTINGS) is None  # of source and target classes alone
+    plan = source_plan(UniformCost(), NAMES, Calibration(0.1, 1.0, 1.1), SETTINGS)
+    assert plan is not None
+    torch.testing.assert_close(plan(torch.tensor([0, 1]), torch.tensor([2, 3])), torch.full((2, 2), 0.25))

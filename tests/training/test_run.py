@@ -15,15 +15,15 @@ import pytest
 import torch
 from PIL import Image
 from runs import column, cut_off, rows
-from tiny import CPU
+from tiny import CPU, TinySpec
 
-from jtln.costs import CentroidCost, FileCost
+from jtln.costs import CentroidCost, FileCost, WordNetCost
 from jtln.costs.file import save_cost
-from jtln.data.pairs import PairSpec
+from jtln.data.pairs import Pair, PairSpec
 from jtln.data.transforms import ToFloat
 from jtln.errors import UserError
 from jtln.heads import Cosine, Discriminant, Head, Linear
-from jtln.heads.discriminant import TRANSPORT_COUNTS
+from jtln.heads.discriminant import TRANSPORT_COUNTS, DiscriminantFit
 from jtln.methods import Method
 from jtln.module import JTLN, Optimization
 from jtln.reporting.predictions import read_predictions
@@ -286,6 +286,23 @@ def test_a_head_takes_the_place_of_the_trained_one(trains_transport: bool, head:
     again = run(replace(experiment, resume=True, cost=CentroidCost()))
     assert again["head_fit"] == result["head_fit"]
     assert again["target"] == result["target"]
+
+
+class Unvalidated(TinySpec):
+    """The target has no validation image; the cost relates the source's classes to each other, too."""
+
+    def load(self) -> Pair:
+        pair = super().load()
+        return replace(pair, target=replace(pair.target, val=pair.target.val.subset([])))
+
+
+def test_without_validation_images_the_discriminant_is_chosen_on_episodes(experiment: Experiment) -> None:
+    spec, cost = Unvalidated(), WordNetCost()
+    head, method = Discriminant(), Method("consecutive")
+    result = run(replace(experiment, spec=spec, cost=cost, cost_name="wordnet", head=head, method=method))
+    assert result["head_fit"].keys() == {*DiscriminantFit._fields, "episodes"}
+    assert (result["head_fit"]["episodes"], result["target"]["val"]) == (5, None)
+    assert result["target"]["test"]["n"] == 12
 
 
 def test_the_linear_head_is_tested_as_validation_chose_it(experiment: Experiment) -> None:
