@@ -228,7 +228,7 @@ def choose_alpha(
         for fold in range(folds):
             out = (place % folds == fold) & (counts[labels] >= 2)
             kept = ~out
-            fit = regression(rows[kept], labels[kept], log_q.shape[1], alpha * log_q[kept], inverse_penalty)
+            fit = regression(rows[kept], labels[kept], log_q.shape[1], alpha * log_q[kept], inverse_penalty, 1e-3)
             logits = linear(rows[out], fit.weight, fit.bias) + alpha * log_q[out].double()
             left_out.append((logits, labels[out]))
         found[alpha] = fit_temperature([tuple(map(torch.cat, zip(*left_out, strict=True)))]).nll  # type: ignore[list-item]
