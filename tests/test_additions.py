@@ -37,22 +37,24 @@ PYTHON = {
                 return self.weight * batch.features.square().mean()
         """,
     "my_head": """
+        from dataclasses import dataclass
+
         import torch
         from torch import nn
         from jtln.heads import Head, HeadFit
 
+        @dataclass(frozen=True)
         class Mean(Head):
             '''Nearest class mean.'''
             name = "mean"
-            def __init__(self, sharpness):
-                self.sharpness = sharpness
+            sharpness: float = 1.0
             def classifier(self, dim, classes):
                 return nn.Linear(dim, classes)
             @torch.no_grad()
-            def fit(self, trained, features, plan, sizes):
-                rows, labels = (torch.cat(each) for each in zip(*features.of("target")))
-                means = torch.stack([rows[labels == j].mean(0) for j in range(sizes[1])])
-                head = self.classifier(trained.in_features, sizes[1])
+            def fit(self, trained, given):
+                rows, labels = (torch.cat(each) for each in zip(*given.features.of("target")))
+                means = torch.stack([rows[labels == j].mean(0) for j in range(given.sizes[1])])
+                head = self.classifier(trained.in_features, given.sizes[1])
                 head.weight.copy_(2 * self.sharpness * means)
                 head.bias.copy_(-self.sharpness * means.square().sum(1))
                 return HeadFit(head, {"sharpness": self.sharpness})

@@ -291,7 +291,8 @@ def _shrunk(config: DictConfig) -> DictConfig:
         small["pretrain"] = {"epochs": 1, "steps_per_epoch": 1, "batch_size": size}
     weights = str(config.trunk.get("weights"))
     if is_fetched(weights) and config.trunk.get("_target_") != "jtln.trunks.efficientnet_lite":  # whose are at hand
-        if weights != "auto" and config.dataset.get("image_size", SMALLEST_FULL) < SMALLEST_FULL:
+        of_alexnet = config.trunk.get("_target_") == "jtln.trunks.alexnet"
+        if of_alexnet and weights != "auto" and config.dataset.get("image_size", SMALLEST_FULL) < SMALLEST_FULL:
             instantiate(_trunk_settings(config), image_size=config.dataset.image_size)  # refuses what has no weights
         small["trunk"] = {"weights": "none"}
     return OmegaConf.merge(config, small)  # type: ignore[return-value]

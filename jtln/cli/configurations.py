@@ -40,7 +40,11 @@ class Composer:
         taken = {key_of(each) for each in given}
         shared = [str(each) for each in listed(config.study.overrides or [])]
         # What the command line says counts more than study.overrides.
-        self.shared = [e for e in shared if key_of(e) not in taken]
+        self.shared = [
+            e
+            for e in shared
+            if key_of(e) not in taken and not (is_of_a_choice(e) and key_of(e).partition(".")[0] in taken)
+        ]
         spaces: Any = OmegaConf.to_container(config.study.tune.space or OmegaConf.create(), resolve=True)
         methods = GlobalHydra.instance().config_loader().get_group_options("method", ObjectType.CONFIG)
         for name in spaces:

@@ -22,7 +22,7 @@ def summary(evidence: DatasetEvidence) -> list[str]:
     ]
     by_other: dict[tuple[str, str], list[Comparison]] = {}
     for claim in evidence.claims:
-        row = "" if claim.row == evidence.chosen[claim.labels] else f"{claim.row} over "
+        row = "" if claim.row == evidence.chosen.get(claim.labels) else f"{claim.row} over "
         by_other.setdefault((row, claim.other), []).append(claim)
     for (row, other), claims in by_other.items():
         start = f"{row}{other}" if row else f"Over {other}"

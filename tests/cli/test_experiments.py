@@ -73,7 +73,7 @@ def test_every_command_of_a_header_composes(name: str, command: str, capsys: pyt
 
 
 def test_headers_say_what_they_have_to() -> None:
-    for name in set(NAMES) - {"none"}:
+    for name in set(NAMES) - {"none", "photographs"}:
         for part in ("Hardware:", "Published by others:", "Ours: ", f"python train.py experiment={name}"):
             assert part in TEXTS[name], (name, part)
 

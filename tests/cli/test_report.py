@@ -167,7 +167,6 @@ MISTAKES = {
     "-m study=quick dataset=fashn": "fashion",
     "-m study=quick optimizer.foo=1": "foo",
     "-m study=quick study.only=[annealed_uniform] cost.metric=path": "none of the rows annealed_uniform has a cost",
-    "-m study=quick study.workers=1 trainer.devices=2 ONE": "trainer.devices=1 with study.workers=1",
     "-m study=quick study.seeds=[4294967296]": "from 0 to 4294967295 in study.seeds, but got 4294967296",
     "-m study=few_shot pretrain=none study.only=[joint,annealed_posterior]": "annealed_posterior: expected a source",
 }
