@@ -53,7 +53,7 @@ MISTAKES = {
     "cost=permuted cost@cost.of=null": "one file's name for cost",
     "method=l2sp method.penalty=null method.penalty.alpha=1": "one of method.penalty=null and method.penalty.alpha=1",
     "method=co_tuning method.penalty=null": "expected the penalty of method=co_tuning, but got null",
-    "head=null": "one file's name for head, but got head=null: choose from cosine, discriminant, free_lunch, linear, logistic",
+    "head=null": "for head, but got head=null: choose from cosine, discriminant, free_lunch, linear, logistic",
     "head=linear head.shrinkage=0.5": "unknown key in 'head' 'shrinkage'",
     "head=discriminant head.shrinkage=0": "head: expected shrinkage in [1e-6, 1], but got 0",
     "method=l2sp method.penalty=3 method.penalty.alpha=1": "one of method.penalty=3 and method.penalty.alpha=1",
