@@ -100,12 +100,20 @@ class Experiment:
         return bool(self.trunk.get("freeze")) or not self.method.has_terms
 
     def __post_init__(self) -> None:
-        pretrained, images = self.source_head_trained, self.spec.has_source_images
-        check_fit(self.method, self.head, self.cost, self.cost_name, pretrained, images, bool(self.trunk.get("freeze")))
+        self.check_fit(self.source_head_trained)
         if self.compare_target_only and not self.spec.validates:
             raise UserError("expected validation images for compare_target_only, but got dataset.validation=0")
-        if self.pretraining is not None and not images:
+        if self.pretraining is not None and not self.spec.has_source_images:
             raise UserError("expected source images for pretrain=source, but the source has none: give pretrain=none")
+
+    def check_fit(self, trained: bool) -> None:
+        """Raise a UserError where the parts do not fit, see :func:`check_fit`.
+
+        Args:
+            trained: whether the source head is trained: known for certain once the weights are loaded.
+        """
+        images, frozen = self.spec.has_source_images, bool(self.trunk.get("freeze"))
+        check_fit(self.method, self.head, self.cost, self.cost_name, trained, images, frozen)
 
 
 def check_fit(
@@ -144,6 +152,11 @@ def check_fit(
             f"update=ema of cost={cost_name} with method={method.name}: give cost.update=once"
         )
     without_source = not method.keeps_source
+    if head.prior != 0 and cost.updates in ("epoch", "ema"):
+        raise UserError(
+            "expected a cost that is read before training for a prior, which does not follow it, but got "
+            f"update={cost.updates} of cost={cost_name}: give cost.update=once"
+        )
     images = {
         f"head={head.name}": head.reads_source,
         f"cost={cost_name}": uses_cost and cost.reads_source,

@@ -93,10 +93,12 @@ def run(experiment: Experiment) -> dict[str, Any]:
     pl.seed_everything(experiment.seed, verbose=False)
     network = trunk = experiment.make_trunk()
     source_head = nn.Linear(trunk.dim, len(pair.source.classes))
+    trained = True  # the source head
     if pretrained is not None:
         pretrained.load_into(trunk, source_head)
     elif trunk.published is not None or experiment.synthetic_images is None:  # else weights are not fetched
-        take_published(source_head, trunk, experiment.spec)
+        trained = take_published(source_head, trunk, experiment.spec)
+        experiment.check_fit(trained)
     data = _data(experiment, pair, trunk)
 
     if experiment.resume:
@@ -119,7 +121,8 @@ def run(experiment: Experiment) -> dict[str, Any]:
     cost = prior = None
     if experiment.uses_cost:
         settings = experiment.transport
-        cost = read_cost(experiment.cost, pair, features, source_head.to(device), settings, experiment.calibrates)
+        calibrates = experiment.calibrates and trained
+        cost = read_cost(experiment.cost, pair, features, source_head.to(device), settings, calibrates)
         if experiment.head.prior != 0:
             learns = experiment.method.keeps_source
             unknown = experiment.cost.unknown(pair.source.classes, pair.target.classes).target

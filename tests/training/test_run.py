@@ -17,7 +17,7 @@ from PIL import Image
 from runs import column, cut_off, rows
 from tiny import CPU, TinySpec
 
-from jtln.costs import CentroidCost, FileCost, WordNetCost
+from jtln.costs import CentroidCost, FileCost, UniformCost, WordNetCost
 from jtln.costs.file import save_cost
 from jtln.data.pairs import Pair, PairSpec
 from jtln.data.transforms import ToFloat
@@ -25,16 +25,17 @@ from jtln.errors import UserError
 from jtln.heads import Cosine, Discriminant, Head, Linear
 from jtln.heads.discriminant import TRANSPORT_COUNTS, DiscriminantFit
 from jtln.methods import Method
+from jtln.methods.co_tuning import CoTuning
 from jtln.module import JTLN, Optimization
 from jtln.reporting.predictions import read_predictions
 from jtln.schedules import Schedule
 from jtln.training.experiment import Experiment
 from jtln.training.log import calibration_message
 from jtln.training.pretraining import Pretraining
-from jtln.training.run import run
+from jtln.training.run import run, take_published
 from jtln.training.trainer import Budget, TrainerSettings, best_and_last
 from jtln.transport import TransportLoss, TransportSettings, class_plan
-from jtln.trunks.base import Trunk
+from jtln.trunks.base import PublishedHead, Trunk
 
 pytestmark = pytest.mark.slow
 
@@ -452,3 +453,37 @@ def test_a_run_without_a_checkpoint_starts_anew(experiment: Experiment, capsys: 
 def test_trainer_settings_that_cannot_be_are_the_users_mistake(experiment: Experiment) -> None:
     with pytest.raises(UserError, match=r"trainer\.\*.*foo"):
         run(replace(experiment, pretraining=None, trainer=TrainerSettings({"foo": 1}, progress_bar=False)))
+
+
+class Classified(TinySpec):
+    """The source classes are those of a published classifier, which a trunk may or may not have."""
+
+    classifier_rows = (0, 1, 2, 3)
+    classifier_size = 4
+
+
+def test_a_source_head_that_nothing_trained_is_not_read(experiment: Experiment) -> None:
+    method = Method("co_tuning", penalty=CoTuning())
+    reading = replace(experiment, spec=Classified(), pretraining=None, method=method, cost=UniformCost())
+    with pytest.raises(UserError, match=r"source head that was trained .*method=co_tuning"):
+        run(reading)
+
+
+def test_a_published_head_starts_the_source_head(experiment: Experiment) -> None:
+    def with_head() -> Trunk:
+        trunk = experiment.make_trunk()
+        trunk.published = PublishedHead(torch.ones(4, trunk.dim), torch.arange(4.0))
+        return trunk
+
+    head = torch.nn.Linear(6, 4)
+    assert take_published(head, with_head(), Classified())
+    assert head.bias.tolist() == [0.0, 1.0, 2.0, 3.0]
+    method = Method("co_tuning", penalty=CoTuning())
+    result = run(replace(experiment, make_trunk=with_head, spec=Classified(), pretraining=None, method=method))
+    assert result["source"]["test"] is not None
+
+
+@pytest.mark.parametrize("update", ["epoch", "ema"])
+def test_a_prior_needs_a_cost_that_stays(experiment: Experiment, update: str) -> None:
+    with pytest.raises(UserError, match=f"update={update}"):
+        replace(experiment, head=Linear(prior=0.5), cost=CentroidCost(update=update))
