@@ -19,12 +19,11 @@ from jtln.data.grey_levels import OVERSHOOT, common_white
 from jtln.data.images import ArrayImages, ImageSet, no_images
 from jtln.data.pairs import Pair, PairSpec, Task, check_classes
 from jtln.data.sampling import few_shot, share_of_each, stratified_split
-from jtln.data.selection import Wanted, in_both, select
+from jtln.data.selection import OVERLAPS, Wanted, select, source_classes
 from jtln.errors import UserError, unknown
 from jtln.names.class_set import ClassSet
 from jtln.storage import given_path
 
-OVERLAPS = ("drop", "keep")
 TABLE = "a CSV file of class and synset, or null,"
 ON_BAD_IMAGE = ("error", "skip")
 Held = int | float | None  # images a class, a share of each class's images, or the official part
@@ -138,7 +137,7 @@ class CategoryPair(PairSpec):
         )
         self.stored_size = image_size if stored_size is None else stored_size
         self.has_source_images, self.validates = self.source.has_images, validation != 0
-        self.classifier_temperature = getattr(self.source, "temperature", 1.0)
+        self.classifier_temperature = self.source.temperature
         self._check()
         if stored_size is None and crop is not None:
             self.stored_size = round(image_size * 8 / 7)
@@ -195,33 +194,11 @@ class CategoryPair(PairSpec):
             )
         chosen = select(of_target, target_wanted, "target_classes", (self.split_seed, 0), of_target.names)
         self.target_classes = of_target.subset(chosen)
-        taken: set[str] = set()
-        if self._one_collection:
-            taken = set(chosen)
-        elif self.overlap == "drop":
-            taken = set(in_both(of_source, self.target_classes))
-        free = [name for name in of_source if name not in taken]
-        if len(free) < 2:
-            raise UserError(
-                f"expected at least two classes for the source besides the {len(chosen)} target classes, but got "
-                f"{len(free)}: name fewer in dataset.target_classes (0.5 draws half of them), or give the source "
-                "another collection: dataset/source=FILE"
-            )
-        wanted = select(of_source, source_wanted, "source_classes", (self.split_seed, 1), free)
-        if not self._one_collection:
-            meant = of_source.names if source_wanted in ("all", "rest") else wanted
-            self.dropped = tuple(name for name in meant if name in taken)
-            wanted = [name for name in wanted if name not in taken]
-        if not wanted:
-            raise UserError(
-                "expected source classes that are no target classes, but every one of dataset.source_classes is: "
-                "name others, or keep them with dataset.overlap=keep"
-            )
-        self.source_classes = of_source.subset(wanted)
-        if self.source.classifier_classes is not None:
-            place = {name: index for index, name in enumerate(self.source.classifier_classes)}
-            self.classifier_size = len(place)
-            self.classifier_rows = tuple(place[name] for name in wanted)
+        overlap = None if self._one_collection else self.overlap
+        self.source_classes, self.dropped = source_classes(
+            of_source, self.target_classes, source_wanted, overlap, self.split_seed
+        )
+        self.read_classifier(self.source.classifier_classes)
         check_classes(self.source_classes, self.target_classes, disjoint=self._one_collection)
 
     @property

@@ -106,6 +106,13 @@ class PairSpec(ABC):
         """A hash of the data that no setting names, such as the user's own images; empty where there are none."""
         return ""
 
+    def read_classifier(self, classes: ClassSet | None) -> None:
+        """Find the source classes among all ``classes`` of a published classifier; None: the source is none."""
+        if classes is not None:
+            place = {name: index for index, name in enumerate(classes)}
+            self.classifier_size = len(place)
+            self.classifier_rows = tuple(place[name] for name in self.source_classes)
+
     @abstractmethod
     def load(self) -> Pair:
         """Read the images and split them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from jtln.names.class_set import ClassSet
 from jtln.names.wordnet import resolve
 
 BRANCH = "/*"
+OVERLAPS = ("drop", "keep")
 Wanted = str | int | float | Sequence[str]
 
 
@@ -65,6 +67,55 @@ def in_both(source: ClassSet, target: ClassSet) -> tuple[str, ...]:
     return tuple(
         name for index, name in enumerate(source) if folded(name) in names or _synset(source, index) in synsets
     )
+
+
+class SourceClasses(NamedTuple):
+    """The classes of a source task."""
+
+    classes: ClassSet
+    dropped: tuple[str, ...]  # those that it would have, were they not target classes as well
+
+
+def source_classes(source: ClassSet, target: ClassSet, wanted: Wanted, overlap: str | None, seed: int) -> SourceClasses:
+    """Return the classes that the source has beside those of the target.
+
+    Args:
+        source: all classes of the source's collection.
+        target: the target's classes.
+        wanted: as :func:`select` takes it.
+        overlap: what happens to a class of another collection that is a target class, too: "drop" or "keep"; None:
+            source and target are of one collection, and have no class in common.
+        seed: of the draw.
+
+    Raises:
+        UserError: ``overlap`` is unknown, or the source has fewer than two classes left.
+    """
+    if overlap not in (None, *OVERLAPS):
+        raise unknown("dataset.overlap", overlap, OVERLAPS)
+    taken: set[str] = set()
+    if overlap is None:
+        taken = set(target)
+    elif overlap == "drop":
+        taken = set(in_both(source, target))
+    free = [name for name in source if name not in taken]
+    if len(free) < 2:
+        raise UserError(
+            f"expected at least two classes for the source besides the {len(target)} target classes, but got "
+            f"{len(free)}: name fewer in dataset.target_classes (0.5 draws half of them), or give the source "
+            "another collection: dataset/source=FILE"
+        )
+    chosen = select(source, wanted, "source_classes", (seed, 1), free)
+    dropped: tuple[str, ...] = ()
+    if overlap is not None:
+        meant = source.names if wanted in ("all", "rest") else chosen
+        dropped = tuple(name for name in meant if name in taken)
+        chosen = [name for name in chosen if name not in taken]
+    if not chosen:
+        raise UserError(
+            "expected source classes that are no target classes, but every one of dataset.source_classes is: "
+            "name others, or keep them with dataset.overlap=keep"
+        )
+    return SourceClasses(source.subset(chosen), dropped)
 
 
 def _draw(wanted: float, setting: str, seed: Sequence[int], free: Sequence[str]) -> list[str]:

@@ -36,6 +36,7 @@ class Collection(ABC):
         own_parts: whether the user made the parts, by patient or by day for instance: a validation part stays one.
         has_images: whether there are images; a published classifier's classes have none.
         classifier_classes: all classes of its published classifiers, in their order; None: there are none.
+        temperature: > 0, by which its published classifier's logits are divided.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Collection(ABC):
     own_parts: bool = False
     has_images: bool = True
     classifier_classes: ClassSet | None = None
+    temperature: float = 1.0
 
     @abstractmethod
     def parts(self, reader: Reader) -> dict[str, ImageSet]:
@@ -174,11 +176,14 @@ class Published(Collection):
         cut_off = RuntimeError(f"an earlier download was cut off: delete {whole} and {unfinished}, and start again")
         if not unfinished.exists():
             try:
-                return make(False)
-            except RuntimeError:  # torchvision's: not found
+                data = make(False)
+            except Exception:  # not there, or another process is unpacking it
                 if not self.download:
                     raise
-        elif not self.download:
+            else:
+                if not unfinished.exists():
+                    return data
+        if not self.download:
             raise cut_off
         self.root.mkdir(parents=True, exist_ok=True)
         with FileLock(self.root / f".{self.name}.lock"):

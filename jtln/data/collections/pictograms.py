@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
-from jtln.data.images import ArrayImages
+from jtln.data.collections.base import Collection
+from jtln.data.images import ArrayImages, no_images
 from jtln.data.pairs import Pair, PairSpec, Task, check_classes
-from jtln.data.selection import Wanted, select
+from jtln.data.selection import Wanted, select, source_classes
 from jtln.errors import UserError
 from jtln.names.class_set import ClassSet
 
@@ -45,17 +47,19 @@ class Pictograms(PairSpec):
 
     Args:
         shots: labelled style groups, and so images a target category.
-        validation: style groups for validation.
+        validation: style groups for validation; 0: none, and one group more is tested.
         image_size: the side to which the 64 x 64 pixels are resized (Lanczos).
         target_classes: the target categories by name, or how many, or which share of them ``split_seed`` draws.
+        source: a published classifier, whose classes are the source's; None: the source has the other categories.
+        source_classes, overlap: as in ``CategoryPair``, of a published classifier.
         split_seed: draws the target categories and the source's held-out styles.
         seed: orders the target's style groups.
         flip: whether training mirrors images.
         shift: by how many pixels training moves images.
 
     Raises:
-        UserError: a category is unknown, a side has fewer than two, or ``shots`` and ``validation`` leave
-            no style group to test.
+        UserError: a category is unknown, a side has fewer than two, ``shots`` and ``validation`` leave no style group
+            to test, or ``source`` has images.
     """
 
     name = "pictograms"
@@ -67,14 +71,17 @@ class Pictograms(PairSpec):
         validation: int = 1,
         image_size: int = 32,
         target_classes: Wanted = 50,
+        source: Collection | None = None,
+        source_classes: Wanted = "rest",
+        overlap: str = "drop",
         split_seed: int = 0,
         seed: int = 0,
         flip: bool = True,
         shift: int = 2,
     ) -> None:
-        if not isinstance(validation, int) or not 1 <= validation <= len(GROUPS) - 2:
+        if not isinstance(validation, int) or not 0 <= validation <= len(GROUPS) - 2:
             raise UserError(
-                f"expected 1 to {len(GROUPS) - 2} validation style groups, but got {validation}: "
+                f"expected 0 to {len(GROUPS) - 2} validation style groups, but got {validation}: "
                 "set dataset.validation=1"
             )
         most = len(GROUPS) - 1 - validation
@@ -93,28 +100,41 @@ class Pictograms(PairSpec):
         drawn_from = [name for name in classes if name not in REDRAWN]
         chosen = select(classes, target_classes, "target_classes", (split_seed, 0), drawn_from)
         self.target_classes = classes.subset(chosen)
-        rest = [name for name in classes if name not in set(chosen)]
-        if len(rest) < 2:
-            raise UserError(
-                f"expected at least two categories left for the source, but got {len(rest)}: "
-                "shorten dataset.target_classes"
-            )
-        self.source_classes = classes.subset(rest)
-        check_classes(self.source_classes, self.target_classes)
+        self._deal(classes, source, source_classes, overlap, split_seed)
         self.shots: int = shots
         self.validation = validation
+        self.validates = validation > 0
         self.image_size = image_size
         self.split_seed = split_seed
         self.seed = seed
         self.flip = flip
         self.shift = shift
 
+    def _deal(
+        self, classes: ClassSet, source: Collection | None, wanted: Wanted, overlap: str, split_seed: int
+    ) -> None:
+        """Give the source its classes."""
+        if source is not None and source.has_images:
+            raise UserError(
+                f"expected a published classifier as the source of the pictograms, but got {source.name}: "
+                "dataset/source=classifier, or dataset/source=same for the other categories"
+            )
+        if source is None:
+            self.source_classes, _ = source_classes(classes, self.target_classes, wanted, None, split_seed)
+        else:
+            found = source_classes(source.classes, self.target_classes, wanted, overlap, split_seed)
+            self.source_classes, self.dropped = found
+            self.has_source_images, self.classifier_temperature = False, source.temperature
+            self.read_classifier(source.classifier_classes)
+        check_classes(self.source_classes, self.target_classes, disjoint=source is None)
+
     @property
     def seeds_differ_in_test(self) -> bool:
         return True
 
     def load(self) -> Pair:
-        return Pair(self.name, self._source(), self._target(), self.image_size)
+        source = self._source() if self.has_source_images else self._task(self.source_classes, ([], [], []))
+        return Pair(self.name, source, self._target(), self.image_size)
 
     def _source(self) -> Task:
         train: list[tuple[str, str]] = []
@@ -125,17 +145,15 @@ class Pictograms(PairSpec):
         for category, out, side in zip(self.source_classes, group_of, turn, strict=True):
             for index, group in enumerate(GROUPS):
                 (held[side] if index == out else train).extend((category, style) for style in group)
-        classes = self.source_classes
-        return Task(classes, *(self._read(classes, images) for images in (train, *held)))
+        return self._task(self.source_classes, (train, *held))
 
     def _target(self) -> Task:
         groups, lone = self._order()
         train = [group[lone % len(group)] for group in groups[: self.shots]]
-        test = [style for group in groups[self.shots : -self.validation] for style in group]
-        val = [style for group in groups[-self.validation :] for style in group]
-        classes = self.target_classes
-        parts = ([(name, style) for name in classes for style in styles] for styles in (train, val, test))
-        return Task(classes, *(self._read(classes, images) for images in parts))
+        test = [style for group in groups[self.shots : len(GROUPS) - self.validation] for style in group]
+        val = [style for group in groups[len(GROUPS) - self.validation :] for style in group]
+        images = [[(name, style) for name in self.target_classes for style in part] for part in (train, val, test)]
+        return self._task(self.target_classes, images)
 
     def _order(self) -> tuple[list[tuple[str, ...]], int]:
         """The style groups in the target's order, and which style of a pair is labelled."""
@@ -147,8 +165,13 @@ class Pictograms(PairSpec):
         circle = np.random.default_rng([draw, 2]).permutation(n)
         return [GROUPS[circle[(first + step) % n]] for step in (0, *rest, ahead)], ahead % 2
 
+    def _task(self, classes: ClassSet, parts: Sequence[list[tuple[str, str]]]) -> Task:
+        return Task(classes, *(self._read(classes, images) for images in parts))
+
     def _read(self, classes: ClassSet, images: list[tuple[str, str]]) -> ArrayImages:
         """The images of (category, style), named ``category/style``."""
+        if not images:
+            return no_images(self.channels, self.image_size)
         pixels = torch.from_numpy(np.stack([self._pixels(*image) for image in images]))  # (N, H, W, 3)
         label_of = {name: label for label, name in enumerate(classes)}
         labels = torch.tensor([label_of[category] for category, _ in images])

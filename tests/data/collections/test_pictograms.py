@@ -1,10 +1,13 @@
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from task_parts import parts
 
+from jtln.data.collections.classifier import Classifier
+from jtln.data.collections.flowers import Flowers102
 from jtln.data.collections.pictograms import GROUPS, REDRAWN, Pictograms
 from jtln.data.images import ImageSet
 from jtln.data.pairs import Pair
@@ -140,7 +143,7 @@ def test_named_targets_and_original_size() -> None:
         ({"shots": 3, "validation": 2}, "shots.* 2"),
         ({"shots": 0}, "1 to 3 shots.*0"),
         ({"validation": 4}, "4.*validation=1"),
-        ({"validation": 0}, "0.*validation=1"),
+        ({"validation": -1}, "-1.*validation=1"),
         ({"target_classes": 199}, "2 to 198 .*199"),
         ({"target_classes": ["volcano", "comett"]}, "'comett'.*'comet'"),
         ({"target_classes": "volcano"}, "two target classes.*'volcano'"),
@@ -149,3 +152,31 @@ def test_named_targets_and_original_size() -> None:
 def test_mistakes_are_explained(settings: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         Pictograms(**settings)
+
+
+def test_the_source_is_a_published_classifier() -> None:
+    alone = Pictograms(validation=0, shots=2)
+    spec = Pictograms(validation=0, shots=2, source=Classifier("imagenet-1k"), overlap="keep")
+    pair = spec.load()
+    assert spec.target_classes.names == alone.target_classes.names
+    assert len(spec.source_classes) == spec.classifier_size == 1000
+    assert spec.classifier_rows == tuple(range(1000))
+    assert not spec.has_source_images
+    assert not spec.validates
+    assert [len(images) for images in parts(pair.source).values()] == [0, 0, 0]
+    assert [len(images) for images in parts(pair.target).values()] == [2 * 50, 0, len(alone.load().target.test)]
+    assert not groups(pair.target.train) & groups(pair.target.test)
+    assert groups(pair.target.train) | groups(pair.target.test) == set(range(len(GROUPS)))
+
+
+def test_classes_of_both_are_left_out_of_the_classifier() -> None:
+    spec = Pictograms(validation=0, source=Classifier("imagenet-1k"), target_classes=["pizza", "tiger", "comet"])
+    assert set(spec.dropped) == {"pizza", "tiger"}
+    assert not set(spec.dropped) & set(spec.source_classes)
+    assert spec.classifier_rows is not None
+    assert len(spec.classifier_rows) == len(spec.source_classes) == 1000 - len(spec.dropped)
+
+
+def test_source_images_of_another_collection_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="dataset/source=classifier"):
+        Pictograms(source=Flowers102(tmp_path))
