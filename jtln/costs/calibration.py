@@ -24,9 +24,8 @@ from torch import Tensor
 
 from jtln.costs.base import is_constant
 from jtln.distributed import Batch, accumulation_dtype, all_reduce_sum
-from jtln.transport.prior import shares
+from jtln.transport.prior import EPSILONS, shares
 
-EPSILONS = tuple(0.02 * 2 ** (step / 2) for step in range(15))  # 0.02 to 2.56, of the cost's range
 _LEAST = 1e-8  # a share of a row's largest, which keeps the cost finite
 
 

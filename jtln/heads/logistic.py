@@ -24,7 +24,6 @@ from jtln.heads.base import FeatureSource, Head, HeadFit, HeadInputs
 from jtln.temperature import fit_temperature
 
 NORMALIZATIONS = ("each", "mean")
-ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)  # candidates for the prior's weight
 
 
 class NormalizedLinear(nn.Module):
@@ -104,6 +103,15 @@ class Logistic(Head):
             return nn.Linear(dim, classes)
         return NormalizedLinear(dim, classes, self.length, self.power)
 
+    def inputs(self, rows: Tensor) -> Tensor:
+        """Return the features (N, D) of all labelled images as the regression sees them, float64."""
+        if self.normalization == "each":
+            return at_length(rows.double(), self.length, self.power)
+        return rows.double() * self._scale(rows)
+
+    def _scale(self, rows: Tensor) -> float:
+        return self.length / max(float(rows.double().norm(dim=1).mean()), 1e-12)
+
     @torch.no_grad()
     def fit(self, trained: nn.Linear, given: HeadInputs) -> HeadFit:
         """Fit the regression to all labelled images.
@@ -112,13 +120,8 @@ class Logistic(Head):
             UserError: there is none, or features are not finite.
         """
         rows, labels, offset = labelled(given.features, given.prior)
-        scale = 1.0
-        if self.normalization == "each":
-            inputs = at_length(rows.double(), self.length, self.power)
-        else:
-            scale = self.length / max(float(rows.double().norm(dim=1).mean()), 1e-12)
-            inputs = rows.double() * scale
-        found = regression(inputs, labels, trained.out_features, offset, self.inverse_penalty)
+        scale = 1.0 if self.normalization == "each" else self._scale(rows)
+        found = regression(self.inputs(rows), labels, trained.out_features, offset, self.inverse_penalty)
         head = self.classifier(trained.in_features, trained.out_features).to(trained.weight.device)
         head.weight.copy_(found.weight * scale)  # type: ignore[operator, union-attr]
         head.bias.copy_(found.bias)  # type: ignore[operator, union-attr]
@@ -195,8 +198,8 @@ def regression(
 
 
 @torch.no_grad()
-def choose_alpha(
-    rows: Tensor, labels: Tensor, log_q: Tensor, inverse_penalty: float = 30.0, alphas: Sequence[float] = ALPHAS
+def alpha_nll(
+    head: Logistic, rows: Tensor, labels: Tensor, log_q: Tensor, alphas: Sequence[float]
 ) -> dict[float, float]:
     """Return the mean negative log-likelihood of labelled images that are left out, at each weight of the prior.
 
@@ -205,15 +208,16 @@ def choose_alpha(
     weight of the prior would make up for that.
 
     Args:
-        rows: (N, D) float64, at their length.
+        head: whose regression it is.
+        rows: features (N, D).
         labels: (N,).
         log_q: (N, T).
-        inverse_penalty: C of the regression.
-        alphas: the candidates.
+        alphas: the candidates, >= 0.
 
     Returns:
         Nothing where no class has two images.
     """
+    inputs, log_q = head.inputs(rows), log_q.double()
     counts = labels.bincount(minlength=log_q.shape[1])
     place = torch.zeros_like(labels)  # of each image among those of its class
     for label in labels.unique().tolist():
@@ -222,14 +226,12 @@ def choose_alpha(
     folds = min(int(counts.max()), 5)
     if folds < 2:
         return {}
-    found = {}
-    for alpha in alphas:
-        left_out = []
-        for fold in range(folds):
-            out = (place % folds == fold) & (counts[labels] >= 2)
-            kept = ~out
-            fit = regression(rows[kept], labels[kept], log_q.shape[1], alpha * log_q[kept], inverse_penalty, 1e-3)
-            logits = linear(rows[out], fit.weight, fit.bias) + alpha * log_q[out].double()
-            left_out.append((logits, labels[out]))
-        found[alpha] = fit_temperature([tuple(map(torch.cat, zip(*left_out, strict=True)))]).nll  # type: ignore[list-item]
-    return found
+    left_out: dict[float, list[tuple[Tensor, Tensor]]] = {alpha: [] for alpha in alphas}
+    for fold in range(folds):
+        out = (place % folds == fold) & (counts[labels] >= 2)
+        kept = ~out
+        for alpha in alphas:
+            offset = alpha * log_q[kept]
+            fit = regression(inputs[kept], labels[kept], log_q.shape[1], offset, head.inverse_penalty, 1e-3)
+            left_out[alpha].append((linear(inputs[out], fit.weight, fit.bias) + alpha * log_q[out], labels[out]))
+    return {alpha: fit_temperature(batches).nll for alpha, batches in left_out.items()}

@@ -13,19 +13,20 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
 
-from jtln.costs import Cost, SourceHead, is_constant
+from jtln.costs import Cost, SourceHead
 from jtln.costs.calibration import Calibration, calibrate
 from jtln.data.features import Features
 from jtln.data.pairs import Pair
 from jtln.errors import UserError
 from jtln.heads import AUTO, Head, SourcePlan
-from jtln.heads.logistic import at_length, choose_alpha, labelled
+from jtln.heads.logistic import Logistic, alpha_nll, labelled
 from jtln.methods import Method
 from jtln.module import JTLN
 from jtln.names.class_set import ClassSet
-from jtln.transport import TransportedPrior, TransportLoss, TransportSettings, class_plan, relation
+from jtln.transport import TransportedPrior, TransportLoss, TransportSettings, class_plan
+from jtln.transport.prior import EPSILONS, RelationFit, fit_relation
 
-DEFAULT_ALPHA = 0.5  # weight of the prior where one label a class cannot choose it
+SHARES = (0.0, 0.25, 0.5, 1.0, 1.5)  # of the weight that fit_relation finds: candidates for folds
 
 
 @dataclass(frozen=True)
@@ -117,61 +118,77 @@ def source_plan(
 
 @dataclass(frozen=True)
 class RunPrior:
-    """The transported prior of a run, and what chose its weight.
+    """The transported prior of a run, and what chose it.
 
     Attributes:
         prior: alpha log q(x).
-        nll: mean negative log-likelihood of the labelled images under q, in nats.
-        chance: that of a uniform guess, log T.
+        relation: R, and how likely the labels are under q.
+        shares: (S, T) >= 0, of the source classes in q at the labelled images of each target class.
         folds: with ``head.prior=auto``, the mean negative log-likelihood of labelled images that are left out, at each
-            alpha; empty where alpha was given, or a class has one label only.
+            alpha; empty where alpha was given, or every class has one label only.
     """
 
     prior: TransportedPrior
-    nll: float
-    chance: float
+    relation: RelationFit
+    shares: Tensor
     folds: dict[float, float]
 
     def described(self) -> dict[str, Any]:
         """Return what ``result.json`` holds of it."""
-        folds = {f"{alpha:g}": nll for alpha, nll in self.folds.items()}
-        return {"alpha": float(self.prior.alpha), "nll": self.nll, "chance": self.chance, "folds": folds}
+        fit = self.relation
+        return {
+            "alpha": float(self.prior.alpha),
+            "epsilon": fit.epsilon,
+            "exponent": fit.exponent,
+            "nll": fit.nll,
+            "chance": fit.chance,
+            "explained": fit.explained,
+            "folds": {f"{alpha:.3g}": nll for alpha, nll in self.folds.items()},
+        }
 
 
 @torch.no_grad()
 def read_prior(
     head: Head,
-    cost: RunCost,
+    cost: Tensor,
     features: Features,
     source_head: nn.Linear,
     settings: TransportSettings,
     learns: bool,
     unknown_targets: Sequence[int] = (),
 ) -> RunPrior:
-    """Form the prior under the cost in use, and choose its weight where the head asks for that.
+    """Form the prior, and choose its weight where the head asks for that.
 
-    With ``prior="auto"`` labelled images that are left out choose alpha. Where every class has one label, alpha is 0.5
-    if the labelled images are likelier under q than by chance, and 0 otherwise.
+    The labelled images choose how sharp the plan is, if ``settings.calibrate``. With ``prior="auto"`` those that are
+    left out in turn choose alpha among shares of what :class:`RelationFit` gives; where every class has one label, it
+    is that. It is 0 where the labelled images are no likelier under q than by chance.
 
     Args:
+        cost: (S, T), as the cost has it.
         learns: whether the gradient reaches the source head through q.
         unknown_targets: target classes that the cost knows nothing of.
     """
-    rows = relation(cost.used.to(features.device), settings.epsilon, settings.rows, unknown_targets)
-    prior = TransportedPrior(rows, DEFAULT_ALPHA, learns=learns).to(features.device)
-    inputs, labels, log_q = labelled(features, lambda x: prior.log_q(source_head(x)))
-    assert log_q is not None
-    chance = math.log(rows.shape[1])
-    nll = float(-log_q.gather(1, labels[:, None]).mean())
+    rows, labels, logits = labelled(features, source_head)
+    assert logits is not None
+    width = float(cost.max() - cost.min())
+    calibrates = settings.calibrate and width > 1e-6
+    epsilons = [share * width for share in EPSILONS] if calibrates else [settings.epsilon]
+    probabilities = (logits.float() / settings.temperature).softmax(1)
+    fit = fit_relation(cost.cpu(), probabilities, labels, epsilons, settings.rows, unknown_targets)
+    prior = TransportedPrior(fit.rows, 0.0, settings.temperature, learns).to(features.device)
     folds: dict[float, float] = {}
     if head.prior == AUTO:
-        length = at_length(inputs.double(), 5.0)
-        folds = {} if is_constant(cost.used) else choose_alpha(length, labels, log_q)
-        alpha = min(folds, key=lambda each: folds[each]) if folds else DEFAULT_ALPHA * float(nll < chance - 1e-6)
+        alpha = fit.alpha
+        if alpha > 0:
+            regressed = head if isinstance(head, Logistic) else Logistic()
+            log_q = (probabilities @ fit.rows).log()
+            folds = alpha_nll(regressed, rows, labels, log_q, [share * alpha for share in SHARES])
+        alpha = min(folds, key=lambda each: folds[each]) if folds else alpha
     else:
         alpha = float(head.prior)
     prior.alpha.fill_(alpha)
-    return RunPrior(prior, nll, chance, folds)
+    of_class = probabilities.new_zeros(len(fit.rows.t()), len(fit.rows)).index_add_(0, labels, probabilities)  # (T, S)
+    return RunPrior(prior, fit, of_class.t() * fit.rows, folds)
 
 
 class FollowFeatures(Callback):

@@ -84,10 +84,18 @@ class Experiment:
         return self.method.uses_transport or self.head.uses_cost
 
     @property
+    def uses_plan(self) -> bool:
+        """Whether the objective or the head, its prior apart, reads the cost."""
+        return self.method.uses_transport or self.head.reads_plan
+
+    @property
     def calibrates(self) -> bool:
-        """Whether the labelled images calibrate the cost: not one that is read off them, nor without a source head."""
-        fixed = self.uses_cost and self.cost.updates == "never"
-        return fixed and self.transport.calibrate and self.source_head_trained
+        """Whether the labelled images calibrate the cost for the objective and the head's plan.
+
+        They do not calibrate one that is read off them, nor any without a source head.
+        """
+        fixed = self.cost.updates == "never"
+        return self.uses_plan and fixed and self.transport.calibrate and self.source_head_trained
 
     @property
     def source_head_trained(self) -> bool:

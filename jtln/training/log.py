@@ -93,7 +93,8 @@ def log_training(
         log("cost", f"none: method={method.name} with head={experiment.head.name} reads none")
     else:
         sizes = f"{len(pair.source.classes)} x {len(pair.target.classes)}"
-        log("cost", f"{experiment.cost_name}, {sizes}, {_sharpness(cost.calibration, experiment.transport.epsilon)}")
+        sharpness = f", {_sharpness(cost.calibration, experiment.transport.epsilon)}"
+        log("cost", f"{experiment.cost_name}, {sizes}{sharpness if experiment.uses_plan else ''}")
         for message in unknown_message(unknown_classes(experiment.cost, pair)):
             log("unknown", message)
     if prior is not None:
@@ -158,11 +159,14 @@ def calibration_message(found: dict[str, Any] | None) -> list[str]:
 
 
 def prior_message(found: dict[str, Any]) -> str:
-    """Return the weight of the prior, what chose it, and how likely the labels are under q."""
+    """Return the weight and the sharpness of the prior, and how likely the labels are under q."""
     chosen = (
         f", chosen on {len(found['folds'])} candidates by labelled images that are left out" if found["folds"] else ""
     )
-    return f"alpha {found['alpha']:g}{chosen}; labels under q: nll {found['nll']:.3f} (chance {found['chance']:.3f})"
+    return (
+        f"alpha {found['alpha']:.3g}{chosen}; epsilon {found['epsilon']:.2g}; labels under q: nll {found['nll']:.3f} "
+        f"(chance {found['chance']:.3f})"
+    )
 
 
 def head_message(name: str, fit: dict[str, float] | None) -> list[str]:

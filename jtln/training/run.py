@@ -126,7 +126,7 @@ def run(experiment: Experiment) -> dict[str, Any]:
         if experiment.head.prior != 0:
             learns = experiment.method.keeps_source
             unknown = experiment.cost.unknown(pair.source.classes, pair.target.classes).target
-            prior = read_prior(experiment.head, cost, features, source_head, settings, learns, unknown)
+            prior = read_prior(experiment.head, cost.given, features, source_head, settings, learns, unknown)
     if follow is not None and cost is not None:
         follow.matrix = cost.used
     module = JTLN(
@@ -165,7 +165,10 @@ def run(experiment: Experiment) -> dict[str, Any]:
         shown = matrix if follow is not None or cost is None else cost.given
         assert predictions.found is not None
         seconds = time.perf_counter() - started
-        write_results(experiment, pair, module, result, shown, matrix, plan, predictions.found, seconds)
+        related = None if prior is None else prior.shares
+        if prior is None and matrix is not None:
+            related = class_plan(matrix, experiment.transport.epsilon)
+        write_results(experiment, pair, module, result, shown, related, plan, predictions.found, seconds)
         for logger in experiment.loggers:
             log_summary(logger, result, experiment.folder)
     return result

@@ -35,7 +35,7 @@ from jtln.training.log import calibration_message, head_message, show_result, un
 from jtln.training.pretraining import Pretrained
 from jtln.training.provenance import git_commit, hardware, versions
 from jtln.training.trainer import Fitted, Metrics
-from jtln.transport.plans import class_plan, plan_summary
+from jtln.transport.plans import plan_summary
 
 
 @rank_zero_only
@@ -212,7 +212,7 @@ def write_results(
     module: JTLN,
     result: dict[str, Any],
     cost: Tensor | None,
-    used: Tensor | None,
+    related: Tensor | None,
     plan: dict[str, Any] | None,
     predictions: Predictions,
     seconds: float,
@@ -221,7 +221,8 @@ def write_results(
 
     Args:
         cost: (S, T) for ``cost.csv``; None where the run has none.
-        used: (S, T), the cost that the method and the head read, calibrated where that was asked for; None likewise.
+        related: (S, T) >= 0, whose columns say which source classes go to a target class: the plan between the classes,
+            or of the prior the source classes that it reads in the labelled images; None where nothing relates them.
         plan: of :func:`mean_plan`; None where no transport loss was trained.
         predictions: for the target's test images.
         seconds: of the whole run.
@@ -233,12 +234,11 @@ def write_results(
         save_cost(folder / "cost.csv", cost, source, target)
         result["unknown_classes"] = unknown_classes(experiment.cost, pair)
         messages = [*unknown_message(result["unknown_classes"]), *calibration_message(result["calibration"])]
-    if result["transport"] is not None and used is not None:
+    if result["transport"] is not None:
         strongest: dict[str, list[tuple[str, float]]] = {}
         # Under a constant cost the plan is what the two heads predict, each for itself: nothing is matched.
-        if not is_constant(used):
-            relation = class_plan(used, experiment.transport.epsilon) if plan is None else plan["plan"]
-            strongest = strongest_transports(relation, source.names, target.names)
+        if related is not None and not is_constant(related):
+            strongest = strongest_transports(related if plan is None else plan["plan"], source.names, target.names)
         origin = {"strongest": strongest, "strongest_from": "classes" if plan is None else "images"}
         entropy = {} if plan is None else {"plan_entropy": plan["plan_entropy"]}
         result["transport"] |= entropy | (origin if strongest else {"strongest": {}})

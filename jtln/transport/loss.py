@@ -24,7 +24,10 @@ class TransportSettings:
         epsilon: > 0, in the cost's units: how soft the plans under the cost are.
         rows: what a source class's share of the target classes is in the prior: "plan", the rows of the balanced plan
             between the classes, or "softmax", softmax(-C_i / epsilon).
-        calibrate: whether the labelled images calibrate the cost first (:mod:`jtln.costs.calibration`).
+        temperature: > 0, of the source head's probabilities in the prior; above 1 they tell more of the classes that
+            are not the most likely one.
+        calibrate: whether the labelled images choose how sharp the plan is (:mod:`jtln.costs.calibration`, and
+            :func:`jtln.transport.prior.fit_relation` for the prior).
         max_iterations: >= 1, of Sinkhorn.
         tolerance: >= 0, of Sinkhorn's marginal error.
 
@@ -37,12 +40,15 @@ class TransportSettings:
     max_iterations: int = 200
     tolerance: float = 1e-4
     rows: str = "plan"
+    temperature: float = 1.5
 
     def __post_init__(self) -> None:
         check_epsilon(self.epsilon)
         if self.rows not in ROWS:
             raise unknown("rows", self.rows, ROWS)
         check_limits(self.max_iterations, self.tolerance)
+        if not (isinstance(self.temperature, int | float) and 0 < self.temperature < float("inf")):
+            raise UserError(f"expected a number temperature > 0, but got {self.temperature!r}")
         if not isinstance(self.calibrate, bool):
             raise UserError(f"expected calibrate to be true or false, but got {self.calibrate!r}")
 

@@ -15,15 +15,20 @@ with equality where the source marginal is free. Reading a label through the sou
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from jtln.errors import UserError, unknown
+from jtln.temperature import fit_temperature
 from jtln.transport.loss import ROWS, soft_labels
 from jtln.transport.plans import class_plan
 
+EPSILONS = tuple(0.02 * 2 ** (step / 2) for step in range(15))  # 0.02 to 2.56, of the cost's range
 FLOOR = 1e-8  # the least share of a source class that a target class has: log q stays finite
 
 
@@ -68,6 +73,72 @@ def shares(cost: Tensor, epsilon: float, rows: str = "plan", unknown_targets: Se
     every = found.new_full(tuple(cost.shape), 1 / targets)
     every[:, known] = found * (len(known) / targets)
     return every
+
+
+class RelationFit(NamedTuple):
+    """The relation R that labelled images choose, and how much they rely on it."""
+
+    rows: Tensor  # R (S, T)
+    epsilon: float  # of R, in the cost's units
+    exponent: float  # k > 0 at which q^k, normalised, makes the labels most likely
+    nll: float  # mean negative log-likelihood of the labels under q^k, in nats
+    error: float  # the standard error of nll; 0 for one image
+    chance: float  # log T
+
+    @property
+    def explained(self) -> float:
+        """The share of the labels' uncertainty that q^k removes, 1 - nll / chance, in [0, 1] (McFadden's R^2)."""
+        return min(max(1 - self.nll / self.chance, 0.0), 1.0)
+
+    @property
+    def alpha(self) -> float:
+        """The weight of log q beside a classifier that the same labels train: the exponent times that share.
+
+        It is 0 where the labels are no likelier under q^k than by chance, give or take a standard error.
+        """
+        return self.exponent * self.explained if self.nll + self.error < self.chance else 0.0
+
+
+@torch.no_grad()
+def fit_relation(
+    cost: Tensor,
+    probabilities: Tensor,
+    labels: Tensor,
+    epsilons: Sequence[float],
+    rows: str = "plan",
+    unknown_targets: Sequence[int] = (),
+) -> RelationFit:
+    """Choose epsilon by the likelihood of labelled images under q^k, k fitted for each epsilon.
+
+    The exponent lets a soft and a sharp plan compete by the order in which q has the classes, and not by how sure it
+    is. Of all plans whose likelihood is within one standard error of the best, the softest is taken: in a cost of few
+    values it ranks more classes.
+
+    Args:
+        cost: (S, T).
+        probabilities: s(x) of the labelled images, (N, S).
+        labels: (N,), N >= 1.
+        epsilons: candidates > 0, in the cost's units, in any order.
+        rows, unknown_targets: as in :func:`relation`.
+    """
+    found = []
+    for epsilon in sorted(epsilons):
+        related = relation(cost, epsilon, rows, unknown_targets)
+        log_q = (probabilities @ related).clamp_min(1e-30).log().double()
+        exponent = 1 / fit_temperature([(log_q, labels)]).temperature
+        losses = cross_entropy(exponent * log_q, labels, reduction="none")  # (N,)
+        chance = math.log(cost.shape[1])
+        fit = RelationFit(related, epsilon, exponent, float(losses.mean()), _standard_error(losses), chance)
+        found.append((fit, losses))
+    best, least = min(found, key=lambda each: each[0].nll)
+    for fit, losses in found:
+        if fit.epsilon > best.epsilon and float((losses - least).mean()) <= _standard_error(losses - least):
+            best = fit
+    return best
+
+
+def _standard_error(values: Tensor) -> float:
+    return float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else 0.0
 
 
 class TransportedPrior(nn.Module):

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy.optimize import minimize
+from scipy.optimize import minimize, minimize_scalar
 from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from jtln.errors import UserError
 from jtln.heads import HeadInputs, Logistic
-from jtln.heads.logistic import NormalizedLinear, at_length, choose_alpha, regression
+from jtln.heads.logistic import NormalizedLinear, alpha_nll, at_length, regression
 
 T, D, C = 4, 9, 30.0
 
@@ -115,9 +115,29 @@ def test_left_out_labels_choose_the_weight_of_the_prior() -> None:
     right = torch.full((12, T), 0.01).scatter(1, labels[:, None], 0.97).log()
     wrong = right.roll(1, dims=1)
     for log_q, best in ((right, 1.0), (wrong, 0.0)):
-        found = choose_alpha(at_length(rows.double(), 5.0), labels, log_q)
+        found = alpha_nll(Logistic(), rows, labels, log_q, (0.0, 0.5, 1.0))
         assert min(found, key=lambda each: found[each]) == best
-    assert choose_alpha(at_length(rows[:T].double(), 5.0), labels[:T], right[:T]) == {}  # one a class
+    assert alpha_nll(Logistic(), rows[:T], labels[:T], right[:T], (0.0, 1.0)) == {}  # one a class
+
+
+def test_left_out_labels_are_scored_by_the_heads_own_regression() -> None:
+    """Two images a class are two folds: scikit-learn's fit to one half scores the other, at the best temperature."""
+    rows, labels = images(2 * T, seed=6)
+    head = Logistic(inverse_penalty=2.0, length=3.0, power=0.5)
+    column = torch.full((2 * T, 1), 2.0**-0.5, dtype=torch.float64)
+    x, y = torch.cat([head.inputs(rows), column], 1).numpy(), labels.numpy()
+    halves = np.split(np.arange(2 * T), 2)  # the labels are 0, 1, ..., T - 1, 0, 1, ...
+    logits = np.empty((2 * T, T))
+    for kept, out in (halves, halves[::-1]):
+        fit = LogisticRegression(C=2.0, fit_intercept=False, tol=1e-10, max_iter=10_000).fit(x[kept], y[kept])
+        logits[out] = fit.decision_function(x[out])
+
+    def nll(log_beta: float) -> float:
+        return -float(log_softmax(math.exp(log_beta) * logits, axis=1)[np.arange(2 * T), y].mean())
+
+    expected = minimize_scalar(nll, bounds=(-6, 6), method="bounded", options={"xatol": 1e-9}).fun
+    found = alpha_nll(head, rows, labels, torch.zeros(2 * T, T), (0.0,))
+    assert found[0.0] == pytest.approx(expected, abs=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,12 @@ import numpy as np
 import ot
 import pytest
 import torch
+from scipy.optimize import minimize_scalar
+from scipy.special import logsumexp
 
 from jtln.errors import UserError
 from jtln.transport import TransportedPrior, label_transport, relation, sinkhorn
+from jtln.transport.prior import fit_relation
 
 S, T = 5, 4
 
@@ -71,6 +74,69 @@ def test_entropic_transport_is_bounded_from_below_by_the_divergence_from_q(cost:
     assert float((balanced - divergence).max()) > 1e-3  # the marginal on the source's side costs something
     free = reference / q[:, None] * b[:, None]  # the least KL(g || diag(a) R) of all g that end at b
     torch.testing.assert_close((free * (free / reference).log()).sum((1, 2)), divergence)
+
+
+def observed(count: int, seed: int, cost: torch.Tensor, epsilon: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Source predictions, and labels drawn from q under the cost."""
+    generator = torch.Generator().manual_seed(seed)
+    probabilities = (3 * torch.randn(count, len(cost), generator=generator)).softmax(1)
+    q = probabilities @ relation(cost, epsilon)
+    return probabilities, torch.multinomial(q, 1, generator=generator)[:, 0]
+
+
+def tempered_nll(q: np.ndarray, labels: torch.Tensor) -> tuple[float, float]:
+    """The exponent at which q^k makes the labels most likely, and their mean negative log-likelihood (SciPy)."""
+
+    def nll(log_k: float) -> float:
+        z = math.exp(log_k) * np.log(q)
+        return float((logsumexp(z, axis=1) - z[np.arange(len(z)), labels.numpy()]).mean())
+
+    found = minimize_scalar(nll, bounds=(-5, 5), method="bounded", options={"xatol": 1e-9})
+    return math.exp(found.x), float(found.fun)
+
+
+def test_the_exponent_is_that_of_the_most_likely_labels(cost: torch.Tensor) -> None:
+    probabilities, labels = observed(300, 3, cost, 0.1)
+    found = fit_relation(cost, probabilities, labels, [0.2])
+    exponent, nll = tempered_nll((probabilities @ relation(cost, 0.2)).double().numpy(), labels)
+    assert found.exponent == pytest.approx(exponent, rel=1e-4)
+    assert found.nll == pytest.approx(nll, abs=1e-8)
+    assert found.explained == pytest.approx(1 - nll / math.log(T), abs=1e-7)
+    assert found.alpha == pytest.approx(exponent * (1 - nll / math.log(T)), rel=1e-4)
+    assert torch.equal(found.rows, relation(cost, 0.2))
+
+
+def test_the_softest_plan_within_one_standard_error_is_taken(cost: torch.Tensor) -> None:
+    epsilons = [0.02, 0.05, 0.1, 0.2, 0.4, 0.8]
+    probabilities, labels = observed(300, 4, cost, 0.05)
+    losses = {}
+    for epsilon in epsilons:
+        q = (probabilities @ relation(cost, epsilon)).double().numpy()
+        z = tempered_nll(q, labels)[0] * np.log(q)
+        losses[epsilon] = logsumexp(z, axis=1) - z[np.arange(len(z)), labels.numpy()]
+    least = min(epsilons, key=lambda each: losses[each].mean())
+    within = [
+        each
+        for each in epsilons
+        if (more := losses[each] - losses[least]).mean() <= more.std(ddof=1) / math.sqrt(len(more)) or each == least
+    ]
+    assert least < max(within) < max(epsilons)
+    assert fit_relation(cost, probabilities, labels, epsilons).epsilon == max(within)
+
+
+def test_a_cost_of_no_use_has_no_weight(cost: torch.Tensor) -> None:
+    probabilities, _ = observed(4000, 5, cost, 0.1)
+    labels = torch.arange(4000) % T
+    assert fit_relation(cost, probabilities, labels, [0.1]).alpha == 0
+    probabilities, labels = observed(300, 6, cost, 0.1)
+    constant = fit_relation(torch.ones(S, T), probabilities, labels, [0.1])
+    assert constant.alpha == 0
+    assert constant.nll == pytest.approx(math.log(T))
+
+
+def test_one_image_is_enough(cost: torch.Tensor) -> None:
+    probabilities, labels = observed(1, 7, cost, 0.1)
+    assert math.isfinite(fit_relation(cost, probabilities, labels, [0.05, 0.1]).alpha)
 
 
 def test_transport_to_labels_is_minus_log_q(cost: torch.Tensor) -> None:
