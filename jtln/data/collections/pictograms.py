@@ -138,7 +138,7 @@ class Pictograms(PairSpec):
         return Task(classes, *(self._read(classes, images) for images in parts))
 
     def _order(self) -> tuple[list[tuple[str, ...]], int]:
-        """The style groups in the target's order, and which style of a pair is labelled."""
+        """Return the style groups in the target's order, and the index of the labelled style of a pair."""
         n = len(GROUPS)
         draw, place = divmod(self.seed, n * (n - 1))
         ahead, first = divmod(place, n)
@@ -148,7 +148,7 @@ class Pictograms(PairSpec):
         return [GROUPS[circle[(first + step) % n]] for step in (0, *rest, ahead)], ahead % 2
 
     def _read(self, classes: ClassSet, images: list[tuple[str, str]]) -> ArrayImages:
-        """The images of (category, style), named ``category/style``."""
+        """Read the images of (category, style), named ``category/style``."""
         pixels = torch.from_numpy(np.stack([self._pixels(*image) for image in images]))  # (N, H, W, 3)
         label_of = {name: label for label, name in enumerate(classes)}
         labels = torch.tensor([label_of[category] for category, _ in images])
