@@ -108,7 +108,7 @@ class TransportedPrior(nn.Module):
         return (logits / self.temperature).softmax(1)
 
     def forward(self, source_logits: Tensor) -> Tensor:
-        """source_logits (B, S) -> alpha log q (B, T)"""
+        """Return alpha log q (B, T) of source_logits (B, S)."""
         return self.alpha * self.log_q(source_logits)
 
     def extra_repr(self) -> str:
