@@ -61,6 +61,7 @@ def read_cost(
     """Read the cost and calibrate it, before the loss is built.
 
     Args:
+        cost: the metric.
         pair: whose classes it relates.
         features: under the trunk as training starts from it.
         source_head: likewise.
@@ -154,6 +155,11 @@ def read_prior(
     if the labelled images are likelier under q than by chance, and 0 otherwise.
 
     Args:
+        head: asks for the prior and its weight.
+        cost: as :func:`read_cost` returned it.
+        features: under the trunk as training starts from it.
+        source_head: likewise.
+        settings: of the cost's use.
         learns: whether the gradient reaches the source head through q.
         unknown_targets: target classes that the cost knows nothing of.
     """

@@ -132,6 +132,7 @@ def compare_target_only(experiment: Experiment, images: int, train: Callable[[Ex
     The curve is kept in ``target_only.json`` of the run's folder, for a run that is resumed.
 
     Args:
+        experiment: the run's settings.
         images: validation images of the target.
         train: trains an experiment for its validation curve alone.
     """
