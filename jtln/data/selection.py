@@ -94,7 +94,7 @@ def _named(classes: ClassSet, wanted: str) -> list[str]:
 
 
 def _runs(path: tuple[str, ...], length: int) -> list[tuple[str, ...]]:
-    """All that are ``length`` consecutive parts of the path."""
+    """Return all runs of ``length`` consecutive parts of the path."""
     return [path[start : start + length] for start in range(len(path) - length + 1)]
 
 

@@ -82,7 +82,7 @@ class FrozenCopy(nn.Module):
         return super().train(False)
 
     def take(self, trunk: Trunk) -> None:
-        """Become the trunk as it is now."""
+        """Copy the weights of the trunk as it is now."""
         self.trunk.load_state_dict(trunk.state_dict())
 
     def forward(self, images: Tensor) -> Tensor:

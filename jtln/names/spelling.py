@@ -157,7 +157,7 @@ def look_up(text: str) -> list[int]:
 
 
 def below(rows: Iterable[int], kind: Iterable[int], itself: bool = True) -> list[int]:
-    """Those of ``rows`` that are a kind of one of the rows ``kind``, in their order."""
+    """Return those of ``rows`` that are a kind of one of the rows ``kind``, in their order."""
     kinds = set(kind)
 
     def is_kind(row: int) -> bool:
@@ -180,7 +180,7 @@ def rows_of(ids: Iterable[str]) -> list[int]:
 
 
 def _plain(name: str) -> str:
-    """Without accents, typographic apostrophes and underscores."""
+    """Return the name without accents, typographic apostrophes and underscores."""
     text = unicodedata.normalize("NFKD", name.replace("’", "'").replace("&", " and "))
     return re.sub(r"[\s_]+", " ", "".join(c for c in text if not unicodedata.combining(c))).strip()
 

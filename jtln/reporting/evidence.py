@@ -346,7 +346,7 @@ def _validation(runs: Sequence[Run]) -> dict[int, Mapping[str, float]]:
 
 
 def _images(runs: Sequence[Run], metric: str) -> dict[int, Values]:
-    """Return each test image's share of a run's figure, in percent.
+    """Return each test image's contribution to a run's figure, in percent.
 
     Empty for a metric that is no mean of images, or where a run has no predictions.
     """

@@ -181,8 +181,8 @@ def normal_interval(estimate: float, standard_error: float, level: float = 0.95)
     """Return the normal interval for an estimate with a known standard error, in its unit.
 
     Args:
-        estimate: the mean of the normal distribution.
-        standard_error: its standard deviation, >= 0.
+        estimate: in any unit.
+        standard_error: of the estimate, >= 0.
         level: of confidence, in (0, 1).
     """
     half = statistics.NormalDist().inv_cdf((1 + level) / 2) * standard_error

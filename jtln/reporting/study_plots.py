@@ -96,7 +96,7 @@ def _ends(intervals: Sequence[Interval]) -> list[list[float]]:
 
 
 def _style(row: TableRow, index: int, alone: bool) -> dict[str, Any]:
-    """``alone``: whether the rows with transport terms are one among other methods'."""
+    """Return a row's colour, marker and lines; with ``alone`` a candidate is in ink."""
     colour = _FAINT if _is_fine_tuning(row) else _COLOURS[index % len(_COLOURS)]
     if alone and row.is_candidate:
         colour = _INK

@@ -76,7 +76,7 @@ def is_setting(key: str) -> bool:
 
 
 def row_hash(config: Mapping[str, Any]) -> str:
-    """Equal for the runs of one row of a table: the same settings but for the run's seed and the number of labels.
+    """Return a hash that is equal for runs of one row: they differ in the run's seed and the number of labels alone.
 
     Args:
         config: composed with "*" for the run's seed, which so stands wherever that is used; another seed (cost.seed=1)
@@ -86,7 +86,10 @@ def row_hash(config: Mapping[str, Any]) -> str:
 
 
 def trunk_hash(config: Mapping[str, Any]) -> str:
-    """Equal for runs that start from the same pre-trained trunk; where it differs for some that do, that costs time."""
+    """Return a hash that differs for runs that start from different pre-trained trunks.
+
+    It may differ for runs that share a trunk, too, which costs time only.
+    """
     parts = {key: config.get(key) for key in ("trunk", "pretrain", "dataset", "trainer", "augment", "debug")}
     return _hash(parts, (*_NO_SETTING, *_LABELS, "trunk.freeze"), run_seed=config.get("seed"))
 

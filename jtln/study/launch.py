@@ -151,7 +151,7 @@ class Runs:
             thread.join()
 
     def _is_over(self, job: Job) -> bool:
-        """Tell whether a job has a result, which is then printed, or an error."""
+        """Return True if a job has a result or an error, and print a result."""
         if job.settings in self._errors or self.ledger.result(job) is not None:
             return True
         if self.ledger.look(job) is not None:

@@ -42,7 +42,7 @@ class Ledger:
         return folder if folder.is_dir() else next(iter(sorted(self.folder.glob(f"*_{job.settings}"))), folder)
 
     def is_under_way(self, job: Job) -> bool:
-        """Tell whether a living process makes ``job``: see :func:`held`."""
+        """Return True if a living process makes ``job``: see :func:`held`."""
         try:
             with held(self.folder_of(job)):
                 return False

@@ -95,7 +95,7 @@ class Study:
 
 
 def run_study(study: Study, launch: Launch) -> bool:
-    """Tune where that is asked for, make the runs that are missing, and report; whether all runs succeeded.
+    """Tune where that is asked for, make the missing runs, and report; return True if all runs succeeded.
 
     Raises:
         UserError: every tuning trial of every row failed.

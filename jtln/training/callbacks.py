@@ -22,7 +22,7 @@ _WATCHED = {"train/loss": "loss", "val/target/accuracy": "target val", "val/sour
 
 
 class SeedEpochs(Callback):
-    """Seeds dropout and augmentation at each epoch, so that a resumed run draws as an uninterrupted one.
+    """A seed for dropout and augmentation at each epoch, so that a resumed run draws as an uninterrupted one.
 
     Each process has its own stream.
     """

@@ -205,7 +205,7 @@ def describe(
 
 
 def _finite(values: dict[str, float]) -> dict[str, float | None]:
-    """JSON has no infinity: null."""
+    """Replace infinite numbers by None, because JSON has no infinity."""
     return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 

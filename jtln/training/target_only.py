@@ -122,7 +122,7 @@ def standard_error(one: float, other: float, images: int) -> float:
 
 
 def is_below(own: float, alone: float, images: int) -> bool:
-    """Tell whether ``own`` is so far below ``alone`` that chance alone would seldom make it."""
+    """Return True if ``own`` is below ``alone`` by more than chance explains."""
     return own - alone < -ERRORS * standard_error(own, alone, images)
 
 

@@ -212,7 +212,7 @@ def listed(value: Any) -> list[Any]:
 
 
 def best_and_last(folder: Path, validates: bool = True) -> list[ModelCheckpoint]:
-    """``best.ckpt`` has the weights alone; ``last.ckpt`` all that it takes to go on.
+    """Return callbacks that keep ``best.ckpt``, the weights alone, and ``last.ckpt``, the whole state for resuming.
 
     Two callbacks, the best one first: Lightning's ``save_last`` writes the last one only where it is the best as well.
     """
@@ -252,14 +252,14 @@ class Fitted:
 
 
 def fit(trainer: pl.Trainer, module: JTLN, data: PairData, checkpoint: Path | None = None) -> None:
-    """Fit; Ctrl-C stays what it is."""
+    """Fit the module; Ctrl-C stays a KeyboardInterrupt."""
     with _interruptible(trainer):
         trainer.fit(module, data, ckpt_path=None if checkpoint is None else str(checkpoint), weights_only=True)
 
 
 @contextmanager
 def _interruptible(trainer: pl.Trainer) -> Iterator[None]:
-    """Ctrl-C stays a KeyboardInterrupt, of which Lightning makes an exit."""
+    """Keep Ctrl-C a KeyboardInterrupt, which Lightning would turn into an exit."""
     try:
         yield
     except SystemExit:
@@ -360,7 +360,7 @@ def csv_logger(folder: Path, keep_steps: int = 0) -> CSVLogger:
 
 
 def _quiet_lightning() -> None:
-    """Silence Lightning's own summary, and hints that do not apply to loaders in memory."""
+    """Silence Lightning's messages that the run's own log repeats, and hints that do not apply to loaders in memory."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in (

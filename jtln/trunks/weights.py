@@ -34,7 +34,7 @@ def _digest(path: Path) -> str:  # Python 3.10
 
 
 def is_fetched(weights: str) -> bool:
-    """Tell whether ``weights`` stands for a download: "auto", "imagenet", or a name such as "IMAGENET1K_V1"."""
+    """Return True if ``weights`` means a download: "auto", "imagenet", or a name such as "IMAGENET1K_V1"."""
     return weights in ("auto", "imagenet") or weights.startswith("IMAGENET1K_")
 
 
