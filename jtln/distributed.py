@@ -16,7 +16,7 @@ _DECISION = "JTLN_DECISION"  # environment variable: what the first process foun
 
 
 def process() -> tuple[int, int]:
-    """This process's rank, and how many processes there are."""
+    """Return this process's rank, and the number of processes."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return 0, 1
     return distributed.get_rank(), distributed.get_world_size()
@@ -30,6 +30,7 @@ def first_decides(name: str, found: bool) -> bool:
 
     Args:
         name: of the decision, without a colon.
+        found: this process's own finding, which counts in the first process alone.
     """
     if process()[1] > 1:
         said: list[Any] = [found]
@@ -49,12 +50,12 @@ def reset() -> None:
 
 
 def accumulation_dtype(value: Tensor) -> torch.dtype:
-    """What long sums of ``value`` are kept in: float64, which Apple's GPUs do not have."""
+    """Return the dtype for long sums of ``value``: float64, but float32 on Apple's GPUs, which have no float64."""
     return torch.float32 if value.device.type == "mps" else torch.float64
 
 
 def all_reduce_sum(value: Tensor) -> Tensor:
-    """The sum of ``value`` over all processes, in place."""
+    """Sum ``value`` over all processes, in place, and return it."""
     if process()[1] > 1:
         distributed.all_reduce(value)
     return value
@@ -77,8 +78,10 @@ def all_gather(rows: Tensor) -> list[Tensor]:
 
 
 def gather_in_order(rows: Tensor) -> Tensor:
-    """The rows (N, ...) of all processes in the order that one process would have them in: the loaders give process r
-    of W every W-th one, from the r-th on."""
+    """Return the rows (N, ...) of all processes in the order that one process would have them in.
+
+    The loaders give process r of W every W-th row, from the r-th on.
+    """
     parts = all_gather(rows)
     together = torch.cat(parts)
     for rank, part in enumerate(parts):

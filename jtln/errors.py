@@ -15,7 +15,7 @@ class UserError(ValueError):
 
 
 def unknown(kind: str, got: object, choices: Iterable[str]) -> UserError:
-    """The error for a name that is none of ``choices``, naming them all and the nearest one."""
+    """Return the error for a name that is none of ``choices``, with all of them and the nearest one."""
     choices = list(choices)
     near = difflib.get_close_matches(str(got), choices, n=1)
     hint = f" Did you mean '{near[0]}'?" if near else ""

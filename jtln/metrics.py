@@ -1,4 +1,4 @@
-"""What is measured of a head's predictions: one collection, cloned for every head and split."""
+"""Metrics of a head's predictions: one collection, cloned for every head and split."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class MeanClassAccuracy(Metric):
         self.add_state("total", torch.zeros(classes), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
-        """logits (B, C), labels (B,)."""
+        """Count the right predictions of each class: logits (B, C), labels (B,)."""
         right = (logits.argmax(1) == labels).float()
         self.correct.index_add_(0, labels, right)
         self.total.index_add_(0, labels, torch.ones_like(right))
@@ -36,9 +36,11 @@ class MeanClassAccuracy(Metric):
 
 
 def classification_metrics(classes: int, prefix: str, whole: bool = True) -> MetricCollection:
-    """accuracy, mean_class_accuracy, macro_f1 and ece (expected calibration error, 15 bins) of (B, classes).
+    """Return accuracy, mean_class_accuracy, macro_f1 and ece (expected calibration error, 15 bins) of (B, classes).
 
     Args:
+        classes: the number of classes.
+        prefix: of the metrics' names.
         whole: False leaves out all but the accuracies, for training: the calibration error keeps every prediction. It
             also leaves the labels unchecked, for which a GPU would be waited for at each step; the loss checks them.
     """

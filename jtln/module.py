@@ -59,7 +59,7 @@ class Term(NamedTuple):
 
 @dataclass(frozen=True)
 class Optimization:
-    """How the weights follow the gradient.
+    """The optimizer and its learning rates.
 
     Attributes:
         optimizer: from parameter groups to an optimizer; its rate is the heads'.
@@ -200,12 +200,12 @@ class JTLN(pl.LightningModule):
     # The network.
 
     def forward(self, images: Tensor) -> Logits:
-        """images (B, 3, H, W), normalised as ``trunk.mean`` and ``trunk.std`` say -> logits (B, S) and (B, T)."""
+        """Return logits (B, S), (B, T) of images (B, 3, H, W), normalised as ``trunk.mean`` and ``trunk.std`` say."""
         features = self.trunk(images)  # (B, D)
         return Logits(self.source_head(features), self.target_logits(features))
 
     def target_logits(self, features: Tensor) -> Tensor:
-        """features (B, D) -> (B, T), with the prior."""
+        """Return the target's logits with the prior: features (B, D) -> (B, T)."""
         logits: Tensor = self.target_head(features)
         return logits if self.prior is None else logits + self.prior(self.source_head(features))
 
@@ -216,7 +216,7 @@ class JTLN(pl.LightningModule):
         return None if prior is None else lambda features: prior(self.source_head(features))
 
     def reads(self, side: str) -> bool:
-        """Whether a term reads the training images of this task, "source" or "target"."""
+        """Return True if a term reads the training images of this task, "source" or "target"."""
         return any(side in term.images for term in self.terms)
 
     @property

@@ -27,11 +27,11 @@ class Schedule:
             raise UserError(f"expected warmup in [0, 1), a share of training, but got {self.warmup}")
 
     def shape(self, progress: float) -> float:
-        """The factor after warm-up; ``progress`` in [0, 1] counts from the warm-up's end."""
+        """Return the factor after warm-up; ``progress`` in [0, 1] counts from the warm-up's end."""
         raise NotImplementedError
 
     def __call__(self, progress: float) -> float:
-        """The factor at ``progress`` = steps done / all steps, in [0, 1]."""
+        """Return the factor at ``progress`` = steps done / all steps, in [0, 1]."""
         if progress < self.warmup:
             return progress / self.warmup
         return self.shape(min(1.0, (progress - self.warmup) / (1 - self.warmup)))

@@ -73,7 +73,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def writable(text: str) -> str:
-    """Return the text with \\udcXX for what cannot be written: a file's name may be in another encoding."""
+    r"""Return the text with \udcXX for what cannot be written: a file's name may be in another encoding."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
@@ -91,10 +91,13 @@ def save_torch(content: Any, path: Path) -> None:
 
 
 def clear_leftovers(folder: Path, name: str = "*") -> None:
-    """Delete what a killed process left of :func:`replacing` in ``folder``; for whoever alone may write there.
+    """Delete the files of :func:`replacing` that a killed process left in ``folder``.
+
+    Only a process that alone may write there can call this.
 
     Args:
-        name: of the file that was to be replaced; "*": of any.
+        folder: the folder of the file that was to be replaced.
+        name: of that file; "*": of any.
     """
     for path in folder.glob(f".{name}.*{_SUFFIX}"):
         with suppress(OSError):

@@ -19,7 +19,7 @@ _PRECISION = 1e-8  # of the temperature's logarithm
 
 @torch.no_grad()
 def temperature(logits: Iterable[Batch]) -> float:
-    """The temperature tau at which softmax(logits / tau) has the least cross-entropy, in [0.05, 20].
+    """Return the temperature tau in [0.05, 20] at which softmax(logits / tau) has the least cross-entropy.
 
     Args:
         logits: batches of logits (B, S) and labels (B,) of images that the head was NOT trained on, this process's
@@ -32,7 +32,7 @@ def temperature(logits: Iterable[Batch]) -> float:
         raise UserError("expected at least one batch of logits to calibrate with, but got none")
 
     def slope(log_beta: float) -> float:
-        """Of the summed cross-entropy in beta = 1 / tau; it rises with beta, for the cross-entropy is convex in it."""
+        """Return the derivative of the summed cross-entropy in beta = 1 / tau, in which it is convex."""
         kind, beta = accumulation_dtype(batches[0][0]), math.exp(log_beta)
         value = batches[0][0].new_zeros((), dtype=kind)
         for z, labels in batches:
@@ -49,7 +49,7 @@ def temperature(logits: Iterable[Batch]) -> float:
 
 
 class TemperatureFit(NamedTuple):
-    """How likely logits make the labels at their best temperature."""
+    """A temperature and the mean negative log-likelihood of the labels under it."""
 
     temperature: float
     nll: float  # mean negative log-likelihood of the labels, in nats

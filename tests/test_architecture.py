@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import functools
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -36,6 +38,8 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("",),  # jtln/__init__.py
 )
 HYDRA = ("cli", "study")  # the rooms that may import Hydra
+HEADLESS = re.compile(r"(What|Whether|Whose|Who|Why|When|How|Where|Which|Of|From|By|With|To|In|At|On|For|As|So|Tell)\b")
+ABSTRACT = ("ABC", "NamedTuple", "Protocol")  # bases that document no method of a subclass
 
 Graph = dict[str, set[str]]
 
@@ -49,6 +53,11 @@ def modules(package: Path) -> dict[str, Path]:
     return names
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def nodes(tree: Iterable[ast.AST]) -> Iterator[ast.AST]:
     """Every node, but for what only a type checker reads."""
     for node in tree:
@@ -60,7 +69,7 @@ def nodes(tree: Iterable[ast.AST]) -> Iterator[ast.AST]:
 
 def imported(name: str, path: Path) -> Iterator[str]:
     """Every dotted name that a file may import, in functions and by relative imports too."""
-    for node in nodes(ast.iter_child_nodes(ast.parse(path.read_text(encoding="utf-8")))):
+    for node in nodes(ast.iter_child_nodes(parsed(path))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -124,6 +133,46 @@ def upwards(graph: Graph) -> list[str]:
     ]
 
 
+def docstrings(package: Path) -> Iterator[tuple[str, str]]:
+    """The place and the text of every docstring below a package."""
+    for path in modules(package).values():
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and (
+                text := ast.get_docstring(node)
+            ):
+                yield f"{path.relative_to(package)}:{getattr(node, 'lineno', 1)}", text
+
+
+def undocumented(package: Path) -> list[str]:
+    """The public methods of public classes without a docstring, of their own or of a base class's method.
+
+    Methods of other packages' classes, such as hooks, count as documented.
+    """
+    classes = [
+        node for path in modules(package).values() for node in parsed(path).body if isinstance(node, ast.ClassDef)
+    ]
+    by_name = {name: [node for node in classes if node.name == name] for name in {node.name for node in classes}}
+
+    def is_documented(node: ast.ClassDef, method: str) -> bool:
+        """Return True if the class's own method, or one that it inherits, has a docstring."""
+        functions = [each for each in node.body if isinstance(each, ast.FunctionDef) and each.name == method]
+        return any(map(ast.get_docstring, functions)) or any(inherits(base, method) for base in node.bases)
+
+    def inherits(base: ast.expr, method: str) -> bool:
+        name = ast.unparse(base).partition("[")[0].rpartition(".")[2]
+        if name not in by_name:
+            return name not in ABSTRACT
+        return any(is_documented(node, method) for node in by_name[name])
+
+    return [
+        f"{node.name}.{function.name}"
+        for node in classes
+        for function in node.body
+        if isinstance(function, ast.FunctionDef) and not node.name.startswith("_") and not function.name.startswith("_")
+        if not is_documented(node, function.name)
+    ]
+
+
 GRAPH = import_graph(PACKAGE)
 
 
@@ -178,6 +227,38 @@ def test_no_library_class_imports_the_command_line(text: str) -> None:
 
 def test_every_file_is_named_for_what_it_holds() -> None:
     assert not [name for name in GRAPH if name.rpartition(".")[2] in ("utils", "helpers", "common", "misc")]
+
+
+def test_docstrings_begin_with_a_command_or_a_noun() -> None:
+    found = dict(docstrings(PACKAGE))
+    assert "transport/__init__.py:1" in found
+    assert {where: text.splitlines()[0] for where, text in found.items() if HEADLESS.match(text)} == {}
+
+
+def test_every_public_method_has_a_docstring() -> None:
+    assert undocumented(PACKAGE) == []
+
+
+def test_a_missing_or_headless_docstring_would_be_found(tmp_path: Path) -> None:
+    """An overriding method needs none, and neither does a hook of another package's class."""
+    package = tmp_path / "jtln"
+    package.mkdir()
+    (package / "__init__.py").write_text('"""Whether it works."""\n', encoding="utf-8")
+    (package / "cost.py").write_text(
+        "class Cost(ABC):\n"
+        '    def matrix(self):\n        """Return (S, T)."""\n'
+        "    def fit(self):\n        pass\n"
+        "class Path(Cost, base.Module):\n"
+        "    def matrix(self):\n        pass\n"
+        "    def forward(self):\n        pass\n"
+        "class Tree(Cost):\n"
+        "    def fit(self):\n        pass\n"
+        "    def depth(self):\n        pass\n",
+        encoding="utf-8",
+    )
+    headless = [where for where, text in docstrings(package) if HEADLESS.match(text)]
+    assert headless == ["__init__.py:1"]
+    assert undocumented(package) == ["Cost.fit", "Tree.fit", "Tree.depth"]
 
 
 def test_the_command_line_starts_without_pytorch() -> None:

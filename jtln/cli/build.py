@@ -1,4 +1,4 @@
-"""From the composed configuration to the objects of a run."""
+"""Building of a run's objects from the composed configuration."""
 
 from __future__ import annotations
 
@@ -101,10 +101,11 @@ def build(config: DictConfig) -> Experiment:
 
 
 def check(config: DictConfig, spec: PairSpec) -> None:
-    """Raise what a run with these values would before it reads an image: cheap.
+    """Raise, before any image is read, the errors that a run with these values would raise.
 
     Args:
-        spec: of its data set.
+        config: the composed configuration.
+        spec: the pair that it describes.
     """
     _budget(config)
     _transport(config)
@@ -132,7 +133,7 @@ def _check_keys(config: DictConfig) -> None:
 
 @contextmanager
 def _named(key: str) -> Iterator[None]:
-    """A library class's error names its own argument: here the configuration's key comes before it."""
+    """Put the configuration's key before the message of a library class, which names only its own argument."""
     try:
         yield
     except UserError as error:
@@ -242,7 +243,7 @@ def _schedule(config: DictConfig, key: str) -> Schedule:
 
 
 def _optimizer(config: DictConfig, key: str) -> Any:
-    """From parameter groups to an optimizer, tried on a parameter of its own: a wrong rate is an error now."""
+    """Return a function from parameter groups to an optimizer, tried once: a wrong rate is an error now."""
     optimizer = instantiate(OmegaConf.select(config, key))
     try:
         optimizer([Parameter(torch.zeros(1))])
@@ -334,7 +335,7 @@ def _trainer(settings: DictConfig) -> TrainerSettings:
 
 
 def _cost_name(config: DictConfig, choices: DictConfig) -> str:
-    """The group's choice with its metric, or with the cost that it is made of: "permuted wordnet (wup)"."""
+    """Return the group's choice with its metric, or with the cost that it wraps: "permuted wordnet (wup)"."""
     inner = choices.get("cost@cost.of")
     name = str(choices.cost) if inner is None else f"{choices.cost} {inner}"
     metric = OmegaConf.select(config, "cost.metric" if inner is None else "cost.of.metric")

@@ -89,7 +89,7 @@ def _summary(counts: dict[str, int]) -> str:
 
 
 def _line(each: Found, task: str, path: str) -> dict[str, str]:
-    """A class's line of the table that the user corrects.
+    """Return a class's line of the table that the user corrects.
 
     What a class is a kind of stands as a suggestion, and not as its synset: two lamps are two classes.
     """
@@ -106,7 +106,7 @@ def _line(each: Found, task: str, path: str) -> dict[str, str]:
 
 
 def _row(each: Found, task: str, path: str) -> list[str]:
-    """A class's row on the terminal, shorter."""
+    """Return a class's row on the terminal, shorter."""
     if isinstance(each, Link):
         others = f"or {', '.join(map(name, each.others[:OTHERS]))}" if each.others else ""
         others += f" and {len(each.others) - OTHERS} more" if len(each.others) > OTHERS else ""
@@ -115,7 +115,7 @@ def _row(each: Found, task: str, path: str) -> list[str]:
 
 
 def _chain(synset: str, levels: int | None = None) -> str:
-    """ "crane.n.04 < lifting device < device < ...", or, with ``levels``, so many of what lies above."""
+    """Return "crane.n.04 < lifting device < device < ...", or, with ``levels``, so many of the synsets above it."""
     first, *above = [name(each) for each in hypernym_chain(synset)]
     words = [each.rsplit(".", 2)[0].replace("_", " ") for each in above]
     if levels is None:

@@ -55,7 +55,7 @@ class Composer:
         self.identities: dict[str, str] = {}
 
     def row(self, name: str) -> Row:
-        """The row that the study's file calls so."""
+        """Compose the row of this name in the study's file."""
         own = [str(each) for each in listed(self.study.rows[name])]
         if clash := sorted({key_of(each) for each in self.given} & {key_of(each) for each in own}):
             raise UserError(
@@ -90,7 +90,7 @@ class Composer:
         return Row(name, job, space, current, composed)
 
     def _identity(self, config: DictConfig, facts: Mapping[str, Any]) -> str:
-        """The data's part of a run's identity, read once for all runs of the same files."""
+        """Return the data's part of a run's identity, read once for all runs of the same files."""
         if facts["debug"]["smoke"]:
             return ""
         drawn = ("seed", "shots", "rate")  # which change neither the classes nor the files
@@ -103,6 +103,8 @@ class Composer:
         """Raise a UserError for what could only fail: a value of a row, a number of labels, a key that no row has.
 
         Args:
+            rows: as :meth:`row` composed them.
+            labels: the study's numbers of labels.
             seed: any of the study's.
             tuned: whether hyper-parameters are searched, on other seeds.
         """
@@ -131,7 +133,7 @@ class Composer:
             return compose("train", overrides=[*overrides, *self.search_path])
 
     def _config(self, composed: DictConfig, further: list[str]) -> DictConfig:
-        """A run's configuration: its row's, with further overrides."""
+        """Return a run's configuration: its row's, with further overrides."""
         config = composed.copy()
         for override in OverridesParser.create().parse_overrides(further):
             try:
@@ -143,8 +145,10 @@ class Composer:
         return config
 
     def _space(self, method: str, fixed: set[str]) -> dict[str, Any]:
-        """What every method has, and what this one has beside it; without what the row or the command line sets, be it
-        a key or what it is in (method.penalty=null)."""
+        """Return the search space of all methods and of this one, without the keys that the row or the user sets.
+
+        A key counts as set, too, where a group above it is: method.penalty=null sets method.penalty.weight.
+        """
         joined = {**(self.spaces.get("all") or {}), **(self.spaces.get(method) or {})}
 
         def is_set(key: str) -> bool:
@@ -155,7 +159,7 @@ class Composer:
 
 @contextlib.contextmanager
 def _told_of(where: str, overrides: Sequence[str] = ()) -> Iterator[None]:
-    """A user's mistake is told with the row or the number of labels that has it."""
+    """Put the row or the number of labels at fault before the message of a user's mistake."""
     try:
         yield
     except Exception as error:
@@ -166,8 +170,11 @@ def _told_of(where: str, overrides: Sequence[str] = ()) -> Iterator[None]:
 
 
 def _fitting(override: str, row: DictConfig) -> str | None:
-    """An override of all rows as this row takes it: None where what it chose has no such key (the uniform cost no
-    metric), that of the cost within (cost.of) where the row's own cost has none (the permuted one)."""
+    """Return an override of all rows as this row takes it.
+
+    None where the row's choice has no such key (the uniform cost has no metric). The key of the inner cost (cost.of)
+    where only that one has it (the permuted cost).
+    """
     key, value = key_of(override), override.partition("=")[2]
     if not is_of_a_choice(override):
         return override

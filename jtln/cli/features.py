@@ -17,7 +17,7 @@ seeds, numbers of labels, costs and heads then take seconds. A bar shows how lon
 
 
 def main(arguments: list[str]) -> int:
-    """Compute features into the cache; returns the exit code."""
+    """Compute features into the cache; return the exit code."""
     if {"--help", "-h"} & set(arguments):
         print(HELP)
         return 0

@@ -75,15 +75,17 @@ def run_hydra(arguments: list[str], job: Callable[[DictConfig], Any]) -> int:
 
 
 def output_is_closed() -> int:
-    """What reads this process's output (head, say) has had enough: nothing more is written, and that is no fault."""
+    """Discard all further output, because its reader (``head``, say) has closed the pipe; return the exit code."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1
 
 
 def _sweep_folder(arguments: list[str]) -> str | None:
-    """The folder of a multirun for which the user names none; in a process that another one started (DDP), of that
-    one's."""
+    """Return the folder of a multirun for which the user names none, or None for other commands.
+
+    A process that another one started (DDP) gets the folder of that one.
+    """
     if os.environ.get("LOCAL_RANK", "0") != "0":
         return os.environ.get(SWEEP_FOLDER)
     is_multirun = bool({"-m", "--multirun"} & set(arguments)) and not {"--help", "--cfg", "-c"} & set(arguments)

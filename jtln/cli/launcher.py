@@ -87,7 +87,8 @@ def _shares(workers: Any, accelerator: str, devices: Any) -> tuple[int, tuple[st
 
     Args:
         workers: "auto" is one a GPU where the runs use GPUs, and otherwise one a core.
-        accelerator, devices: the trainer's. A run on several devices has them all, so there is one at a time.
+        accelerator: the trainer's.
+        devices: the trainer's. A run on several devices has them all, so there is one run at a time.
     """
     if workers != "auto" and (not isinstance(workers, int) or isinstance(workers, bool) or workers < 1):
         raise UserError(f"expected auto or a whole number >= 1 for study.workers, but got {workers!r}")

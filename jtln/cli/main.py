@@ -30,7 +30,7 @@ COMMANDS = {
 
 
 def main() -> int:
-    """The console script; returns the exit code."""
+    """Run the command that the console script or ``python -m jtln`` was given; return the exit code."""
     command, arguments = (sys.argv[1:2] or [""])[0], sys.argv[2:]
     if command not in COMMANDS and "LOCAL_RANK" in os.environ:
         command, arguments = "train", sys.argv[1:]  # a process of trainer=ddp, which Lightning starts without it

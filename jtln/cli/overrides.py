@@ -40,12 +40,12 @@ def key_of(override: str) -> str:
 
 
 def is_of_a_choice(override: str) -> bool:
-    """Tell whether it sets a key inside a group that the configurations of a study choose (cost.metric=path)."""
+    """Return True for a key inside a group that the rows of a study choose (cost.metric=path)."""
     return key_of(override).startswith(tuple(f"{group}." for group in CHOSEN_BY_CONFIGURATIONS))
 
 
 def is_study(arguments: Sequence[str]) -> bool:
-    """Tell whether ``arguments`` name a study."""
+    """Return True if ``arguments`` name a study."""
     return any(re.match(r"\+?study=(?!(none|null)$)", argument) for argument in arguments)
 
 

@@ -42,14 +42,14 @@ def main(arguments: list[str]) -> int:
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
-    """The arguments that say which network."""
+    """Add the arguments that choose the network."""
     parser.add_argument("run", type=path_argument, metavar="RUN", help="a run's folder, or its best.ckpt")
     parser.add_argument("--head", default="target", help="target (default) or source: whose classes")
     parser.add_argument("--trust", action="store_true", help="run code that the checkpoint names: a trunk of your own")
 
 
 def files_of(images: Sequence[str]) -> list[str]:
-    """The files, and those in folders in order; a UserError where one is not there, or a folder is empty."""
+    """Return the files, and those in folders in order; a UserError where one is not there, or a folder is empty."""
     from jtln.data.collections.folder import files_below
 
     files: list[str] = []
@@ -67,7 +67,7 @@ def files_of(images: Sequence[str]) -> list[str]:
 
 
 def _same(file: str, output: Path) -> bool:
-    """Whether the table that an earlier call wrote lies among the images."""
+    """Return True if ``file`` is the table that an earlier call wrote."""
     return output.exists() and Path(file).resolve() == output.resolve()
 
 

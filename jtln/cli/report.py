@@ -11,7 +11,7 @@ from jtln.errors import UserError, unknown
 
 
 def main(arguments: list[str]) -> int:
-    """Report on every finished run below the folders; returns the exit code."""
+    """Report on every finished run below the folders; return the exit code."""
     parser = argparse.ArgumentParser(
         prog="jtln report",
         description="Table, intervals, paired tests and plots of all runs below the folders (every result.json but the "

@@ -20,7 +20,7 @@ _NO_SETTING = ("epochs", "trainer", "logger", "num_workers", "cache", "compare_t
 
 
 def resumed(arguments: list[str]) -> list[str]:
-    """The arguments of the run that ``resume=FOLDER`` names, its folder, and what else was given now.
+    """Return the arguments of the run that ``resume=FOLDER`` names, its folder, and the arguments given now.
 
     Raises:
         UserError: there is no such run, it is finished, or it is under way and what was given is one of its settings.

@@ -59,7 +59,7 @@ def own_folder() -> Iterator[None]:
 
 
 def new_sweep_folder() -> Path:
-    """A folder of its own for a multirun, called after the time, and made."""
+    """Make a new folder for a multirun, named after the time."""
     for folder in _numbered(Path("multirun", time.strftime("%Y-%m-%d_%H-%M-%S"))):
         try:
             folder.mkdir(parents=True)
@@ -70,5 +70,5 @@ def new_sweep_folder() -> Path:
 
 
 def _numbered(folder: Path) -> Iterator[Path]:
-    """The folder, and the same with -2, -3, ... at its end."""
+    """Return the folder, and then the same with -2, -3, ... at its end."""
     return chain([folder], (folder.with_name(f"{folder.name}-{number}") for number in count(2)))

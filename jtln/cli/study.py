@@ -82,8 +82,11 @@ def _combinations(arguments: Sequence[str]) -> list[list[str]]:
 
 
 def _placed(arguments: Sequence[str], apart: Sequence[str]) -> list[str]:
-    """With the study's folder, which hydra.sweep.dir names as in every multirun; by itself it is called after the
-    study, its dataset and what sets this one ``apart``."""
+    """Return the arguments with the study's folder in front.
+
+    hydra.sweep.dir names it as in every multirun. By default its name is the study, its dataset and the overrides that
+    set this study ``apart``.
+    """
     named = [each.partition("=")[2] for each in arguments if each.startswith(("hydra.sweep.dir=", "hydra.run.dir="))]
     rest = [each for each in arguments if not each.startswith(("hydra.sweep.dir=", "hydra.run.dir="))]
     words = re.sub(r"[^\w.-]+", "-", "_".join(apart))
@@ -95,8 +98,11 @@ def _placed(arguments: Sequence[str], apart: Sequence[str]) -> list[str]:
 
 
 def _apart(arguments: Sequence[str], swept: Sequence[str]) -> list[str]:
-    """What a sweep varies; where the user names no folder, whatever else makes other runs of it, too: another study
-    does not write over this one's report."""
+    """Return the overrides that tell this study's folder from another's.
+
+    These are the swept ones, and, where the user names no folder, all others that change results: a study must not
+    write over the report of another one.
+    """
     is_named = any(each.startswith(("hydra.sweep.dir=", "hydra.run.dir=")) for each in arguments)
     further = [] if is_named else [each for each in arguments if each not in swept and _is_another(each)]
     said = () if is_named else ("study=", "dataset=")  # by the folder's own name
@@ -104,7 +110,7 @@ def _apart(arguments: Sequence[str], swept: Sequence[str]) -> list[str]:
 
 
 def _is_another(override: str) -> bool:
-    """Whether other results come of it, and not only more of them, or from elsewhere."""
+    """Return True if the override changes results, and not only their number or the place of files."""
     key = key_of(override)
     if "=" not in override or key.startswith(("-", "hydra")) or key in _ELSEWHERE:
         return False
@@ -129,12 +135,13 @@ def _run(study: Study, launch: Launch) -> int:
 
 
 def plan(config: DictConfig, command: str, for_rows: Sequence[str] = ()) -> tuple[Study, Launch]:
-    """The study that ``config`` describes; a UserError says which of its values cannot be.
+    """Return the study that ``config`` describes, and its launch; a UserError names a value that cannot be.
 
-    To be called inside Hydra, by which every row is composed.
+    Hydra must be active, because it composes every row.
 
     Args:
-        command: what the user typed.
+        config: the composed configuration.
+        command: the command that the user typed.
         for_rows: overrides of keys in the groups that the rows choose, for the rows that have these keys.
     """
     from jtln.cli.configurations import Composer
@@ -200,7 +207,7 @@ def _wandb_group(rows: Sequence[Row], folder: Path) -> tuple[str, ...]:
 
 
 def _against(settings: DictConfig) -> tuple[str, ...]:
-    """The baselines: rows of the study or methods of them, whether or not study.only leaves them in."""
+    """Return the baselines: rows of the study or methods of them, whether or not study.only leaves them in."""
     chosen = [] if settings.against is None else [str(each).strip() for each in listed(settings.against)]
     methods = [each.partition("=")[2] for row in settings.rows.values() for each in row if key_of(each) == "method"]
     known = list(dict.fromkeys([*map(str, settings.rows), *methods]))
@@ -238,7 +245,7 @@ def _labels(config: DictConfig, shots: Any, rates: Any) -> tuple[Labels, ...]:
 
 
 def _seeds(key: str, value: Any) -> tuple[int, ...]:
-    """A number of seeds, from 0, or the seeds themselves."""
+    """Return the seeds: 0 ... value - 1 for a number, else those listed."""
     seeds = list(range(value)) if isinstance(value, int) else listed(value)
     if large := [seed for seed in seeds if isinstance(seed, int) and seed >= 2**32]:
         raise UserError(f"expected seeds from 0 to {2**32 - 1} in {key}, but got {large[0]}")

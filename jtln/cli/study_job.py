@@ -34,12 +34,12 @@ _child: subprocess.Popen[bytes] | None = None  # that makes a run on several dev
 
 
 class Machine(NamedTuple):
-    """What the processes of a study share on one machine.
+    """The resources that the processes of a study share on one machine.
 
     Attributes:
-        folder: holds the locks by which they know of each other.
-        workers: how many there are at a time.
-        threads: of each.
+        folder: holds the locks by which they find each other.
+        workers: the number of processes at a time.
+        threads: the number of threads of each process.
         gpus: as CUDA_VISIBLE_DEVICES names them; each process takes one.
     """
 

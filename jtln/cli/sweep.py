@@ -77,7 +77,7 @@ def _order(path: Path) -> tuple[int, str]:
 
 
 def _by_setting(results: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """The results under the overrides in which they differ, the seed aside."""
+    """Group the results by the overrides in which they differ, the seed aside."""
     shared = set.intersection(*(set(result["overrides"]) for result in results)) if len(results) > 1 else set()
     settings: dict[str, list[dict[str, Any]]] = {}
     for result in results:

@@ -1,4 +1,4 @@
-"""What the user did wrong, in one message that names the choices."""
+"""One message for each of the user's mistakes, which names the choices."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from jtln.errors import UserError, unknown
 
 
 def explain(error: BaseException, overrides: Sequence[str]) -> str | None:
-    """The message for a user's mistake, or None where the fault is the program's.
+    """Return the message for a user's mistake, or None where the fault is the program's.
 
     Args:
         error: what was raised; Hydra wraps the exceptions of the classes that it builds, so causes are looked at too.
@@ -69,7 +69,7 @@ def _not_made(error: InstantiationException, overrides: Sequence[str]) -> str:
 
 
 def _unquoted(override: str) -> str:
-    """An argument that Hydra cannot read, and how it reads it."""
+    """Return the message for an argument that Hydra cannot parse, with quotes that make it valid."""
     key, sign, value = override.partition("=")
     value = value.strip("\"'")
     told = f"expected GROUP=FILE or KEY=VALUE, but got '{override}'; a value with spaces, =, brackets or "
@@ -88,7 +88,7 @@ def _wrong_file(error: MissingConfigException) -> str:
 
 
 def _wrong_key(error: BaseException, overrides: Sequence[str]) -> str | None:
-    """A key that does not exist, or a group that does not, with the keys that do."""
+    """Return the message for a key or a group that does not exist, with those that do."""
     text = str(error)
     named = re.search(r"Could not (?:override|append|delete) '([^']+)'|Key '([^']+)' is not", text)
     group = re.search(r"Could not find a match for override '?([^'\s]+)|No match in the defaults list", text)
@@ -197,7 +197,7 @@ _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: 
 
 
 def _composed(overrides: Sequence[str]) -> DictConfig:
-    """The configuration with the command line's choices of files, and none of its values."""
+    """Compose the configuration with the command line's choices of files, and none of its values."""
     known = groups()
     choices = [
         override

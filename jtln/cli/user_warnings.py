@@ -1,4 +1,4 @@
-"""What warns the user, in words and once."""
+"""Warnings for the user: plain text, each once."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _OURS = tuple(Path(module.__file__ or "").parent for module in (jtln, hydra))
 
 @contextmanager
 def in_words() -> Iterator[None]:
-    """This package's warnings are shown as ``warning: TEXT``, without a line of code, and each text once.
+    """Print this package's warnings as ``warning: TEXT``, without a line of code, and each text once.
 
-    All others, and what tests record, are as they were.
+    Other packages' warnings, and warnings that tests record, stay as they are.
     """
     usual, told = warnings.formatwarning, set[str]()
 

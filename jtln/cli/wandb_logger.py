@@ -66,7 +66,7 @@ def wandb_logger(settings: DictConfig, config: dict[str, Any], dataset: str, cho
 
 
 def _id(folder: Path) -> str:
-    """The id of the folder's W&B run: that of the run which is resumed, or a new one."""
+    """Return the id of the folder's W&B run: that of the run which is resumed, or a new one."""
     path = folder / ID_FILE
     if path.is_file() and (known := path.read_text(encoding="utf-8").strip()):
         return known

@@ -1,4 +1,4 @@
-"""What every cost metric is: class sets in, cost matrix out."""
+"""The interface of every cost metric: class sets in, cost matrix out."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ MOST_NAMES = 5  # of classes, in a message
 
 
 def is_constant(cost: Tensor) -> bool:
-    """Whether a cost matrix (S, T) says the same of every pair: it knows nothing."""
+    """Return True if all entries of a cost matrix (S, T) are equal: such a cost is uninformative."""
     return bool(cost.max() - cost.min() <= 1e-6)
 
 
 class SourceHead(NamedTuple):
-    """What a metric may ask of the source head, as it is at the time."""
+    """The source head's current state, for metrics that read it."""
 
     logits: Callable[[Tensor], Tensor]  # features (B, D) -> (B, S)
     held_out: Iterable[Batch]  # features (B, D) and labels (B,) of source images that it is not trained on
@@ -81,7 +81,8 @@ class Cost(nn.Module):
         """Read the features of both training sets: for a metric that ``updates`` "once" or each "epoch".
 
         Args:
-            source, target: batches of features (B, D) and labels (B,), this process's share of them.
+            source: batches of features (B, D) and labels (B,) of source images, this process's share of them.
+            target: the same of target images.
             sizes: (S, T), the numbers of classes.
             head: the source head; a metric that ``needs_source_head`` cannot do without.
         """
@@ -100,7 +101,7 @@ class Cost(nn.Module):
         return Unknown()
 
     def matrix(self, source: ClassSet, target: ClassSet) -> Tensor:
-        """The cost matrix: (S, T) float32, finite, >= 0, scaled as ``scale`` says. Carries no gradient.
+        """Return the cost matrix: (S, T) float32, finite, >= 0, scaled as ``scale`` says. Carries no gradient.
 
         The costs of an :meth:`unknown` class are neutral: its column has each row's mean over the known target
         classes, its row each column's mean over the known source classes, and two unknown classes have the mean over

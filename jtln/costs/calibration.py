@@ -30,7 +30,7 @@ _LEAST = 1e-8  # a share of a row's largest, which keeps the cost finite
 
 
 class Calibration(NamedTuple):
-    """How far a cost and the labelled images agree."""
+    """The agreement of a cost with the labelled images."""
 
     epsilon: float  # of the plan, as a share of the cost's range; infinite where no plan is likelier than chance
     nll: float  # mean negative log-likelihood of the labelled images under q, in nats

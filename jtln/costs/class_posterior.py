@@ -1,6 +1,6 @@
-"""How a trained source head sees the target's classes: p(source class | target class), and the head's temperature.
+"""The class posterior p(source class | target class) under a trained source head, and the head's temperature.
 
-The relation is Co-Tuning's in its direct form, as its authors' Transfer-Learning-Library has it (thuml, commit c4aa59e,
+It is Co-Tuning's in its direct form, as its authors' Transfer-Learning-Library has it (thuml, commit c4aa59e,
 tllib/regularization/co_tuning.py); the paper (You et al., 2020) was not read.
 """
 

@@ -56,7 +56,7 @@ def save_cost(path: Path, cost: Tensor, source: ClassSet, target: ClassSet) -> N
 
 
 def load_cost(path: Path) -> tuple[Tensor, list[str], list[str]]:
-    """The matrix (S, T) float32 of a file, its source names (S) and its target names (T).
+    """Read a file's matrix (S, T) float32, its source names (S) and its target names (T).
 
     Raises:
         UserError: the file cannot be read, or is no such table; the message says where.

@@ -162,7 +162,8 @@ def median_distance(x: Tensor, y: Tensor) -> float:
     """Return the median distance of any two of the rows, of up to SAMPLE rows evenly spread over each of x and y.
 
     Args:
-        x, y: (N, D) and (M, D), not empty.
+        x: (N, D), not empty.
+        y: (M, D), not empty.
 
     Returns:
         > 0; 1 where the median is 0, as most images have the same features.
@@ -178,8 +179,9 @@ def squared_mmd(
     """Return the estimate of MMD^2 of each source and each target class, over the processes' shared work.
 
     Args:
-        source, target: features (N, D) and (M, D), sorted by label, and their labels, the same in every process; two
-            images or more in a class where the estimate is unbiased, else one or more.
+        source: features (N, D), sorted by label, and their labels, the same in every process; two images or more in a
+            class where the estimate is unbiased, else one or more.
+        target: the same of the target, features (M, D).
         sizes: (S, T).
         widths: of the Gaussian kernels, whose mean is taken.
         unbiased: leave the pairs of an image with itself out; values may be negative.

@@ -59,12 +59,12 @@ class PermutedCost(Cost):
         return self.of.distances(source, target)[:, derangement(len(target), self.seed)]
 
     def matrix(self, source: ClassSet, target: ClassSet) -> Tensor:
-        """The columns (S, T) of the other cost's matrix, whose scale and mean costs of unknown classes they keep."""
+        """Permute the columns of the other cost's matrix (S, T); its scale and its costs of unknown classes stay."""
         return self.of.matrix(source, target)[:, derangement(len(target), self.seed)]
 
 
 def derangement(size: int, seed: int) -> Tensor:
-    """A permutation (size,) of 0 ... size - 1 without a fixed point, all of them equally likely; of one, itself."""
+    """Return a uniformly drawn permutation (size,) of 0 ... size - 1 without a fixed point; of one, itself."""
     random = np.random.default_rng(seed)
     places = np.arange(size)
     order = random.permutation(size)

@@ -1,4 +1,4 @@
-"""What the pre-trained source head takes the target's classes for: Co-Tuning's relation as a cost."""
+"""The negative log of Co-Tuning's class posterior as a cost."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ UPDATES = ("once", "epoch")
 
 
 class PosteriorCost(Cost):
-    """C[i, j] = -log p(i | j), p(source class i | target class j) read off the source head on
-    the target's labelled training images (:func:`jtln.costs.class_posterior.source_given_target`).
+    """C[i, j] = -log p(i | j), p(source class i | target class j) under the source head.
 
-    Unscaled and at epsilon = 1, softmax(-C) over the source classes is Co-Tuning's relation: what a sure target head
-    teaches the source head on a target image.
+    The probabilities are means over the target's labelled training images
+    (:func:`jtln.costs.class_posterior.source_given_target`).
+
+    Unscaled and at epsilon = 1, softmax(-C) over the source classes is Co-Tuning's class posterior, the soft label of
+    the source head on an image of target class j.
 
     Args:
         update: "once", before the first step; "epoch", before each epoch, from the source head as it is then.
@@ -56,7 +58,7 @@ class PosteriorCost(Cost):
         sizes: tuple[int, int],
         head: SourceHead | None = None,
     ) -> None:
-        """The relation from one pass over the target's training images; the source's are not read."""
+        """Estimate the class posterior in one pass over the target's training images; the source's are not read."""
         if head is None:
             raise UserError("expected the source head for the posterior cost, but got none: give fit() a SourceHead")
         tau = 1.0

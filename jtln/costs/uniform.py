@@ -10,8 +10,10 @@ from jtln.names.class_set import ClassSet
 
 
 class UniformCost(Cost):
-    """C = 1. The transport loss is then 1 - eps (H(a) + H(b) + 1): a confidence penalty, and the control without
-    knowledge beside every other cost."""
+    """C = 1, the uninformative control beside every other cost.
+
+    The transport loss is then 1 - eps (H(a) + H(b) + 1), a confidence penalty.
+    """
 
     def __init__(self) -> None:
         super().__init__(scale="none")

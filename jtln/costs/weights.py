@@ -1,4 +1,4 @@
-"""How alike the two tasks' linear classifiers are: the cosine of their weight vectors."""
+"""The cosine distance of the two tasks' linear classifiers' weight vectors."""
 
 from __future__ import annotations
 

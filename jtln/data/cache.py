@@ -131,7 +131,7 @@ def decoded(
 
 @dataclass(frozen=True)
 class _Verdict:
-    """Which files are broken."""
+    """The result of checking a set's files."""
 
     rows: np.ndarray  # (N,) the place of each file's pixels among those of the sound files; -1 where it is broken
     reasons: dict[int, str]  # of the broken files
@@ -140,7 +140,7 @@ class _Verdict:
 def _sound(
     images: FileImages, verdict: _Verdict, on_bad_image: str, pixels: _Pixels | None
 ) -> tuple[ImageSet, tuple[Skipped, ...]]:
-    """The images that can be read, and the others; a UserError where there are others and they are not skipped."""
+    """Return the images that can be read, and the others; a UserError if there are others and none may be skipped."""
     broken = [f"{images.paths[index]}: {reason}" for index, reason in verdict.reasons.items()]
     if broken and (on_bad_image == "error" or len(broken) == len(images)):
         most = 10
@@ -157,7 +157,7 @@ def _sound(
 
 
 class _Store:
-    """What is known of a set of files: a verdict in KEY.json, pixels in KEY.u8 and sums of each image in KEY.sums.
+    """The cache entry of a set of files: a verdict in KEY.json, pixels in KEY.u8 and sums of each image in KEY.sums.
 
     KEY is a hash of the files' names and contents and of the reader. The order of the files does not matter: they are
     stored by name.

@@ -279,6 +279,9 @@ class CategoryPair(PairSpec):
         """Return the parts with the images of the classes ``names``, labelled as the collection labels them.
 
         Args:
+            collection: the images' collection.
+            names: the classes that are kept.
+            reader: decodes the image files.
             pooled: whether a validation part joins the training part.
         """
         parts = dict(collection.parts(reader))
@@ -321,6 +324,9 @@ class CategoryPair(PairSpec):
         """Return the parts ready for training.
 
         Args:
+            collection: the images' collection.
+            parts: part -> images, as :meth:`_parts` returns them.
+            reader: decodes the image files.
             skipped: takes the broken images that are left out.
         """
         ready = {}
@@ -336,7 +342,7 @@ class CategoryPair(PairSpec):
     def _split(
         self, side: str, parts: Parts, seed: int, validation: Held, per_class: int | None
     ) -> tuple[ImageSet, ImageSet, ImageSet]:
-        """A task's training (all of them), validation and test images, labelled by their class's place in the task."""
+        """Return a task's whole training set, validation and test images, labelled by the class's place in the task."""
         classes: ClassSet = getattr(self, f"{side}_classes")
         collection: Collection = getattr(self, side)
         prefix = "source_" if side == "source" else ""
@@ -406,7 +412,7 @@ def _collection(side: str, given: Any) -> Collection:
 
 
 def _at_least(least: int, value: object) -> bool:
-    """Whether ``value`` is None or a whole number that is no smaller."""
+    """Return True if ``value`` is None or a whole number >= ``least``."""
     return value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= least)
 
 
@@ -423,7 +429,7 @@ def _level(value: object) -> bool:
 
 
 def _joined(first: ImageSet, second: ImageSet) -> ImageSet:
-    """The images of both sets, of one kind."""
+    """Return the images of both sets, which must be of one kind."""
     labels = torch.cat([first.labels, second.labels])
     if isinstance(first, FileImages) and isinstance(second, FileImages):
         return FileImages([*first.paths, *second.paths], labels, first.reader, first.root)
@@ -440,7 +446,7 @@ def _indices_of(images: ImageSet, all_classes: ClassSet, names: list[str]) -> Te
 
 
 def _of_classes(images: ImageSet, all_classes: ClassSet, classes: ClassSet) -> ImageSet:
-    """The images of ``classes``, labelled by their place in it."""
+    """Return the images of ``classes``, labelled by their place in it."""
     label_of = torch.full((len(all_classes),), -1)
     label_of[[all_classes.index(name) for name in classes]] = torch.arange(len(classes))
     labels = label_of[images.labels]

@@ -1,4 +1,4 @@
-"""What image files hold: a digest of each, and the grey levels of deep images, read once and remembered."""
+"""The content of image files: a digest of each, and the grey levels of deep images, read once and remembered."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _CHUNK = 1 << 20  # bytes
 
 
 class Content(NamedTuple):
-    """What a file holds.
+    """The content of a file.
 
     Attributes:
         digest: 32 hex digits of its bytes; a short text where it cannot be read.

@@ -27,7 +27,7 @@ class Repeat(NamedTuple):
 
 
 def repeats(pair: Pair) -> tuple[Repeat, ...]:
-    """What is in ``pair`` twice and should not be; each image is named once, with the first of its twins.
+    """Find the duplicates in ``pair``; each image is named once, with the first of its twins.
 
     Images are compared as they are kept, decoded and of one size, by a 64-bit hash. Only sets of kept files are looked
     at: those of the package are what they are, and to read the others (:func:`unseen`) would cost a pass over them.
@@ -44,7 +44,7 @@ def repeats(pair: Pair) -> tuple[Repeat, ...]:
 
 
 def unseen(pair: Pair) -> int:
-    """How many images :func:`repeats` does not look at, as they are read from their files whenever they are needed."""
+    """Count the images that :func:`repeats` cannot compare, because they are read from files when they are needed."""
     parts = (part for task in (pair.source, pair.target) for part in (task.train, task.val, task.test))
     return sum(len(part) for part in parts if isinstance(part, FileImages))
 
@@ -68,7 +68,7 @@ def _torn(*parts: ImageSet) -> Iterator[Repeat]:
 
 
 def _keyed(*parts: ImageSet) -> Iterator[tuple[str, int, int]]:
-    """The path, label and hash of each image."""
+    """Yield the path, label and hash of each image."""
     for images in parts:
         if isinstance(images, CachedImages):
             yield from zip(

@@ -1,4 +1,4 @@
-"""What a trunk in evaluation mode makes of a pair's images: read by calibration, costs, penalties and heads."""
+"""Features of a pair's images under a trunk in evaluation mode, for calibration, costs, penalties and heads."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ Batch = tuple[Tensor, Tensor]  # images (B, 3, H, W) or features (B, D), labels 
 
 
 class ImageSource(Protocol):
-    """What gives the images: :class:`jtln.data.loaders.PairData`, or a data module of your own."""
+    """A source of images: :class:`jtln.data.loaders.PairData`, or a data module of your own."""
 
     def images_of(
         self, side: str, part: str = "train", at_most: int | None = None, device: torch.device | str = "cpu"
     ) -> Iterator[Batch]:
-        """This process's share of a task's images, each once: (B, 3, H, W) normalised for the trunk, labels (B,).
+        """Yield this process's share of a task's images, each once: (B, 3, H, W) normalised for the trunk, labels (B,).
 
         Args:
             side: "source" or "target".
@@ -40,11 +40,11 @@ class Features:
         self.trunk, self.images, self.device = trunk, images, device
 
     def images_of(self, side: str, part: str = "train", at_most: int | None = None) -> Iterator[Batch]:
-        """The images (B, 3, H, W) on the device, and their labels (B,); arguments as in :class:`ImageSource`."""
+        """Yield the images (B, 3, H, W) on the device, and their labels (B,); arguments as in :class:`ImageSource`."""
         yield from self.images.images_of(side, part, at_most, self.device)
 
     def of(self, side: str, part: str = "train", at_most: int | None = None) -> Iterator[Batch]:
-        """The features (B, D) and labels (B,); arguments as in :class:`ImageSource`."""
+        """Yield the features (B, D) and labels (B,); arguments as in :class:`ImageSource`."""
         for images, labels in self.images_of(side, part, at_most):
             training = self.trunk.training
             with torch.no_grad():

@@ -48,7 +48,7 @@ class BadImage(UserError):
 
 @dataclass(frozen=True)
 class Reader:
-    """How an image file becomes a (channels, size, size) uint8 tensor.
+    """A function from an image file to a (channels, size, size) uint8 tensor.
 
     Any mode becomes grey or RGB: what is transparent is put on white, 16 bits a channel become 8, of an animation the
     first frame is taken. The EXIF orientation is followed, and resizing is bilinear and antialiased, as torchvision's.
@@ -84,7 +84,7 @@ class Reader:
             raise UserError(f"expected a grey level above 0 for white, but got {self.white}: set white=4095, say")
 
     def __call__(self, path: str | Path) -> Tensor:
-        """The image (channels, size, size) uint8; a BadImage where the file cannot be read."""
+        """Return the image (channels, size, size) uint8; a BadImage where the file cannot be read."""
         try:
             with Image.open(path) as image:
                 if image.format in ("JPEG", "MPO"):  # decoded at 1/2, 1/4 or 1/8 where that is still large enough
@@ -110,7 +110,7 @@ class Reader:
         return image.convert("L" if image.mode == "1" else "RGB")
 
     def _square(self, image: Image.Image) -> Image.Image:
-        """An L, RGB or RGBA image at the size, in L or RGB."""
+        """Resize an L, RGB or RGBA image to the size, in L or RGB."""
         width, height = image.size
         side = (self.size, self.size)
         box = (0.0, 0.0, float(width), float(height))
@@ -213,7 +213,7 @@ def _from_lab(image: Image.Image) -> Image.Image:
 
 
 def _reason(path: str | Path, error: Exception) -> str:
-    """What is wrong with the file, in words."""
+    """Return the reason why the file cannot be read."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     if os.path.getsize(path) == 0:

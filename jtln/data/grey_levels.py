@@ -40,7 +40,7 @@ class Levels(NamedTuple):
 
     @property
     def declares(self) -> bool:
-        """Whether the file declares a range that its pixels keep to."""
+        """True if the file declares a range that its pixels keep to."""
         return self.white is not None and self.black is not None and self.black <= self.low <= self.high <= self.white
 
 
@@ -112,6 +112,7 @@ def eight_bits(image: Image.Image, white: float | None) -> Image.Image:
     """Return a deep image as 8 bits: L, or RGBA where the file declares one grey level transparent.
 
     Args:
+        image: a grey image of more than 8 bits.
         white: the grey level that is white; None takes what the file declares.
 
     Raises:

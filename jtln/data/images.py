@@ -35,10 +35,10 @@ class ImageSet(Dataset[tuple[Tensor, int]], ABC):
 
     @abstractmethod
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """The image (C, H, W) uint8 and its label."""
+        """Return the image (C, H, W) uint8 and its label."""
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        """The images (B, C, H, W) uint8 and labels (B,) int64 at ``indices``."""
+        """Return the images (B, C, H, W) uint8 and labels (B,) int64 at ``indices``."""
         images, labels = zip(*(self[index] for index in indices), strict=True)
         return torch.stack(images), torch.tensor(labels)
 
@@ -52,16 +52,17 @@ class ImageSet(Dataset[tuple[Tensor, int]], ABC):
         return found
 
     def subset(self, indices: Iterable[int] | Tensor, labels: Tensor | None = None) -> ImageSet:
-        """The images at ``indices``, in that order; pixels are read when they are asked for.
+        """Return the images at ``indices``, in that order; pixels are read when they are asked for.
 
         Args:
+            indices: integers in [0, len(self)).
             labels: (len(indices),) integers that take the place of the set's own labels.
         """
         chosen = as_indices(indices)
         return _Subset(self, chosen, self.labels[chosen] if labels is None else labels)
 
     def fingerprint(self) -> str:
-        """A hash (32 hex digits) of sizes, labels and pixels in order, and so not of where they came from."""
+        """Return a hash (32 hex digits) of sizes, labels and pixels in order, and so not of where they came from."""
         digest = hashlib.blake2b(digest_size=16)
         for start in range(0, len(self), 1024):
             images, labels = self.__getitems__(list(range(start, min(start + 1024, len(self)))))

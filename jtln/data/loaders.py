@@ -84,7 +84,7 @@ class StreamSampler(Sampler[int]):
             yield from batch[self.rank :: self.world_size]
 
     def _order_of(self, turn: int) -> np.ndarray:
-        """The order (size,) in which the set is gone through for the ``turn``-th time."""
+        """Return the order (size,) of the set in its ``turn``-th pass."""
         if turn < self._round:
             self._round, self._order = 0, self._shuffle(0)
         while self._round < turn:
@@ -198,9 +198,10 @@ class PairData(pl.LightningDataModule):
         return [target, self.val_dataloader_of("source", WATCHED if self.use_target else None)]
 
     def val_dataloader_of(self, side: str, at_most: int | None = None) -> DataLoader[Any]:
-        """This process's share of one task's validation images ("source" or "target"), each once and in order.
+        """Return this process's share of one task's validation images, each once and in order.
 
         Args:
+            side: "source" or "target".
             at_most: about how many there may be, over all processes, evenly spread over the set; None: all.
         """
         images = getattr(self.viewed, side).val
@@ -235,7 +236,7 @@ class PairData(pl.LightningDataModule):
     def images_of(
         self, side: str, part: str = "train", at_most: int | None = None, device: torch.device | str = "cpu"
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """This process's share of a task's images as the evaluation sees them, each once: (B, 3, H, W), labels (B,).
+        """Yield this process's share of a task's images, each once, as in evaluation: (B, 3, H, W), labels (B,).
 
         Args:
             side: "source" or "target".
@@ -262,7 +263,7 @@ class PairData(pl.LightningDataModule):
         return transform(views.flatten(0, 1)).unflatten(0, views.shape[:2]), labels
 
     def passes(self, total_steps: int) -> dict[str, float]:
-        """How often ``total_steps`` training batches go through each training set."""
+        """Return the number of passes over each training set in ``total_steps`` training batches."""
         sets = {"source": self.pair.source.train, "target": self.pair.target.train}
         return {name: total_steps * size / len(sets[name]) for name, size in self._batch_sizes().items()}
 
@@ -275,7 +276,10 @@ class PairData(pl.LightningDataModule):
         return sizes
 
     def _shareable(self, side: str, size: int) -> int:
-        """A batch of all images loses the few that the processes cannot share equally; they come with other batches."""
+        """Return a batch size that the processes can share equally.
+
+        Only a batch of all images loses the few that are left over; they come with other batches.
+        """
         images, world_size = len(getattr(self.pair, side).train), self._process()[1]
         if images < world_size:
             raise UserError(
@@ -302,7 +306,7 @@ class PairData(pl.LightningDataModule):
         return self._loader(images, BatchSampler(sampler, batch_size, drop_last=False), 0.5)
 
     def _loader(self, images: ImageSet, batches: BatchSampler, share: float) -> DataLoader[Any]:
-        """A loader that takes ``share`` of the processes there are to be."""
+        """Return a loader that uses ``share`` of the planned worker processes."""
         workers = self.num_workers
         if workers is None:
             devices = 1 if self.trainer is None else self.trainer.num_devices
@@ -318,11 +322,11 @@ class PairData(pl.LightningDataModule):
         )
 
     def _step(self, images: ImageSet, at_most: int | None) -> int:
-        """Of how many images in a row one is taken, so that there are about ``at_most``, and one for each process."""
+        """Return the stride through the images that leaves about ``at_most`` of them, and one for each process."""
         return 1 if at_most is None else max(1, min(-(-len(images) // at_most), len(images) // self._process()[1]))
 
     def _process(self) -> tuple[int, int]:
-        """This process's rank and the number of processes."""
+        """Return this process's rank and the number of processes."""
         return process() if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
 
@@ -356,5 +360,5 @@ class _Loader(DataLoader[Any]):
 
 
 def _as_it_is(batch: Batch) -> Batch:
-    """What an ImageSet's ``__getitems__`` gives is a batch already."""
+    """Return the batch unchanged: an ImageSet's ``__getitems__`` has collated it."""
     return batch

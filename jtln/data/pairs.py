@@ -1,4 +1,4 @@
-"""What a run is about: a source task and a target task whose classes are different ones."""
+"""The subject of a run: a source task and a target task with different classes."""
 
 from __future__ import annotations
 
@@ -95,10 +95,12 @@ class PairSpec(ABC):
 
     @cached_property
     def stored_size(self) -> int:
+        """The side of the images as the sets hold them, in pixels, >= ``image_size``."""
         return self.image_size
 
     @property
     def seeds_differ_in_test(self) -> bool:
+        """True if the seed draws the target's test images, so that another seed may validate on them."""
         return False
 
     @property

@@ -1,4 +1,4 @@
-"""Which images are labelled and which are held out: class-balanced, seeded, and nested.
+"""The choice of labelled and held-out images: class-balanced, seeded, and nested.
 
 Every choice is read off one seeded permutation of each class's images, so a larger choice contains a smaller
 one of the same seed. No global random state is read or changed.
@@ -17,7 +17,7 @@ from jtln.errors import UserError
 
 
 def class_permutations(labels: Tensor, seed: int, names: Sequence[str] | None = None) -> list[Tensor]:
-    """For each class the indices of its images, each class shuffled by its own stream of ``seed``.
+    """Return the indices of each class's images, each class shuffled by its own stream of ``seed``.
 
     Args:
         labels: (N,) int64.
@@ -64,7 +64,7 @@ def few_shot(labels: Tensor, shots: int | None, seed: int, names: Sequence[str] 
 
 
 def share_of_each(labels: Tensor, rate: float | None, seed: int, names: Sequence[str] | None = None) -> Tensor:
-    """The rounded share ``rate`` of every class's images, at least one; a smaller share's are among a larger one's.
+    """Choose the rounded share ``rate`` of every class's images, at least one; a larger share contains a smaller one.
 
     Args:
         labels: (N,) int64.
@@ -146,7 +146,7 @@ def stratified_split(
 
 
 def _fewer(setting: str, most: int) -> str:
-    """What to do about a class of too few images."""
+    """Return the remedy for a class of too few images."""
     change = f"set dataset.{setting} to at most {most}" if most > 0 else "add images of it"
     return f"{change}, or leave the class out of dataset.target_classes or dataset.source_classes"
 

@@ -1,4 +1,4 @@
-"""Which of a collection's classes a task has: named, taken from a branch of a hierarchy, or drawn."""
+"""The choice of a task's classes from a collection's: named, taken from a branch of a hierarchy, or drawn."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Wanted = str | int | float | Sequence[str]
 
 
 def select(classes: ClassSet, wanted: Wanted, setting: str, seed: Sequence[int], free: Sequence[str]) -> list[str]:
-    """The names of the classes that ``wanted`` means.
+    """Return the names of the classes that ``wanted`` means.
 
     Args:
         classes: all of a collection's.
@@ -51,14 +51,13 @@ def select(classes: ClassSet, wanted: Wanted, setting: str, seed: Sequence[int],
 
 
 def folded(name: str) -> str:
-    """A class name without what varies in writing: case, spaces and marks, Caltech-256's "-101", and what is before it:
-    a number or an ImageNet id."""
+    """Return a class name without case, spaces, marks, Caltech-256's "-101", and a number or ImageNet id before it."""
     bare = re.sub(r"^(n\d{8}|\d+)[._\-\s]+(?=[^\W\d])|-101$", "", name.strip())
     return re.sub(r"[\W_]+", "", bare.casefold()) or name
 
 
 def in_both(source: ClassSet, target: ClassSet) -> tuple[str, ...]:
-    """The source classes that are target classes as well, by their synset or their folded name.
+    """Return the source classes that are target classes as well, by their synset or their folded name.
 
     Only synsets that are given count, or ImageNet ids in names: one guessed from a name adds nothing to the name.
     """
@@ -130,7 +129,7 @@ def _draw(wanted: float, setting: str, seed: Sequence[int], free: Sequence[str])
 
 
 def _named(classes: ClassSet, wanted: str) -> list[str]:
-    """The class of that name, or those below a branch of the hierarchy, which may begin at any level."""
+    """Return the class of that name, or those below a branch of the hierarchy, which may begin at any level."""
     if wanted in classes.names or not wanted.endswith(BRANCH):
         return [classes.names[classes.index(wanted)]]
     branch = tuple(part.strip() for part in wanted.removesuffix(BRANCH).split("/"))
@@ -146,12 +145,12 @@ def _named(classes: ClassSet, wanted: str) -> list[str]:
 
 
 def _runs(path: tuple[str, ...], length: int) -> list[tuple[str, ...]]:
-    """All that are ``length`` consecutive parts of the path."""
+    """Return all runs of ``length`` consecutive parts of the path."""
     return [path[start : start + length] for start in range(len(path) - length + 1)]
 
 
 def _synset(classes: ClassSet, index: int) -> str | None:
-    """The class's WordNet 3.0 id."""
+    """Return the class's WordNet 3.0 id."""
     if synset := classes.synset(index):
         return resolve(synset)
     match = re.search(r"(?<![0-9A-Za-z])n\d{8}(?!\d)", classes.names[index])

@@ -41,7 +41,7 @@ class SyntheticImages(ImageSet):
         return (image.clamp(0, 1) * 255).to(torch.uint8), label
 
     def fingerprint(self) -> str:
-        """A hash of what the images are made of."""
+        """Return a hash of the arrays from which the images are computed."""
         digest = hashlib.blake2b(digest_size=16)
         for made_of in (self.colours, self.noise, self.labels):
             digest.update(made_of.numpy().tobytes())
@@ -49,7 +49,7 @@ class SyntheticImages(ImageSet):
 
 
 def synthetic_pair(spec: PairSpec, per_class: int = 2, seed: int = 0) -> Pair:
-    """A pair with the classes, channels and size of ``spec``, and ``per_class`` images a class in every part.
+    """Return a pair with the classes, channels and size of ``spec``, and ``per_class`` images a class in every part.
 
     Each class has a mean colour of its own, to which every image adds noise, so that there is
     something to learn. Of many classes validation and test show the first ten alone.

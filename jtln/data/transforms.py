@@ -1,4 +1,4 @@
-"""What happens to a batch of uint8 images on the device, before the trunk sees it."""
+"""Transforms of a batch of uint8 images on the device, before the trunk."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Augment(nn.Module):
         self.size = size
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, size, size)"""
+        """Return augmented images: (B, C, H, W) -> (B, C, size, size)."""
         count, device = len(images), images.device
         down, right = torch.randint(-self.shift, self.shift + 1, (2, count), device=device)
         if self.crop is not None:
@@ -123,12 +123,13 @@ class Views(nn.Module):
 
 
 def random_boxes(count: int, sides: Sequence[int], least: float) -> Tensor:
-    """Boxes as torchvision's RandomResizedCrop draws them: (count, 4) int64, on the CPU: top, left, height, width.
+    """Draw boxes as torchvision's RandomResizedCrop does: (count, 4) int64, on the CPU: top, left, height, width.
 
     Area and the logarithm of the aspect ratio are uniform; of ten draws the first that lies within the image is taken,
     and the whole image, cut to an allowed ratio, where none does.
 
     Args:
+        count: the number of boxes.
         sides: height and width of the image.
         least: the smallest share of its area, in (0, 1].
     """
@@ -148,7 +149,7 @@ def random_boxes(count: int, sides: Sequence[int], least: float) -> Tensor:
 
 
 def resized_crop(images: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """A box of its own cut out of each image and resized, bilinear and antialiased; dtype kept.
+    """Cut a box of its own out of each image and resize it, bilinear and antialiased; dtype kept.
 
     Args:
         images: (B, C, H, W).
@@ -177,10 +178,13 @@ def crop_by_products(images: Tensor, boxes: Tensor, size: int) -> Tensor:
 
 
 def _triangles(start: Tensor, length: Tensor, size: int, side: int) -> Tensor:
-    """What each of ``side`` pixels counts for in each of ``size`` equal parts of [start, start + length).
+    """Return the weight of each of ``side`` pixels in each of ``size`` equal parts of [start, start + length).
 
     Args:
-        start, length: (B,) in pixels.
+        start: (B,) in pixels.
+        length: (B,) in pixels.
+        size: the number of parts.
+        side: the number of pixels.
 
     Returns:
         (B, size, side); a triangle as wide as two parts, or two pixels where a part is narrower; rows sum to one.
@@ -197,11 +201,12 @@ def _triangles(start: Tensor, length: Tensor, size: int, side: int) -> Tensor:
 def move(
     images: Tensor, down: Tensor, right: Tensor, mirrored: Tensor | None = None, size: int | None = None
 ) -> Tensor:
-    """Each image moved by its own number of pixels, the border repeated, and mirrored where asked.
+    """Move each image by its own number of pixels, repeat the border, and mirror the chosen ones.
 
     Args:
         images: (B, C, H, W).
-        down, right: (B,) int64, the moves.
+        down: (B,) int64, the moves in pixels.
+        right: (B,) int64, the moves in pixels.
         mirrored: (B,) bool, or None for none.
         size: of the moved images the upper left square of this side, (B, C, size, size); None takes them whole.
     """

@@ -1,4 +1,4 @@
-"""How the target classifier is formed, for every method alike."""
+"""Heads: the ways to form the target classifier, for every method alike."""
 
 from jtln.heads.base import AUTO, FeatureSource, Head, HeadFit, HeadInputs, SourcePlan
 from jtln.heads.cosine import Cosine, CosineClassifier

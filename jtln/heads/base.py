@@ -1,4 +1,4 @@
-"""What a head is: how the target classifier is formed."""
+"""The interface of a head, which forms the target classifier."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SourcePlan = Callable[[Tensor, Tensor], Tensor]  # indices of source classes (A,
 
 
 class FeatureSource(Protocol):
-    """What a head is fitted to: :class:`jtln.data.features.Features`, or iterables of your own in this form."""
+    """The features that a head is fitted to: :class:`jtln.data.features.Features`, or iterables of your own."""
 
     def of(self, side: str, part: str = "train", at_most: int | None = None) -> Iterable[Batch]:
         """Features (B, D) and labels (B,), this process's share of them, each image once; none where there are none.
@@ -31,7 +31,7 @@ class FeatureSource(Protocol):
 
 
 class HeadInputs(NamedTuple):
-    """What a head is fitted to."""
+    """The inputs of a head's fit."""
 
     features: FeatureSource  # of the trained trunk
     sizes: tuple[int, int]  # S and T
@@ -80,7 +80,7 @@ class Head(ABC):
 
     @property
     def uses_cost(self) -> bool:
-        """Whether the head reads the cost between the classes."""
+        """True if the head reads the cost between the classes."""
         return self.reads_plan or self.prior != 0
 
     @abstractmethod

@@ -47,7 +47,7 @@ HELD_OUT = 1000  # images that they are tried on, about so many in all
 
 
 class DiscriminantFit(NamedTuple):
-    """What the validation images chose, or episodes of source classes."""
+    """The settings chosen on the validation images, or on episodes of source classes."""
 
     transport_count: float  # k: labelled images that a class's transported mean counts for; 0 for a constant cost
     prior_count: float  # u: labelled images that the centre c counts for
@@ -224,6 +224,8 @@ def _episodes(source: list[Batch], target: _Means, given: HeadInputs, shrinkage:
     Args:
         source: features (B, D) and labels (B,) of the source images.
         target: the target's class means: episodes transport nothing where its plan is uninformative.
+        given: the numbers of classes, S and T, and plans between source classes.
+        shrinkage: of the covariance within a class, in [0, 1].
 
     Raises:
         UserError: there are fewer than four source classes with two or more images.
@@ -243,7 +245,7 @@ def _episodes(source: list[Batch], target: _Means, given: HeadInputs, shrinkage:
     rank, processes = process()
 
     def share(places: Tensor, classes: Tensor) -> Batch:
-        """This process's share of these images, labelled by their class's place among ``classes``."""
+        """Return this process's share of these images, labelled by their class's place among ``classes``."""
         mine = places[rank::processes]
         place = torch.zeros_like(counts).index_copy_(0, classes, torch.arange(len(classes), device=counts.device))
         return rows[mine], place[labels[mine]]
@@ -268,7 +270,7 @@ def _episodes(source: list[Batch], target: _Means, given: HeadInputs, shrinkage:
 
 
 class _Classes(NamedTuple):
-    """What the source says of a class in feature space."""
+    """The statistics of the source classes in feature space."""
 
     means: Tensor  # (S, D)
     centre: Tensor  # (D,): the mean of the means
@@ -303,5 +305,5 @@ def _not_finite(images: str) -> UserError:
 
 
 def _wide(value: Tensor) -> Tensor:
-    """In float64; from Apple's GPUs, which have none, on the CPU."""
+    """Return ``value`` in float64; on the CPU where it comes from one of Apple's GPUs, which have no float64."""
     return value.cpu().double() if value.device.type == "mps" else value.double()

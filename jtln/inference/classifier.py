@@ -25,7 +25,7 @@ KEY = "model"  # of a checkpoint's hyper-parameters: what it says about its netw
 
 @dataclass(frozen=True)
 class Description:
-    """What a checkpoint says about its network beside the weights: all that it takes to use it elsewhere.
+    """A checkpoint's description of its network: all that other programs need beside the weights.
 
     Attributes:
         trunk: its configuration, as ``conf/trunk`` has it; empty where it was made in Python.
@@ -143,9 +143,11 @@ class Classifier(nn.Module):
     def explain(
         self, paths: Sequence[str | Path], batch_size: int = 64, most: int = 3
     ) -> Iterator[tuple[str | Path, Explained | BadImage]]:
-        """Every file with its prediction and the source classes that it is read from, or with what is wrong with it.
+        """Yield every file with its prediction and the source classes behind it, or with the reason why it is broken.
 
         Args:
+            paths: image files.
+            batch_size: images at a time.
             most: how many source classes at most; those of a share below 1 % are left out.
 
         Raises:

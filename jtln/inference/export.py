@@ -18,7 +18,7 @@ from jtln.inference.classifier import Classifier
 
 
 def to_torch(classifier: Classifier) -> torch.export.ExportedProgram:
-    """The classifier as ``torch.export`` has it, for any number of images; a UserError where it cannot be traced."""
+    """Export with ``torch.export``, for any number of images; a UserError where the classifier cannot be traced."""
     side, channels = classifier.reader.size, classifier.reader.channels
     example = torch.zeros(2, channels, side, side, dtype=torch.uint8)
     try:
@@ -63,7 +63,7 @@ def to_onnx(classifier: Classifier, path: Path) -> None:
 
 
 def _without_adaptive_maxima(classifier: Classifier) -> Classifier:
-    """The same with what ONNX has no operator for put in other words; where there is none of it, the same itself."""
+    """Return an equal classifier without adaptive max pooling, for which ONNX has no operator."""
     found = [name for name, module in classifier.named_modules() if isinstance(module, nn.AdaptiveMaxPool2d)]
     if not found:
         return classifier
@@ -89,5 +89,5 @@ class _MaximaOfParts(nn.Module):
 
 
 def _parts(length: int, count: int) -> list[tuple[int, int]]:
-    """Where each of ``count`` parts of ``length`` pixels begins and ends, as PyTorch's adaptive pooling has it."""
+    """Return start and end of each of ``count`` parts of ``length`` pixels, as PyTorch's adaptive pooling has it."""
     return [(k * length // count, -(-(k + 1) * length // count)) for k in range(count)]

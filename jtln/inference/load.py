@@ -1,4 +1,4 @@
-"""From a run's checkpoint to a classifier."""
+"""Loading of a run's checkpoint as a classifier."""
 
 from __future__ import annotations
 

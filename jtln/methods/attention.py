@@ -24,7 +24,7 @@ EPOCHS, BATCH, RATE, MOMENTUM, DECAY, TENFOLD = 10, 32, 0.01, 0.9, 1e-4, 6  # of
 
 
 def last_convolutions(trunk: Trunk, number: int = 4) -> tuple[str, ...]:
-    """The names of the last convolution of each of the trunk's last ``number`` blocks.
+    """Return the names of the last convolution of each of the trunk's last ``number`` blocks.
 
     A block is a child that holds a convolution, of the outermost module that has several such children: the layers of
     AlexNet's and VGG's ``features``, ResNet's ``layer1`` to ``layer4``.
@@ -52,7 +52,7 @@ def _convolutions(module: nn.Module) -> list[str]:
 
 
 def convolution(trunk: Trunk, name: str) -> nn.Conv2d:
-    """The convolution of that name; a UserError where there is none."""
+    """Return the convolution of that name; a UserError where there is none."""
     layer = dict(trunk.named_modules()).get(name)
     if not isinstance(layer, nn.Conv2d):
         names = _convolutions(trunk)
@@ -64,18 +64,21 @@ def convolution(trunk: Trunk, name: str) -> nn.Conv2d:
 
 
 def attention(importance: Tensor) -> Tensor:
-    """softmax over the channels of a fifth of the standardised importance: (C,) -> (C,)."""
+    """Return softmax over the channels of a fifth of the standardised importance: (C,) -> (C,)."""
     spread = importance.std(correction=0).clamp_min(1e-12)  # of channels that are all alike
     return torch.softmax((importance - importance.mean()) / spread / 5, 0)
 
 
 def channel_importance(network: Network, features: Features, layers: Sequence[str], images: int) -> list[Tensor]:
-    """By how much the target's cross-entropy grows without a channel, (C,) for each of ``layers``.
+    """Return the growth of the target's cross-entropy without a channel, (C,) for each of ``layers``.
 
     A linear classifier is trained on the features of the target's training images; then each channel's map is set to
     zero in turn. (The authors set the filter to zero, which is the same where it has no bias.)
 
     Args:
+        network: the pre-trained network.
+        features: of the pair's images under the network's trunk.
+        layers: names of convolutions of the trunk.
         images: of how many training images, at most, spread over all of them.
     """
     rows, labels = (torch.cat(parts) for parts in zip(*features.of("target"), strict=True))
@@ -110,9 +113,9 @@ def _spread(batches: Iterator[tuple[Tensor, Tensor]], every: int) -> Iterator[tu
 
 @contextmanager
 def _channel_by_channel(trunk: Trunk, layer: nn.Module, images: Tensor) -> Iterator[Callable[[int], Tensor]]:
-    """A function from a channel of ``layer`` to the features (B, D) of ``images`` with its map at zero.
+    """Give a function from a channel of ``layer`` to the features (B, D) of ``images`` with the channel's map at zero.
 
-    What runs before ``layer`` gives what it gave the first time, so that only what comes after is computed anew.
+    The outputs of the modules before ``layer`` are kept, so that only the modules after it are computed anew.
     """
     calls: list[tuple[nn.Module, Tensor]] = []  # of the modules without children, in the order in which they end
 
@@ -144,9 +147,12 @@ def _channel_by_channel(trunk: Trunk, layer: nn.Module, images: Tensor) -> Itera
 
 
 def train_classifier(features: Tensor, labels: Tensor, classes: int) -> Callable[[Tensor], Tensor]:
-    """A linear classifier by stochastic gradient descent: features (N, D), labels (N,) -> a function (B, D) -> (B, C).
+    """Train a linear classifier by stochastic gradient descent.
 
-    It starts from zeros and draws from a stream of its own, so that it is the same in every process.
+    Features (N, D) and labels (N,) give a function (B, D) -> (B, C).
+
+    The weights start from zeros and batches are drawn from a stream of their own, so that the classifier is the same in
+    every process.
     """
     generator = torch.Generator().manual_seed(0)
     with torch.enable_grad():

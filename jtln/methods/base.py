@@ -1,4 +1,4 @@
-"""What every baseline's penalty is: a term of the objective that reads the target's batch."""
+"""The interface of a baseline's penalty: a term of the objective that reads the target's batch."""
 
 from __future__ import annotations
 
@@ -22,16 +22,19 @@ class TargetBatch(NamedTuple):
 
 
 class Network(Protocol):
-    """What a penalty reads of the network that it is a part of."""
+    """The part of the network that a penalty reads."""
 
     @property
-    def trunk(self) -> Trunk: ...
+    def trunk(self) -> Trunk:
+        """The network from images (B, 3, H, W) to features (B, D)."""
 
     @property
-    def source_head(self) -> nn.Linear: ...
+    def source_head(self) -> nn.Linear:
+        """The classifier of the source classes, (B, D) -> (B, S)."""
 
     @property
-    def target_head(self) -> Any: ...
+    def target_head(self) -> Any:
+        """The classifier of the target classes, (B, D) -> (B, T)."""
 
 
 class Penalty(nn.Module):
@@ -58,6 +61,7 @@ class Penalty(nn.Module):
         """Read the pre-trained network before the first step, without gradients.
 
         Args:
+            network: the pre-trained network.
             features: of the pair's images under the network's trunk in evaluation mode.
         """
 
@@ -78,11 +82,11 @@ class FrozenCopy(nn.Module):
         return super().train(False)
 
     def take(self, trunk: Trunk) -> None:
-        """Become the trunk as it is now."""
+        """Copy the weights of the trunk as it is now."""
         self.trunk.load_state_dict(trunk.state_dict())
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, D)"""
+        """Return the features: (B, 3, H, W) -> (B, D)."""
         with torch.no_grad():
             return self.trunk(images)
 

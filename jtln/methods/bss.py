@@ -49,8 +49,10 @@ class BSS(Penalty):
 
 
 def _of_all_processes(own: Tensor) -> Tensor:
-    """The rows of all processes; the gradient reaches this process's own, as many times as there are processes,
-    for the mean over processes that the strategy then takes."""
+    """Return the rows of all processes; the gradient reaches this process's own.
+
+    The gradient is multiplied by the number of processes, because the strategy then takes the mean over processes.
+    """
     rank, processes = process()
     if processes == 1:
         return own

@@ -34,7 +34,7 @@ class Pretrained(nn.Module):
         self.head = copy.deepcopy(source_head).requires_grad_(False)
 
     def take(self, trunk: Trunk, source_head: nn.Linear) -> None:
-        """Become the network as it is now."""
+        """Copy the weights of the network as it is now."""
         if self.trunk is not None:
             self.trunk.take(trunk)
         self.head.load_state_dict(source_head.state_dict())

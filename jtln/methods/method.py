@@ -67,20 +67,20 @@ class Method:
 
     @property
     def uses_transport(self) -> bool:
-        """Whether a term compares the two heads under the cost."""
+        """True if a term compares the two heads under the cost."""
         return self.lambda_ot > 0 or self.lambda_label > 0
 
     @property
     def has_terms(self) -> bool:
-        """Whether there is a term, and so something to train."""
+        """True if the objective has a term, so that there is something to train."""
         weights = self.lambda_target, self.lambda_source, self.keep
         return any(weights) or self.uses_transport or self.penalty is not None
 
     @property
     def keeps_source(self) -> bool:
-        """Whether a term holds the source head to its task, so that other terms may train it."""
+        """True if a term holds the source head to its task, so that other terms may train it."""
         return self.lambda_source > 0 or self.keep > 0
 
     def ot_weight(self, epsilon: float) -> float:
-        """The transport loss's weight before its schedule."""
+        """Return the transport loss's weight before its schedule."""
         return self.lambda_ot * (1.0 / epsilon if self.lambda_ot_unit == "1/epsilon" else 1.0)

@@ -1,4 +1,4 @@
-"""What classes are called, and what WordNet knows of them."""
+"""Names of classes, and their links to WordNet."""
 
 from jtln.names.class_set import ClassSet
 

@@ -70,22 +70,22 @@ class ClassSet:
         return iter(self.names)
 
     def synset(self, index: int) -> str | None:
-        """The synset of class ``index``, or None where it is not known."""
+        """Return the synset of class ``index``, or None where it is not known."""
         return None if self.synsets is None else self.synsets[index]
 
     def path(self, index: int) -> tuple[str, ...] | None:
-        """What class ``index`` lies in, from the top down, or None where it is not known."""
+        """Return the categories above class ``index``, from the top down, or None where they are not known."""
         return None if self.paths is None else self.paths[index]
 
     def index(self, name: str) -> int:
-        """The label of the class called ``name``; a UserError names the choices where there is none."""
+        """Return the label of the class called ``name``; a UserError names the choices where there is none."""
         for each in (name, composed(name)):
             if each in self.names:
                 return self.names.index(each)
         raise unknown("class", name, self.names)
 
     def subset(self, names: Iterable[str]) -> ClassSet:
-        """The classes called ``names``, in that order, with their synsets and paths."""
+        """Return the classes called ``names``, in that order, with their synsets and paths."""
         indices = [self.index(name) for name in names]
         return ClassSet(
             [self.names[i] for i in indices],
@@ -104,7 +104,7 @@ class ClassSet:
         return cls([row["class"] for row in rows], [row["synset"] for row in rows], paths)
 
     def with_links(self, path: Path, also: Iterable[str] = (), task: str | None = None) -> ClassSet:
-        """The same classes with the synsets and paths of a table ``class,synset`` or ``class,synset,path``.
+        """Return the same classes with the synsets and paths of a table ``class,synset`` or ``class,synset,path``.
 
         A class that the table leaves out, or whose cell it leaves empty, keeps what it has.
 
@@ -143,12 +143,12 @@ class ClassSet:
 
 
 def composed(name: str) -> str:
-    """A name with its accents in one way (Unicode's NFC): some systems write ü in two characters, which look alike."""
+    """Return a name with composed accents (Unicode's NFC): some systems write ü in two characters, which look alike."""
     return unicodedata.normalize("NFC", name)
 
 
 def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """The rows of a CSV file with a header, commas or semicolons (as spreadsheets of some languages write) between.
+    """Return the rows of a CSV file with a header, separated by commas or by semicolons (some languages' spreadsheets).
 
     Args:
         path: the file, UTF-8 with or without a byte order mark.
@@ -192,7 +192,7 @@ def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
 
 
 def _cells(row: dict[Any, Any], names: Sequence[str], where: str) -> dict[str, str]:
-    """A row's cells, stripped; a UserError where it has more than the header, which would be lost."""
+    """Return a row's cells, stripped; a UserError where it has more cells than the header."""
     if more := [cell for cell in row.get(None, ()) if cell.strip()]:
         raise UserError(
             f"expected {len(names)} cells in {where}, but got more ('{more[0].strip()[:40]}'): put quotes around a "
@@ -213,7 +213,7 @@ def _path(path: Sequence[str] | None) -> tuple[str, ...] | None:
 
 
 def _unique(rows: list[dict[str, str]], path: Path) -> list[dict[str, str]]:
-    """The rows, each class once; a UserError where two say different things of one class."""
+    """Return the rows, each class once; a UserError where two rows of one class differ."""
     first: dict[str, dict[str, str]] = {}
     for row in rows:
         earlier = first.setdefault(row["class"], row)

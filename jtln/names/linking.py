@@ -114,11 +114,10 @@ def link_all(classes: ClassSet, senses: str = "context") -> tuple[Found, ...]:
     By the tables that people reviewed in jtln/assets, without aircraft, cars and birds: the last rule links 136 names,
     44 % of them to the table's synset, with a mean path similarity to it of 0.56. Rule 4 links 12, 58 % and 0.65.
     """
-
     slipped: dict[str, list[str]] = {}  # name -> lemmas
 
     def one(index: int, class_name: str) -> tuple[Found, tuple[str, ...]]:
-        """The class with its first sense, and all its senses."""
+        """Return the class with its first sense, and all its senses."""
         given = classes.synset(index) or _id(class_name)
         if given:
             if nouns().find(given) is None:
@@ -148,7 +147,7 @@ def link_all(classes: ClassSet, senses: str = "context") -> tuple[Found, ...]:
 
 
 def suggestion(each: Unmatched) -> str:
-    """What to write in place of an unmatched name, in words."""
+    """Return a suggestion for an unmatched name, as text."""
     if each.given:
         return f"WordNet 3.0 has no noun synset '{each.given}'"
     return f"did you mean {' or '.join(map(repr, each.near))}?" if each.near else "nothing is close"
@@ -160,7 +159,7 @@ def ideas(each: Unmatched) -> tuple[str, ...]:
 
 
 def explain(synset: str) -> str:
-    """A sense as people tell it from others: "crane.n.04 (a lifting_device)"."""
+    """Return a sense's name and what it is a kind of: "crane.n.04 (a lifting_device)"."""
     chain = hypernym_chain(synset)
     if len(chain) == 1:
         return name(synset)
@@ -204,6 +203,6 @@ def _senses_text(each: Link) -> str:
 
 
 def _first(lines: Sequence[str]) -> str:
-    """The first few lines, each on its own: of hundreds of classes nobody reads them all in a warning."""
+    """Return the first few lines, each on its own: nobody reads hundreds of them in a warning."""
     more = f"\n  and {len(lines) - MOST_LINES} more: `python -m jtln classes` shows them all"
     return "".join(f"\n  {line}" for line in lines[:MOST_LINES]) + (more if len(lines) > MOST_LINES else "")

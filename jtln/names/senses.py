@@ -33,7 +33,7 @@ _PHYSICAL = ("physical_entity.n.01",)
 
 
 def order(classes: Sequence[Sequence[str]], choice: str = "context") -> list[tuple[str, ...]]:
-    """The senses of each class, the likeliest first.
+    """Return the senses of each class, the most probable first.
 
     "first" leaves them as they are, "pictured" puts animals, things, produce and parts of the body before plants,
     dishes, materials and places, these before people, and people before what cannot be seen.
@@ -93,7 +93,7 @@ def order(classes: Sequence[Sequence[str]], choice: str = "context") -> list[tup
 
 
 def _scores(classes: Sequence[Sequence[str]]) -> list[dict[str, float]]:
-    """The score of each sense of each class, in units of the log of its frequency."""
+    """Return the score of each sense of each class, in units of the log of its frequency."""
     scores = [{each: _prior(each, ids) for each in ids} for ids in classes]
     known = [index for index, ids in enumerate(classes) if ids]
     count = min(NEAREST, len(known) - 1)
@@ -118,7 +118,7 @@ def _scores(classes: Sequence[Sequence[str]]) -> list[dict[str, float]]:
 
 
 def _prior(synset: str, among: Sequence[str]) -> float:
-    """How likely a sense is by itself."""
+    """Return a sense's score without the other classes."""
     (row,) = rows_of([synset])
     named = set(rows_of(among)) <= set(nouns().senses(nouns().name(row)[0]))
     return float(np.log1p(nouns().tags[row])) + NAMED * named - KIND * _rank(synset)
@@ -126,7 +126,7 @@ def _prior(synset: str, among: Sequence[str]) -> float:
 
 @functools.cache
 def _rank(synset: str) -> int:
-    """How likely a picture shows it: 0 (a thing) to 3 (nothing that can be seen)."""
+    """Return a sense's kind by how often pictures are of that kind: 0 (a thing) to 3 (nothing visible)."""
     row = rows_of([synset])
     if not below(row, _rows(_PHYSICAL)):
         return 3

@@ -58,7 +58,7 @@ NEAR = 4  # edges between a sense and the one in brackets: "crane (machine)" is 
 
 
 class Reading(NamedTuple):
-    """What a name may mean.
+    """The possible meanings of a name.
 
     Attributes:
         senses: WordNet 3.0 ids, the likeliest first.
@@ -70,7 +70,7 @@ class Reading(NamedTuple):
 
 
 def read(name: str) -> Reading | None:
-    """What ``name`` means, by the first of these that WordNet knows; None where it knows none.
+    """Return the senses of ``name`` by the first of these readings that WordNet knows; None where it knows none.
 
     1. The name itself: case, accents, spaces, hyphens and underscores are folded, plurals reduced, British spellings
        tried; then without a number before it (``003.backpack``) or after it (``ketch_101``), or an article.
@@ -90,9 +90,9 @@ def read(name: str) -> Reading | None:
 
 
 def head(name: str) -> tuple[str, ...]:
-    """The senses of the thing that an unknown compound names a kind of: "bike_helmet" -> "helmet"; empty for none.
+    """Return the senses of the head noun of an unknown compound: "bike_helmet" -> "helmet"; empty for none.
 
-    In English that is what stands last, or before "of" or another preposition: the longest known end of it is taken. A
+    In English the head stands last, or before "of" or another preposition: the longest known end of that is taken. A
     view after it ("car_side") is left out.
     """
     words = _words(re.sub(r"[(\[].*?[)\]]", " ", _plain(name)))
@@ -114,7 +114,7 @@ def closest(name: str, count: int = 10) -> list[str]:
 
 
 def slips(name: str, near: Sequence[str] | None = None) -> list[str]:
-    """The lemmas that ``name`` is probably a misspelling of: "water_lilly" -> ["water_lily"]; empty for none.
+    """Return the lemmas that ``name`` is probably a misspelling of: "water_lilly" -> ["water_lily"]; empty for none.
 
     Spaces, hyphens, apostrophes and plurals aside, the two differ by a letter too many, a letter too few or two
     neighbours that changed places, in a name of 6 letters or more; else by one wrong letter, in 9 or more ("flamengo"
@@ -122,6 +122,7 @@ def slips(name: str, near: Sequence[str] | None = None) -> list[str]:
     is a noun itself is spelled as it was meant: a desk chair is no deck chair.
 
     Args:
+        name: a class's name.
         near: :func:`closest` of the name, where that is known.
     """
     form = _fold([*_bare(_plain(name))][-1])
@@ -140,7 +141,7 @@ def slips(name: str, near: Sequence[str] | None = None) -> list[str]:
 
 
 def look_up(text: str) -> list[int]:
-    """The rows of what ``text`` means when all of it is one noun, most frequent first; empty for none."""
+    """Return the rows of the senses of ``text`` if all of it is one noun, most frequent first; empty for none."""
     form = _fold(text)
     if not any(map(str.isalpha, form)):
         return []
@@ -156,7 +157,7 @@ def look_up(text: str) -> list[int]:
 
 
 def below(rows: Iterable[int], kind: Iterable[int], itself: bool = True) -> list[int]:
-    """Those of ``rows`` that are a kind of one of the rows ``kind``, in their order."""
+    """Return those of ``rows`` that are a kind of one of the rows ``kind``, in their order."""
     kinds = set(kind)
 
     def is_kind(row: int) -> bool:
@@ -174,18 +175,18 @@ def below(rows: Iterable[int], kind: Iterable[int], itself: bool = True) -> list
 
 
 def rows_of(ids: Iterable[str]) -> list[int]:
-    """The rows of ids that exist."""
+    """Return the rows of ids that exist."""
     return [row for each in ids if (row := nouns().find(each)) is not None]
 
 
 def _plain(name: str) -> str:
-    """Without accents, typographic apostrophes and underscores."""
+    """Return the name without accents, typographic apostrophes and underscores."""
     text = unicodedata.normalize("NFKD", name.replace("’", "'").replace("&", " and "))
     return re.sub(r"[\s_]+", " ", "".join(c for c in text if not unicodedata.combining(c))).strip()
 
 
 def _bare(text: str) -> Iterator[str]:
-    """The text as it is, without a number before it, after it, and without an article."""
+    """Yield the text as it is, without a number before or after it, and then without an article."""
     yield text
     bare = re.sub(r"^[#(\[]?\d+[)\]]?[.:\-\s]+(?=[^\W\d])|^0\d+(?=[^\W\d]{3})|-101$|-0\d+$", "", text)
     bare = re.sub(r"(?<=[^\W\d]{3})[\s.]*\d+$", "", bare)
@@ -194,7 +195,7 @@ def _bare(text: str) -> Iterator[str]:
 
 
 def _number(text: str, spelling: str) -> str:
-    """A word about a number that was taken off the end: it may matter, as of the aircraft "Falcon 900"."""
+    """Return a note on a number that was taken off the end: it may matter, as of the aircraft "Falcon 900"."""
     end = re.search(r"(?<=[^\W\d]{3})[\s.]*(\d+)$", re.sub("-101$", "", text))
     return f"read without the number {end[1]}" if end and not spelling.endswith(end[1]) else ""
 
@@ -266,7 +267,7 @@ def _fold(text: str) -> str:
 
 
 def _singulars(form: str) -> Iterator[str]:
-    """The form itself and its possible singulars, also with hyphens between the words read as spaces."""
+    """Yield the form itself and its possible singulars, also with hyphens between the words read as spaces."""
     for spelling in dict.fromkeys((form, form.replace("-", "_"))):
         yield spelling
         yield from nouns().exceptions.get(spelling, ())
@@ -281,7 +282,7 @@ def _join(form: str) -> str:
 
 
 def _is_moved(text: str, other: str) -> bool:
-    """Whether a letter more, a letter less or two neighbours in the other order make one of the other."""
+    """Return True if a letter more, a letter less or two swapped neighbours turn ``text`` into ``other``."""
     pairs = enumerate(zip(text, other, strict=False))
     start = next((index for index, (x, y) in pairs if x != y), min(len(text), len(other)))
     x, y = text[start:], other[start:]
@@ -289,7 +290,7 @@ def _is_moved(text: str, other: str) -> bool:
 
 
 def _is_wrong(text: str, other: str) -> bool:
-    """Whether they differ in one letter."""
+    """Return True if ``text`` and ``other`` differ in one letter."""
     return len(text) == len(other) and sum(x != y for x, y in zip(text, other, strict=True)) == 1
 
 

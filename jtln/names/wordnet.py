@@ -44,7 +44,7 @@ class Nouns:
         return np.concatenate([[0], ends]), self._read("hypernyms")
 
     def hypernyms(self, row: int) -> list[int]:
-        """The rows directly above, instance hypernyms included, in WordNet's order."""
+        """Return the rows directly above, instance hypernyms included, in WordNet's order."""
         starts, above = self._edges
         return above[starts[row] : starts[row + 1]].tolist()
 
@@ -89,7 +89,7 @@ class Nouns:
         return np.concatenate([[0], ends]), self._read("senses")
 
     def senses(self, lemma: str) -> list[int]:
-        """The rows that ``lemma`` names, most frequent first; empty for what is no lemma."""
+        """Return the rows that ``lemma`` names, most frequent first; empty for an unknown lemma."""
         index = self._lemma_rows.get(lemma)
         if index is None:
             return []
@@ -106,7 +106,7 @@ class Nouns:
         return first[0], first[1]
 
     def name(self, row: int) -> tuple[str, int]:
-        """The synset's first lemma, and the synset's rank (from 1) among that lemma's senses."""
+        """Return the synset's first lemma, and the synset's rank (from 1) among that lemma's senses."""
         lemma, rank = self._first
         return self.lemmas[lemma[row]], int(rank[row])
 
@@ -117,7 +117,7 @@ class Nouns:
         return {plural: singulars for plural, *singulars in map(str.split, lines)}
 
     def find(self, synset: str) -> int | None:
-        """The row of ``synset`` in either spelling, or None."""
+        """Return the row of ``synset`` in either spelling, or None."""
         if match := re.fullmatch(r"n(\d{8})", synset):
             offset = int(match[1])
             row = int(np.searchsorted(self.offsets, offset))
@@ -128,17 +128,18 @@ class Nouns:
         return None
 
     def id(self, row: int) -> str:
+        """Return the synset's id: "n" and its offset in 8 digits."""
         return f"n{self.offsets[row]:08d}"
 
 
 @functools.cache
 def nouns() -> Nouns:
-    """The one table of this process."""
+    """Return the one table of this process."""
     return Nouns()
 
 
 def find_rows(synsets: Iterable[str]) -> list[int]:
-    """The rows of ``synsets``. Raises a UserError that names all those that do not exist."""
+    """Return the rows of ``synsets``. Raises a UserError that names all those that do not exist."""
     given = list(synsets)
     rows = [nouns().find(synset) for synset in given]
     if missing := [str(synset) for synset, row in zip(given, rows, strict=True) if row is None]:
@@ -150,7 +151,7 @@ def find_rows(synsets: Iterable[str]) -> list[int]:
 
 
 def resolve(synset: str) -> str:
-    """The canonical id: "dog.n.01" -> "n02084071". Raises a UserError where there is no such synset."""
+    """Return the canonical id: "dog.n.01" -> "n02084071". Raises a UserError where there is no such synset."""
     return nouns().id(find_rows([synset])[0])
 
 
@@ -294,7 +295,7 @@ def similarity(source: Sequence[str], target: Sequence[str], metric: str = "path
 
 
 def _edges_up(closure: _Closure, nodes: np.ndarray) -> np.ndarray:
-    """(A, n) fewest edges from each of ``nodes`` up to each node of the closure, FAR where it is not above."""
+    """Return (A, n) fewest edges from each of ``nodes`` up to each node of the closure, FAR where it is not above."""
     up = np.full((len(closure.rows), len(nodes)), FAR, np.int16)
     columns = np.arange(len(nodes))
     for k in reversed(range(closure.ancestors.shape[1])):  # k = 0, the node itself, last: padding repeats it

@@ -1,1 +1,1 @@
-"""What results show: statistics, tables, plots and pages."""
+"""Reports of results: statistics, tables, plots and pages."""

@@ -1,4 +1,4 @@
-"""What results are evidence of: rows, intervals, and paired comparisons with their significance."""
+"""The evidence in results: rows, intervals, and paired comparisons with their significance."""
 
 from __future__ import annotations
 
@@ -58,6 +58,7 @@ class Cell:
 
     @property
     def interval(self) -> Interval:
+        """The mean test figure over the seeds, with its t interval."""
         return t_interval(list(self.test.values()))
 
 
@@ -76,25 +77,25 @@ class TableRow:
 
     @property
     def control(self) -> str | None:
-        """Which of CONTROLS it is, where it is one."""
+        """The row's control in CONTROLS, or None where its cost is no control."""
         first = (self.cost or "").partition(" ")[0]
         return first if first in CONTROLS else None
 
     @property
     def is_candidate(self) -> bool:
-        """Whether its objective has a transport term, or its head a prior, under an informative cost."""
+        """True if the objective has a transport term, or the head a prior, under an informative cost."""
         return self.transports and self.cost is not None and self.control is None
 
     def is_like(self, row: TableRow) -> bool:
-        """Whether method and head are the same as in ``row``."""
+        """Return True if method and head are the same as in ``row``."""
         return (self.method, self.head) == (row.method, row.head)
 
     def is_permuted(self, row: TableRow) -> bool:
-        """Whether it is the control for ``row``: the same method, head and cost, its columns shuffled."""
+        """Return True if this is the permuted control for ``row``: the same but for its cost's shuffled columns."""
         return self.is_like(row) and row.cost is not None and self.cost == f"permuted {row.cost}"
 
     def controls(self, row: TableRow) -> bool:
-        """Whether it differs from ``row`` in the cost's information and in nothing else."""
+        """Return True if this row differs from ``row`` in the cost's information and in nothing else."""
         if self.control == "uniform":
             return self.is_like(row)
         return self.is_permuted(row)
@@ -117,12 +118,12 @@ class Comparison:
 
     @property
     def is_gain(self) -> bool:
-        """Whether it is significantly above zero after the correction."""
+        """True if the difference is significantly above zero after the correction."""
         return self.p_holm < ALPHA and self.difference.mean > 0
 
     @property
     def text(self) -> str:
-        """ "+3.2 [1.1, 5.3], p_Holm = 0.004"."""
+        """The difference as text, such as "+3.2 [1.1, 5.3], p_Holm = 0.004"."""
         mean, low, high, n, p = self.difference
         if math.isnan(low):
             return f"{points(mean)} ({n} {'pair' if n == 1 else 'pairs'})"
@@ -132,6 +133,7 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
+        """The significance as text, such as "a significant gain"."""
         mean, low, high, n, p = self.difference
         if math.isnan(p):
             return "nothing can be tested with one seed" if n < 2 else "nothing can be tested: no spread over the seeds"
@@ -166,9 +168,11 @@ class DatasetEvidence:
     claims: tuple[Comparison, ...]
 
     def row(self, name: str) -> TableRow:
+        """Return the row called ``name``."""
         return next(row for row in self.rows if row.name == name)
 
     def at(self, labels: str) -> list[TableRow]:
+        """Return the rows that have results with this number of labels."""
         return [row for row in self.rows if labels in row.cells]
 
 
@@ -209,7 +213,7 @@ def gather(runs: Iterable[Run], against: Sequence[str] = BASELINES, metric: str 
 
 
 def labels_of(result: Mapping[str, Any]) -> str:
-    """ "1 shot", "5 shots", "15 %" or "all"."""
+    """Return the number of labels as text: "1 shot", "5 shots", "15 %" or "all"."""
     shots, rate = result.get("shots"), result.get("rate")
     if shots is not None:
         return f"{shots} shot" if shots == 1 else f"{shots} shots"
@@ -217,13 +221,13 @@ def labels_of(result: Mapping[str, Any]) -> str:
 
 
 def how_many(labels: str) -> float:
-    """The number in front of ``labels``, to order them by; shots before shares before all."""
+    """Return the number in ``labels``, with an offset that puts shots before shares before all."""
     number = labels.split()[0]
     return math.inf if number == "all" else float(number) + (1e9 if labels.endswith("%") else 0)
 
 
 def _without_repeats(runs: list[Run]) -> tuple[list[Run], list[str]]:
-    """Of runs with the same row, labels and seed the newest."""
+    """Return the newest of the runs with the same row, labels and seed, and a note on the others."""
     newest: dict[tuple[Any, ...], Run] = {}
     for run in sorted(runs, key=_age):
         newest[run.result["dataset"], run.row, labels_of(run.result), run.result["seed"]] = run
@@ -241,7 +245,7 @@ def _age(run: Run) -> float:
 
 
 def _notes(runs: Sequence[Run]) -> list[str]:
-    """What a reader has to know before believing the numbers."""
+    """Return notes on the limits of the evidence, for readers of the numbers."""
     notes = []
     if any(run.result.get("synthetic_images") for run in runs):
         notes.append("Synthetic images were used (debug=smoke): nothing can be concluded.")
@@ -342,8 +346,10 @@ def _validation(runs: Sequence[Run]) -> dict[int, Mapping[str, float]]:
 
 
 def _images(runs: Sequence[Run], metric: str) -> dict[int, Values]:
-    """Return what each test image adds to a run's figure, in percent; nothing for a metric that is no mean of images,
-    or where a run has no predictions."""
+    """Return each test image's contribution to a run's figure, in percent.
+
+    Empty for a metric that is no mean of images, or where a run has no predictions.
+    """
     found: dict[int, Values] = {}
     for run in runs:
         try:
@@ -375,7 +381,10 @@ def _difference(ours: Cell, theirs: Cell, seeds: Sequence[int]) -> tuple[Differe
 
 
 def _seconds(runs: Sequence[Run]) -> float:
-    """The mean time of a run; those that trained the trunk, for all rows, count only where there are no others."""
+    """Return the mean time of a run.
+
+    Runs that trained the trunk, which all rows share, count only where there are no others.
+    """
     found = [run for run in runs if (run.result.get("trunk", {}).get("pretrained") or {}).get("cached", True)]
     return fmean(run.result.get("seconds_in_all", run.result["seconds"]) for run in found or runs)
 
@@ -421,7 +430,7 @@ def _compare(pairs: Iterable[tuple[str, Pair]]) -> list[Comparison]:
 
 
 def _command(runs: Sequence[Run]) -> str:
-    """What makes all runs of a row again: two commands where some of them label a number and others a share."""
+    """Return the command that makes all runs of a row again: two commands for numbers and for shares of labels."""
     parts: dict[bool, list[Run]] = defaultdict(list)
     for run in runs:
         parts[any(each.startswith("dataset.rate=") for each in run.result.get("overrides", ()))].append(run)

@@ -50,7 +50,7 @@ class Shelf(NamedTuple):
 
 @dataclass(frozen=True)
 class ClassCard:
-    """What a run did with one target class.
+    """A run's results on one target class.
 
     Attributes:
         name: of the class.
@@ -67,6 +67,7 @@ class ClassCard:
 
     @property
     def accuracy(self) -> float | None:
+        """The share of test images that were predicted right; None without a test image."""
         return self.right / self.tested if self.tested else None
 
     @property
@@ -105,6 +106,7 @@ def make_gallery(
         classes: the target classes.
         labelled: the target's training images.
         test: the images that were predicted, in the order of ``predictions``.
+        predictions: of the ``test`` images.
         related: source classes of each target class; a class may be missing.
     """
     labels = labelled.labels.numpy()
@@ -146,6 +148,7 @@ def data_uri(content: bytes, kind: str) -> str:
     """Return an image file as a data URI, which a page holds itself.
 
     Args:
+        content: the bytes of the image file.
         kind: "png" or "jpeg".
     """
     return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"

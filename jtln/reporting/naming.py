@@ -26,8 +26,11 @@ class Run(NamedTuple):
 
 
 def by_data(runs: list[Run]) -> list[Run]:
-    """The same, a dataset's name followed by what was given for it where runs differ in that (dataset.split_seed=1):
-    rows that were tested on other images are no pairs. Those that a study named are as it has them."""
+    """Return the runs with distinct names for datasets that differ in their images or classes.
+
+    A dataset's name is followed by the overrides in which runs differ (dataset.split_seed=1), because rows that were
+    tested on other images are no pairs. Runs that a study named keep their names.
+    """
     members: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         members[run.result["dataset"]].append(run)
@@ -76,14 +79,15 @@ def named(runs: list[Run]) -> list[Run]:
 
 
 def given(result: Mapping[str, Any]) -> list[str]:
-    """The overrides of a run that its row shares."""
+    """Return the overrides of a run that its row shares."""
     return [each for each in result.get("overrides", ()) if each.partition("=")[0] not in PER_RUN]
 
 
 def _of_data(result: Mapping[str, Any], with_experiment: bool) -> frozenset[str]:
-    """What was given for the dataset that changes its images or classes, but for how many labels there are.
+    """Return the overrides that change the dataset's images or classes, except the number of labels.
 
     Args:
+        result: as in ``result.json``.
         with_experiment: whether experiment=FILE is such a thing.
     """
     keys = [(each, each.partition("=")[0].lstrip("+~")) for each in given(result)]
@@ -94,8 +98,10 @@ def _of_data(result: Mapping[str, Any], with_experiment: bool) -> frozenset[str]
 
 
 def _experiments_differ(runs: Sequence[Run]) -> bool:
-    """Whether an experiment's file has set what images or classes there are: some runs have another dataset, in ways
-    that the command line does not show."""
+    """Return True if an experiment's file has set the images or classes of some runs.
+
+    The datasets of these runs then differ in ways that the command line does not show.
+    """
     kinds = {each for run in runs for each in given(run.result) if each.partition("=")[0].lstrip("+~") == "experiment"}
     if not kinds:
         return False

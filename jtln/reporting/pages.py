@@ -36,6 +36,7 @@ def write_page(path: Path, template: str, page: object) -> None:
     """Write a page from one of this package's templates, whole or not at all.
 
     Args:
+        path: the page's file.
         template: its file's name.
         page: the values that it reads. Text is escaped.
     """

@@ -62,11 +62,12 @@ _PANELS: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (  # title, 
 def cost_heatmap(
     cost: Tensor | NDArray[Any], source: Sequence[str], target: Sequence[str], title: str = "Cost"
 ) -> Figure:
-    """What it costs to explain each source class (row) by each target class (column); dark is cheap.
+    """Plot the cost of each source class (row) to each target class (column); dark is cheap.
 
     Args:
         cost: (S, T).
-        source, target: the S and T class names.
+        source: the S class names.
+        target: the T class names.
         title: above the matrix.
 
     With more than MANY_ROWS source classes the rows are grouped by their cheapest target class.
@@ -85,11 +86,12 @@ def plan_heatmap(
     target: Sequence[str],
     title: str = "Where each target class's mass comes from",
 ) -> Figure:
-    """The share of each target class's mass (column) that each source class (row) sends; dark is much.
+    """Plot the share of each target class's mass (column) that each source class (row) sends; dark is much.
 
     Args:
         plan: (S, T) masses >= 0, such as ``plan_summary(...).mean_plan``; columns are scaled to sum to 1.
-        source, target: the S and T class names.
+        source: the S class names.
+        target: the T class names.
         title: above the matrix.
 
     With more than MANY_ROWS source classes the rows are grouped by the target class to which they give most.
@@ -105,7 +107,7 @@ def plan_heatmap(
 
 
 def column_shares(plan: Tensor | NDArray[Any]) -> NDArray[np.float64]:
-    """plan (S, T) with its columns scaled to sum to 1, (S, T); a column without mass stays 0."""
+    """Return the plan (S, T) with its columns scaled to sum to 1, (S, T); a column without mass stays 0."""
     values = _array(plan)
     total = values.sum(0)  # (T,)
     return np.where(total > 0, values / np.where(total > 0, total, 1.0), 0.0)
@@ -204,7 +206,7 @@ def _matrix(values: Tensor | NDArray[Any], rows: Sequence[str], columns: Sequenc
 
 
 def _grouped(distance: NDArray[np.float64]) -> NDArray[np.intp]:
-    """The order of the rows of distance (S, T): by nearest column, the nearer row first."""
+    """Return the order of the rows of distance (S, T): by nearest column, the nearer row first."""
     return np.lexsort((distance.min(1), distance.argmin(1)))
 
 

@@ -33,7 +33,7 @@ FILE = "predictions.npz"
 
 
 class Predictions(NamedTuple):
-    """What was predicted of N images, in their order."""
+    """The predictions for N images, in their order."""
 
     label: NDArray[np.int32]  # (N,)
     predicted: NDArray[np.int32]  # (N,)
@@ -42,7 +42,7 @@ class Predictions(NamedTuple):
 
     @property
     def right(self) -> NDArray[np.bool_]:
-        """Whether the class is right, (N,)."""
+        """True where the predicted class is right, (N,)."""
         return self.predicted == self.label
 
 

@@ -60,7 +60,7 @@ class TextFile(NamedTuple):
 
 @dataclass(frozen=True)
 class RunPage:
-    """What the template ``run.html`` shows; what is empty or None it leaves out."""
+    """The values that the template ``run.html`` shows; it leaves out those that are empty or None."""
 
     title: str
     facts: Facts
@@ -143,7 +143,8 @@ def strongest_transports(
 
     Args:
         plan: (S, T) masses >= 0; its columns are scaled to sum to 1.
-        source, target: the S and T class names.
+        source: the S class names.
+        target: the T class names.
         top: at most so many source classes each; of these, shares below SMALLEST_SHARE are dropped, but for the first.
 
     Returns:

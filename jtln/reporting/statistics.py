@@ -44,7 +44,7 @@ class Difference(NamedTuple):
 
 
 def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
-    """The mean of ``values`` and Student's t interval for it, in their unit.
+    """Return the mean of ``values`` and Student's t interval for it, in their unit.
 
     Args:
         values: at least one; independent draws, such as the accuracies of several seeds.
@@ -65,10 +65,13 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
 
 
 def paired_difference(values: Sequence[float], others: Sequence[float], level: float = 0.95) -> Difference:
-    """By how much ``values`` exceed ``others``, which were made in pairs (of the same seed, say): two-sided paired t.
+    """Return the mean excess of ``values`` over ``others``, with its t interval and two-sided paired t-test.
+
+    A pair is two values of the same seed, say.
 
     Args:
-        values, others: of the same length >= 1, in the same order of pairs.
+        values: of length >= 1.
+        others: of the same length, in the same order of pairs.
         level: of confidence, in (0, 1).
 
     Raises:
@@ -178,6 +181,8 @@ def normal_interval(estimate: float, standard_error: float, level: float = 0.95)
     """Return the normal interval for an estimate with a known standard error, in its unit.
 
     Args:
+        estimate: in any unit.
+        standard_error: of the estimate, >= 0.
         level: of confidence, in (0, 1).
     """
     half = statistics.NormalDist().inv_cdf((1 + level) / 2) * standard_error

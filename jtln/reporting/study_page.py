@@ -32,7 +32,7 @@ class Comparisons(NamedTuple):
 
 @dataclass(frozen=True)
 class DatasetSection:
-    """What a page has of one data set."""
+    """The section of a page on one data set."""
 
     name: str
     findings: list[str]
@@ -45,7 +45,7 @@ class DatasetSection:
 
 @dataclass(frozen=True)
 class StudyPage:
-    """What the template ``study.html`` shows."""
+    """The values that the template ``study.html`` shows."""
 
     title: str
     command: str | None
@@ -86,6 +86,9 @@ def study_page(evidence: Evidence, title: str, command: str | None, plots: dict[
     """Collect what the page of a study shows.
 
     Args:
+        evidence: the comparisons of the study.
+        title: of the page.
+        command: the command that the user typed; None leaves it out.
         plots: the picture of each dataset.
     """
     embedded = pictures(plots.values())

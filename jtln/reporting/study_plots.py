@@ -59,7 +59,7 @@ def accuracy_plot(evidence: DatasetEvidence, metric: str = "accuracy") -> Figure
 
 
 def _line(ax: Axes, row: TableRow, labels: Sequence[str], places: Sequence[float], offset: float, style: Any) -> None:
-    """A row's means, each with its interval, moved sideways a little so that intervals do not hide one another."""
+    """Plot a row's means with their intervals, moved sideways a little so that intervals do not hide one another."""
     step = min((b - a for a, b in pairwise(places)), default=1.0)
     points = [
         (place + 0.32 * step * offset, row.cells[each].interval)
@@ -71,7 +71,7 @@ def _line(ax: Axes, row: TableRow, labels: Sequence[str], places: Sequence[float
 
 
 def _below_one_another(panels: list[tuple[str, list[TableRow]]], labels: str, title: str) -> Figure:
-    """A dot and an interval a row."""
+    """Plot a dot and an interval a row."""
     heights = [len(rows) for _, rows in panels]
     figure = Figure(figsize=(7.4, 0.9 + 0.34 * (sum(heights) + 2 * len(heights))), dpi=DPI, layout="constrained")
     figure.suptitle(f"{title}, {labels}", fontsize=10.5, color=_INK, x=0.01, ha="left")
@@ -96,7 +96,7 @@ def _ends(intervals: Sequence[Interval]) -> list[list[float]]:
 
 
 def _style(row: TableRow, index: int, alone: bool) -> dict[str, Any]:
-    """``alone``: whether the rows with transport terms are one among other methods'."""
+    """Return a row's colour, marker and lines; with ``alone`` a candidate is in ink."""
     colour = _FAINT if _is_fine_tuning(row) else _COLOURS[index % len(_COLOURS)]
     if alone and row.is_candidate:
         colour = _INK
@@ -117,7 +117,7 @@ def _is_fine_tuning(row: TableRow) -> bool:
 
 
 def _places(labels: Sequence[str]) -> list[float]:
-    """Where the numbers of labels stand: as their logarithms where they are all of one kind, else evenly."""
+    """Return the numbers of labels' places on the axis: their logarithms if all are of one kind, else even steps."""
     numbers = [how_many(each) for each in labels]
     kinds = {each.endswith("%") for each in labels}
     if len(kinds) == 1 and all(math.isfinite(number) for number in numbers):

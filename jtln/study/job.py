@@ -59,23 +59,24 @@ class Job:
 
 
 def settings_hash(config: Mapping[str, Any], data: str = "") -> str:
-    """Equal for two composed configurations (nested mappings of plain values) of which the same results come.
+    """Return a hash that is equal for two composed configurations (nested mappings of plain values) of equal results.
 
     Files that they name (cost.file, dataset.links, trunk.weights) count by their content; the code does not count.
 
     Args:
+        config: the composed configuration.
         data: the identity of the images, see :class:`jtln.data.pairs.PairSpec`.
     """
     return _hash({**config, "data": data} if data else config, _NO_SETTING)
 
 
 def is_setting(key: str) -> bool:
-    """Whether other results may come of another value of ``key``, so that it counts in :func:`settings_hash`."""
+    """Return True if the value of ``key`` may change results, so that it counts in :func:`settings_hash`."""
     return not (_is_elsewhere(key) or any(key == each or key.startswith(f"{each}.") for each in _NO_SETTING))
 
 
 def row_hash(config: Mapping[str, Any]) -> str:
-    """Equal for the runs of one row of a table: the same settings but for the run's seed and the number of labels.
+    """Return a hash that is equal for runs of one row: they differ in the run's seed and the number of labels alone.
 
     Args:
         config: composed with "*" for the run's seed, which so stands wherever that is used; another seed (cost.seed=1)
@@ -85,7 +86,10 @@ def row_hash(config: Mapping[str, Any]) -> str:
 
 
 def trunk_hash(config: Mapping[str, Any]) -> str:
-    """Equal for runs that start from the same pre-trained trunk; where it differs for some that do, that costs time."""
+    """Return a hash that differs for runs that start from different pre-trained trunks.
+
+    It may differ for runs that share a trunk, too, which costs time only.
+    """
     parts = {key: config.get(key) for key in ("trunk", "pretrain", "dataset", "trainer", "augment", "debug")}
     return _hash(parts, (*_NO_SETTING, *_LABELS, "trunk.freeze"), run_seed=config.get("seed"))
 
@@ -100,7 +104,7 @@ def spelled(key: str, value: Any) -> str:
 
 
 def _is_elsewhere(key: str) -> bool:
-    """Whether it is about where a dataset's images are kept."""
+    """Return True if ``key`` is about the place of a dataset's images."""
     return key.startswith("dataset.") and key.rpartition(".")[2] in _NO_DATA
 
 
@@ -110,8 +114,10 @@ def _hash(config: Mapping[str, Any], without: tuple[str, ...], run_seed: Any = N
 
 
 def _plain(value: Any, without: tuple[str, ...], run_seed: Any, path: str = "") -> Any:
-    """``value`` without some keys, and without the seeds that are the run's if that is given; 1.0 is 1, which on the
-    command line is the same."""
+    """Return ``value`` without some keys, and without the seeds equal to ``run_seed``, if that is given.
+
+    1.0 becomes 1, because the command line does not tell them apart.
+    """
     if isinstance(value, Mapping):
         kept = {}
         for key, child in value.items():

@@ -23,11 +23,12 @@ _POLL = 1.0  # seconds between looks at what the others do
 class Launcher(Protocol):
     """One of Hydra's launchers, set up to make the run of a study's job: :mod:`jtln.cli.launcher`."""
 
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]: ...
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Make a run for each list of overrides; the jobs are numbered from ``initial_job_idx``."""
 
 
 class Launch(NamedTuple):
-    """How the jobs of a study are launched.
+    """The launch of a study's jobs: a launcher and its batches.
 
     Attributes:
         launcher: makes a run for each list of overrides.
@@ -43,7 +44,7 @@ class Launch(NamedTuple):
 
 
 class Done(NamedTuple):
-    """How a job ended: with a result, or with an error message."""
+    """The end of a job: a result, or an error message."""
 
     job: Job
     result: dict[str, Any] | None
@@ -150,7 +151,7 @@ class Runs:
             thread.join()
 
     def _is_over(self, job: Job) -> bool:
-        """Tell whether a job has a result, which is then printed, or an error."""
+        """Return True if a job has a result or an error, and print a result."""
         if job.settings in self._errors or self.ledger.result(job) is not None:
             return True
         if self.ledger.look(job) is not None:

@@ -1,4 +1,4 @@
-"""What is done already: the run folders below a folder, known by the hash of their settings."""
+"""The finished runs: run folders below a folder, found by the hash of their settings."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Ledger:
         return folder if folder.is_dir() else next(iter(sorted(self.folder.glob(f"*_{job.settings}"))), folder)
 
     def is_under_way(self, job: Job) -> bool:
-        """Tell whether a living process makes ``job``: see :func:`held`."""
+        """Return True if a living process makes ``job``: see :func:`held`."""
         try:
             with held(self.folder_of(job)):
                 return False
@@ -90,7 +90,7 @@ def read_results(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def broken_results(folder: Path) -> list[Path]:
-    """The other results."""
+    """Return the result files that :func:`read_result` cannot read."""
     return [path for path in _result_files(folder) if read_result(path) is None]
 
 
@@ -99,7 +99,7 @@ def _result_files(folder: Path) -> list[Path]:
 
 
 def read_result(path: Path) -> dict[str, Any] | None:
-    """A run's result.json; None where there is none, half of one, or one that holds no accuracy."""
+    """Read a run's result.json; None where there is none, half of one, or one that holds no accuracy."""
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
         parts = [result["target"][split] for split in ("test", "val")]

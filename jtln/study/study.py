@@ -23,7 +23,7 @@ from jtln.training.provenance import git_commit
 
 @dataclass(frozen=True)
 class Labels:
-    """How many target images are labelled: in words, and the overrides that say so."""
+    """A number of labelled target images: a text, and the overrides that set it."""
 
     words: str
     overrides: tuple[str, ...]
@@ -50,8 +50,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Tuning:
-    """How the hyper-parameters of every row are chosen: ``trials`` each, on the mean validation accuracy of the runs
-    with these seeds and numbers of labels."""
+    """The search for every row's hyper-parameters.
+
+    Each row has ``trials`` trials, compared by the mean validation accuracy of the runs with these seeds and numbers of
+    labels.
+    """
 
     trials: int
     seeds: tuple[int, ...]
@@ -62,14 +65,14 @@ class Tuning:
 
 @dataclass(frozen=True)
 class Study:
-    """What is to be run and where it is kept.
+    """The runs of a study, and the place of their results.
 
     Attributes:
         name: of the study's file.
         folder: gets the tables, plots and report.
         runs: holds the run folders, which all studies share.
         against: the rows that every other row is compared with.
-        command: what the user typed.
+        command: the command that the user typed.
     """
 
     name: str
@@ -92,7 +95,7 @@ class Study:
 
 
 def run_study(study: Study, launch: Launch) -> bool:
-    """Tune where that is asked for, make the runs that are missing, and report; whether all runs succeeded.
+    """Tune where that is asked for, make the missing runs, and report; return True if all runs succeeded.
 
     Raises:
         UserError: every tuning trial of every row failed.
@@ -131,7 +134,7 @@ def run_study(study: Study, launch: Launch) -> bool:
 
 
 def of_other_code(results: Iterable[Mapping[str, Any]], commit: str | None, release: str) -> str | None:
-    """What a user should know of results that other code than this has made, which count as done all the same.
+    """Return a warning about finished results of other code than this, which count all the same; None without any.
 
     Args:
         results: as in ``result.json``.
@@ -156,7 +159,7 @@ def _name(done: Done) -> str:
 
 
 def _tuned(study: Study, launch: Launch) -> dict[str, dict[str, Any]]:
-    """The values that the search chose for each row; written to tuned.json."""
+    """Search every row's hyper-parameters, write the chosen values to tuned.json, and return them by row."""
     tuning, ledger = study.tuning, Ledger(study.runs.parent / "trials")
     searched = [row for row in study.rows if row.space]
     per_trial = len(tuning.seeds) * len(tuning.labels)

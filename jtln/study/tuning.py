@@ -27,7 +27,7 @@ Values = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Tuned:
-    """What the search chose for a row.
+    """The result of the search for a row.
 
     Attributes:
         values: key -> value.
@@ -135,12 +135,14 @@ class Search:
 
     @property
     def succeeded(self) -> bool:
-        """Whether any trial has."""
+        """True if any trial has succeeded."""
         return any(score is not None for _, score in self._done)
 
     def tuned(self) -> Tuned:
-        """The best of the trials that succeeded, of which there must be one, and the first of equals; the values as
-        configured where it is not better by the margin."""
+        """Return the best of the trials that succeeded, of which there must be one, and the first of equals.
+
+        The configured values are kept where no trial is better by the margin.
+        """
         scored = [(values, score) for values, score in self._done if score is not None]
         values, score = max(scored, key=lambda each: each[1])
         theirs = self._done[0][1]
@@ -156,6 +158,7 @@ def run_searches(searches: Iterable[Search], make: Callable[[Sequence[Job]], lis
     """Run all searches side by side, a trial of each at a time. A row of which every trial failed is left out.
 
     Args:
+        searches: one for each row.
         make: makes the runs of jobs: :meth:`Runs.make`.
     """
     by_row = {search.row: search for search in searches}
@@ -176,7 +179,10 @@ def storage_in(folder: Path) -> Any:
 
 
 def _variance(accuracy: float, images: int) -> float:
-    """Of an accuracy over so many images; with one more right and one more wrong, or it were 0 where all are right."""
+    """Return the variance of an accuracy over so many images, with one more right and one more wrong.
+
+    Without these two the variance were 0 where all are right.
+    """
     share = (accuracy * images + 1) / (images + 2)
     return share * (1 - share) / (images + 2)
 
@@ -208,7 +214,7 @@ def _distribution(optuna: Any, key: str, values: Any) -> Any:
 
 
 def _holds(distribution: Any, value: Any) -> bool:
-    """Whether a value as it is configured lies in what is searched."""
+    """Return True if a configured value lies in the searched range or choices."""
     try:
         return bool(distribution._contains(distribution.to_internal_repr(value)))
     except ValueError:  # none of the choices, zero on a logarithmic scale

@@ -22,8 +22,10 @@ _WATCHED = {"train/loss": "loss", "val/target/accuracy": "target val", "val/sour
 
 
 class SeedEpochs(Callback):
-    """Dropout and augmentation draw from a stream of each epoch's own, so that a resumed run draws as one that was
-    not cut off; each process has other streams."""
+    """A seed for dropout and augmentation at each epoch, so that a resumed run draws as an uninterrupted one.
+
+    Each process has its own stream.
+    """
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         seed = getattr(getattr(trainer, "datamodule", None), "seed", 0)
@@ -133,8 +135,9 @@ class CollectPredictions(Callback):
 
 
 class Progress(Callback):
-    """One bar for a whole training (Lightning's begin anew at each epoch); in a file or a pipe, which would keep every
-    refresh, a line for each validation instead.
+    """One bar for a whole training, where Lightning's begin anew at each epoch.
+
+    In a file or a pipe, which would keep every refresh, it prints a line for each validation instead.
 
     Args:
         description: what stands before the bar.

@@ -62,6 +62,7 @@ def read_cost(
     """Read the cost and calibrate it, before the loss is built.
 
     Args:
+        cost: the metric.
         pair: whose classes it relates.
         features: under the trunk as training starts from it.
         source_head: likewise.
@@ -164,7 +165,11 @@ def read_prior(
     is that. It is 0 where the labelled images are no likelier under q than by chance.
 
     Args:
+        head: asks for the prior and its weight.
         cost: (S, T), as the cost has it.
+        features: under the trunk as training starts from it.
+        source_head: likewise.
+        settings: of the cost's use.
         learns: whether the gradient reaches the source head through q.
         unknown_targets: target classes that the cost knows nothing of.
     """

@@ -80,31 +80,28 @@ class Experiment:
 
     @property
     def uses_cost(self) -> bool:
-        """Whether the objective or the head reads the cost."""
+        """True if the objective or the head reads the cost."""
         return self.method.uses_transport or self.head.uses_cost
 
     @property
     def uses_plan(self) -> bool:
-        """Whether the objective or the head, its prior apart, reads the cost."""
+        """True if the objective or the head, its prior apart, reads the cost."""
         return self.method.uses_transport or self.head.reads_plan
 
     @property
     def calibrates(self) -> bool:
-        """Whether the labelled images calibrate the cost for the objective and the head's plan.
-
-        They do not calibrate one that is read off them, nor any without a source head.
-        """
+        """True if the labelled images calibrate the cost, which must be fixed, under a trained source head."""
         fixed = self.cost.updates == "never"
         return self.uses_plan and fixed and self.transport.calibrate and self.source_head_trained
 
     @property
     def source_head_trained(self) -> bool:
-        """Whether the source head is trained before the run: here, or by those who published the weights."""
+        """True if the source head is trained before the run: here, or by those who published the weights."""
         return self.pretraining is not None or self.spec.classifier_rows is not None
 
     @property
     def computes_features(self) -> bool:
-        """Whether the trunk stays as it is, so that its features are computed once."""
+        """True if the trunk stays as it is, so that its features are computed once."""
         return bool(self.trunk.get("freeze")) or not self.method.has_terms
 
     def __post_init__(self) -> None:
@@ -136,6 +133,9 @@ def check_fit(
     """Raise a UserError where method, head and cost do not fit, or read what is not there.
 
     Args:
+        method: the run's.
+        head: the run's.
+        cost: the run's.
         cost_name: what the user calls it.
         pretrained: whether the source head is trained before the run starts.
         source_images: whether the source has images.

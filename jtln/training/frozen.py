@@ -23,7 +23,7 @@ PARTS = ("train", "val", "test")
 
 
 class ComputedFeatures(Trunk):
-    """In the place of a trunk whose features are computed already: (B, D) -> (B, D)."""
+    """A stand-in for a trunk whose features are computed already: (B, D) -> (B, D)."""
 
     frozen = True
 
@@ -50,6 +50,7 @@ def feature_data(
     Args:
         data: of the images.
         trunk: on the device.
+        device: computes the features.
         cache: the folder that runs share; None keeps nothing.
         views: of each training image that training draws from: itself, and ``views`` - 1 augmented ones.
         precision: the trainer's.
@@ -115,7 +116,7 @@ def trunk_digest(trunk: nn.Module) -> str:
 
 
 def _features(trunk: Trunk, views: Tensor, context: Any) -> Tensor:
-    """views (B, V, 3, H, W) -> (B, V, D) float32 on the CPU"""
+    """Return the features of views (B, V, 3, H, W): (B, V, D) float32 on the CPU."""
     with torch.inference_mode(), _entered(context):
         rows = trunk(views.flatten(0, 1))
     return rows.float().unflatten(0, views.shape[:2]).cpu()

@@ -1,4 +1,4 @@
-"""What a run prints on the terminal."""
+"""The messages of a run on the terminal."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ def _names(names: Sequence[str], most: int = 8) -> str:
 
 
 def log_data(experiment: Experiment, pair: Pair, repeated: Sequence[Repeat] = ()) -> None:
+    """Print the pair's classes and numbers of images, and its skipped and duplicate images."""
     spec, source, target = experiment.spec, pair.source, pair.target
     per_class = "all" if spec.shots is None else f"{spec.shots} a class"
     if spec.rate is not None:

@@ -35,7 +35,7 @@ METHOD = Method("pretraining", lambda_target=0.0, lambda_source=1.0)
 
 @dataclass(frozen=True)
 class Pretraining:
-    """How the trunk is trained on the source set.
+    """The settings of the trunk's training on the source set.
 
     Attributes:
         budget: epochs, steps and source batch size.
@@ -76,6 +76,10 @@ def cache_key(pair: Pair, trunk: Trunk, settings: Pretraining, augment: Augment 
     """Return the hash of everything that the pre-trained weights depend on.
 
     Args:
+        pair: its source images and classes count.
+        trunk: its name counts.
+        settings: of the pre-training.
+        augment: of the training images; None: none.
         depends: what only the caller knows: the configuration of trunk, weights, optimizer and precision.
     """
     facts = {
@@ -110,7 +114,14 @@ def pretrain(
     One run trains it; others that want the same trunk at the same time wait for it.
 
     Args:
+        pair: its source images are trained on.
+        make_trunk: returns the network that training starts from.
+        settings: of the pre-training.
+        trainer_settings: of the Trainer.
+        augment: of the training images; None: none.
         cache: a folder that all runs share; None keeps nothing.
+        depends: see :func:`cache_key`.
+        num_workers: of each loader; None chooses it.
 
     Raises:
         UserError: the processes of this run do not see the same cache.
@@ -195,7 +206,7 @@ def _only_one(path: Path | None) -> Iterator[None]:
 
 
 def _read(path: Path, key: str) -> Pretrained | None:
-    """What the cache holds; None where there is no file, or a broken one."""
+    """Read the cached trunk; None where there is no file, or a broken one."""
     if not path.is_file():
         return None
     try:

@@ -1,4 +1,4 @@
-"""What a result was made with: the code, the packages and the machine."""
+"""The provenance of a result: the code, the packages and the machine."""
 
 from __future__ import annotations
 
@@ -16,15 +16,19 @@ PACKAGES = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "torchmet
 
 
 def versions() -> dict[str, str]:
-    """Of Python, of this package (which may run from a checkout that is not installed) and of those that results may
-    depend on."""
+    """Return the versions of Python, of this package and of those that results may depend on.
+
+    This package may run from a checkout that is not installed.
+    """
     ours = {"python": platform.python_version(), "jtln": jtln.__version__}
     return {**ours, **{package: version(package) for package in PACKAGES}}
 
 
 def git_commit() -> str | None:
-    """The commit of the checkout that this code runs from, with "-dirty" where tracked files have changed since; None
-    where it is an installed package."""
+    """Return the commit of the checkout that this code runs from; None where it is an installed package.
+
+    "-dirty" is added where tracked files have changed since.
+    """
     checkout = Path(__file__).resolve().parents[2]
     if not (checkout / ".git").exists():  # an environment may lie in somebody else's checkout
         return None
@@ -42,7 +46,7 @@ def git_commit() -> str | None:
 
 
 def hardware(trainer: pl.Trainer) -> str:
-    """What ``trainer`` trains on: "2 x NVIDIA H200", or "cpu, 2 threads"."""
+    """Return the devices that ``trainer`` trains on: "2 x NVIDIA H200", or "cpu, 2 threads"."""
     device = trainer.strategy.root_device  # the module's own is the CPU again after training
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     if device.type == "cpu":

@@ -221,7 +221,7 @@ def make_trunk(experiment: Experiment) -> None:
 
 
 def _matrix_in_use(module: JTLN, follow: FollowFeatures | None, cost: RunCost | None) -> Tensor | None:
-    """The cost (S, T) that goes with the weights that validation chose; None where the run has none."""
+    """Return the cost (S, T) that goes with the weights that validation chose; None where the run has none."""
     if module.transport is not None:
         return module.transport.cost
     if follow is not None:
@@ -233,6 +233,7 @@ def start_target_head(module: JTLN, features: Features) -> HeadFit | None:
     """Start the target head where the method has it start; None where that is at the weights that it has.
 
     Args:
+        module: its target head is changed in place.
         features: of the trunk before training.
     """
     if module.method.start_from != "logistic":
@@ -258,6 +259,8 @@ def form_head(
     """Form the target classifier after training, and put it in place of the trained head; None where that one stays.
 
     Args:
+        head: fits the classifier.
+        module: its target head is replaced.
         features: under the module's trunk.
         cost: (S, T) that relates the classes; None where nothing does.
         epsilon: of the plan between the classes under it.
@@ -304,6 +307,9 @@ def _complete(path: Path, head: Head, module: JTLN, trunk: Trunk | None) -> None
     """Add the head that was formed to the chosen checkpoint, whose own weights stay as they were trained.
 
     Args:
+        path: the checkpoint.
+        head: the run's.
+        module: has the formed head.
         trunk: the network whose features were computed ahead, which is added as well; None: the checkpoint has it.
     """
     if not head.replaces and trunk is None:
@@ -366,7 +372,7 @@ def _pretrain(experiment: Experiment, pair: Pair) -> Pretrained | None:
 
 
 def _is_target_only(experiment: Experiment) -> bool:
-    """Whether nothing of the source is in the run: neither its images nor a term that needs them."""
+    """Return True if the run uses nothing of the source: neither its images nor a term that needs them."""
     method = experiment.method
     reads_source = method.keeps_source or experiment.uses_cost or experiment.pretraining is not None
     return not (reads_source or method.penalty is not None or experiment.trunk.get("freeze"))
@@ -416,7 +422,10 @@ def _augment(experiment: Experiment) -> Augment | None:
 
 
 def _fitting(budget: Budget, pair: Pair) -> Budget:
-    """A batch never holds an image twice: a task with fewer images than a batch gives all of them each step."""
+    """Return a budget whose batches never hold an image twice.
+
+    A task with fewer images than a batch gives all of them each step.
+    """
     return replace(
         budget,
         source_batch_size=max(1, min(budget.source_batch_size, len(pair.source.train))),

@@ -1,4 +1,4 @@
-"""What a run writes into its folder."""
+"""The files that a run writes into its folder."""
 
 from __future__ import annotations
 
@@ -119,8 +119,11 @@ def _write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str
 
 @torch.no_grad()
 def mean_plan(module: JTLN, pair: Pair, transform: Callable[[Tensor], Tensor], batch: int = 256) -> dict[str, Any]:
-    """The mean transport plan between what both heads predict in the end, over the validation images of the task (or
-    tasks) that feed the transport loss."""
+    """Return the mean transport plan between the predictions of both trained heads, and its mean entropy.
+
+    The images are the validation images of the task (or tasks) that feed the transport loss, or the training images
+    where there are none.
+    """
     assert module.transport is not None
     module.eval()
     plan, entropy, count = torch.zeros_like(module.transport.cost), 0.0, 0
@@ -202,7 +205,7 @@ def describe(
 
 
 def _finite(values: dict[str, float]) -> dict[str, float | None]:
-    """JSON has no infinity: null."""
+    """Replace infinite numbers by None, because JSON has no infinity."""
     return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
@@ -220,6 +223,10 @@ def write_results(
     """Write tables, predictions, plots, the page and ``result.json``, and print the result.
 
     Args:
+        experiment: the run's settings.
+        pair: the run's images.
+        module: the trained network.
+        result: the content of ``result.json``, which this completes in place.
         cost: (S, T) for ``cost.csv``; None where the run has none.
         related: (S, T) >= 0, whose columns say which source classes go to a target class: the plan between the classes,
             or of the prior the source classes that it reads in the labelled images; None where nothing relates them.
@@ -279,7 +286,7 @@ def write_page(
 
 
 def log_summary(logger: Logger, result: dict[str, Any], folder: Path) -> None:
-    """The end results and plots to W&B's summary page."""
+    """Send the end results and plots to W&B's summary page."""
     run: Any = logger.experiment  # type: ignore[attr-defined]
     for head in ("target", "source"):
         for split in ("val", "test"):

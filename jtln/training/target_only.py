@@ -122,7 +122,7 @@ def standard_error(one: float, other: float, images: int) -> float:
 
 
 def is_below(own: float, alone: float, images: int) -> bool:
-    """Tell whether ``own`` is so far below ``alone`` that chance alone would seldom make it."""
+    """Return True if ``own`` is below ``alone`` by more than chance explains."""
     return own - alone < -ERRORS * standard_error(own, alone, images)
 
 
@@ -132,6 +132,7 @@ def compare_target_only(experiment: Experiment, images: int, train: Callable[[Ex
     The curve is kept in ``target_only.json`` of the run's folder, for a run that is resumed.
 
     Args:
+        experiment: the run's settings.
         images: validation images of the target.
         train: trains an experiment for its validation curve alone.
     """

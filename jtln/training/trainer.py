@@ -59,7 +59,7 @@ REFUSED = {  # options of pl.Trainer that a run sets itself, for its phases diff
 
 @dataclass(frozen=True)
 class Budget:
-    """How long and on what batches a network is trained.
+    """The length of a training, and its batches.
 
     Attributes:
         epochs: how often it is validated; an epoch is ``steps_per_epoch`` steps, not a pass over a data set.
@@ -74,12 +74,13 @@ class Budget:
 
     @property
     def steps(self) -> int:
+        """The number of steps of the whole training."""
         return self.epochs * self.steps_per_epoch
 
 
 @dataclass(frozen=True)
 class TrainerSettings:
-    """What is handed to every ``pl.Trainer``: accelerator, devices, strategy, precision and the like.
+    """Options of every ``pl.Trainer``: accelerator, devices, strategy, precision and the like.
 
     Attributes:
         options: of ``pl.Trainer``, but for those in REFUSED.
@@ -117,7 +118,7 @@ def pair_data(
     num_workers: int | None = None,
     test_views: str = "none",
 ) -> PairData:
-    """The loaders of a pair for a trunk: normalised as the trunk wants it, augmented in training.
+    """Return the loaders of a pair for a trunk: normalised as the trunk wants it, augmented in training.
 
     Where the sets' images are larger than the network's, evaluation takes the square in their middle, or the
     ``test_views`` of them: "none", "flip" or "ten_crop".
@@ -148,9 +149,17 @@ def make_trainer(
     hidden: tuple[str, ...] = (),
     validates: bool = True,
 ) -> pl.Trainer:
-    """A Trainer that keeps the checkpoint with the best target validation accuracy, and the last one.
+    """Return a Trainer that keeps the checkpoint with the best target validation accuracy, and the last one.
 
     Args:
+        settings: the user's options.
+        budget: the number of epochs and steps.
+        folder: gets the checkpoints.
+        loggers: of the metrics.
+        callbacks: beside those that every training has.
+        description: stands before the progress bar.
+        keep_checkpoints: False writes no checkpoint.
+        hidden: figures that the progress bar leaves out.
         validates: whether there are validation images; without any, the weights of the last epoch are the best.
     """
     _quiet_lightning()
@@ -203,7 +212,7 @@ def listed(value: Any) -> list[Any]:
 
 
 def best_and_last(folder: Path, validates: bool = True) -> list[ModelCheckpoint]:
-    """``best.ckpt`` has the weights alone; ``last.ckpt`` all that it takes to go on.
+    """Return callbacks that keep ``best.ckpt``, the weights alone, and ``last.ckpt``, the whole state for resuming.
 
     Two callbacks, the best one first: Lightning's ``save_last`` writes the last one only where it is the best as well.
     """
@@ -234,7 +243,7 @@ class _Movable(ModelCheckpoint):
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a training took, and where validation chose its weights."""
+    """The result of a training: its time, and the weights that validation chose."""
 
     seconds: float  # of fitting
     images_per_second: float  # training images, both tasks, over fitting including its validations
@@ -243,14 +252,14 @@ class Fitted:
 
 
 def fit(trainer: pl.Trainer, module: JTLN, data: PairData, checkpoint: Path | None = None) -> None:
-    """Fit; Ctrl-C stays what it is."""
+    """Fit the module; Ctrl-C stays a KeyboardInterrupt."""
     with _interruptible(trainer):
         trainer.fit(module, data, ckpt_path=None if checkpoint is None else str(checkpoint), weights_only=True)
 
 
 @contextmanager
 def _interruptible(trainer: pl.Trainer) -> Iterator[None]:
-    """Ctrl-C stays a KeyboardInterrupt, of which Lightning makes an exit."""
+    """Keep Ctrl-C a KeyboardInterrupt, which Lightning would turn into an exit."""
     try:
         yield
     except SystemExit:
@@ -263,6 +272,9 @@ def fit_best(trainer: pl.Trainer, module: JTLN, data: PairData, checkpoint: Path
     """Fit, and leave the module with the weights that validation chose.
 
     Args:
+        trainer: made by :func:`make_trainer`.
+        module: trained in place.
+        data: the loaders.
         checkpoint: a ``last.ckpt`` to continue from.
     """
     started, first_step = time.perf_counter(), steps_done(checkpoint)
@@ -308,7 +320,7 @@ def evaluate(trainer: pl.Trainer, module: JTLN, data: PairData) -> Metrics:
 
 
 def steps_done(checkpoint: Path | None) -> int:
-    """The steps behind a checkpoint; 0 without one."""
+    """Return the steps behind a checkpoint; 0 without one."""
     if checkpoint is None:
         return 0
     try:
@@ -348,7 +360,7 @@ def csv_logger(folder: Path, keep_steps: int = 0) -> CSVLogger:
 
 
 def _quiet_lightning() -> None:
-    """What the announcement says already, and hints that do not apply to loaders in memory."""
+    """Silence Lightning's messages that the run's own log repeats, and hints that do not apply to loaders in memory."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in (

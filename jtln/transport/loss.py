@@ -18,7 +18,7 @@ ROWS = ("plan", "softmax")
 
 @dataclass(frozen=True)
 class TransportSettings:
-    """How a cost is used, by the transport loss and by the heads.
+    """The use of a cost by the transport loss and by the heads.
 
     Attributes:
         epsilon: > 0, in the cost's units: how soft the plans under the cost are.
@@ -126,11 +126,11 @@ class TransportLoss(nn.Module):
         return result.value.mean()
 
     def to_labels(self, source_logits: Tensor, labels: Tensor) -> Tensor:
-        """The transport of the source head's predictions to true labels under this cost: :func:`label_transport`."""
+        """Return :func:`label_transport` of the source head's predictions to true labels under this cost."""
         return label_transport(source_logits, labels, self.cost, self.epsilon)
 
     def readings(self) -> dict[str, Tensor | float]:
-        """What the latest solution was like, for logging: nothing before the first."""
+        """Return figures of the latest solution, for logging; none before the first solution."""
         if self.last is None:
             return {}
         return {
@@ -144,8 +144,9 @@ class TransportLoss(nn.Module):
 
 
 def label_transport(source_logits: Tensor, labels: Tensor, cost: Tensor, epsilon: float) -> Tensor:
-    """The transport of the source head's predictions s(x) to true labels, in units of epsilon: the mean of -log p_y,
-    p = sum_i s_i(x) softmax(-C_i / eps).
+    """Return the transport of the source head's predictions s(x) to true labels, in units of epsilon.
+
+    It is the mean of -log p_y, p = sum_i s_i(x) softmax(-C_i / eps).
 
     Of all plans g of mass 1 that end at class y, at the price <g, C> + eps * KL(g 1 || s(x)), the second part for a
     source marginal other than s(x) (unbalanced transport, without entropy), the cheapest costs
@@ -169,5 +170,5 @@ def label_transport(source_logits: Tensor, labels: Tensor, cost: Tensor, epsilon
 
 @torch.no_grad()
 def soft_labels(cost: Tensor, epsilon: float) -> Tensor:
-    """What each source class teaches the target head where the source head is sure: softmax(-C_i / eps), (S, T)."""
+    """Return the target head's soft label for each source class, softmax(-C_i / eps), (S, T)."""
     return torch.softmax(cost / -epsilon, dim=1)

@@ -13,7 +13,7 @@ from jtln.transport.solvers import chunks, log_plan
 
 
 class PlanSummary(NamedTuple):
-    """What a batch of transport plans looks like."""
+    """Statistics of a batch of transport plans."""
 
     mean_plan: Tensor  # (S, T) the plans' mean over the batch
     linear_cost: Tensor  # (B,) <g, C>
@@ -21,7 +21,7 @@ class PlanSummary(NamedTuple):
 
 
 def transport_plan(log_a: Tensor, log_b: Tensor, cost: Tensor, epsilon: float, **options: Any) -> Tensor:
-    """The transport plans (B, S, T) themselves: for looking at, not for training (they are detached).
+    """Return the transport plans (B, S, T) themselves, detached: for inspection, not for training.
 
     Arguments and errors are those of :func:`sinkhorn`. For a whole data set :func:`plan_summary` needs far less memory.
     """
@@ -33,10 +33,12 @@ def transport_plan(log_a: Tensor, log_b: Tensor, cost: Tensor, epsilon: float, *
 
 @torch.no_grad()
 def plan_summary(result: SinkhornResult, cost: Tensor, epsilon: float) -> PlanSummary:
-    """Mean plan, linear cost and entropy of the plans in ``result``, without ever holding them all.
+    """Return mean plan, linear cost and entropy of the plans in ``result``, without ever holding them all.
 
     Args:
-        result: what :func:`sinkhorn` returned for this ``cost`` (S, T) and ``epsilon``.
+        result: the value of :func:`sinkhorn` for this cost and epsilon.
+        cost: (S, T).
+        epsilon: > 0, in the cost's units.
     """
     f, g = result.source_potential, result.target_potential
     cost = cost.detach().to(f)
@@ -51,7 +53,7 @@ def plan_summary(result: SinkhornResult, cost: Tensor, epsilon: float) -> PlanSu
 
 
 def class_plan(cost: Tensor, epsilon: float) -> Tensor:
-    """The optimal plan (S, T) between the source classes, each of mass 1/S, and the target classes, each of 1/T.
+    """Return the optimal plan (S, T) between the source classes, each of mass 1/S, and the target classes, each of 1/T.
 
     Args:
         cost: (S, T).

@@ -119,7 +119,8 @@ def fit_relation(
         probabilities: s(x) of the labelled images, (N, S).
         labels: (N,), N >= 1.
         epsilons: candidates > 0, in the cost's units, in any order.
-        rows, unknown_targets: as in :func:`relation`.
+        rows: as in :func:`relation`.
+        unknown_targets: likewise.
     """
     found = []
     for epsilon in sorted(epsilons):
@@ -179,7 +180,7 @@ class TransportedPrior(nn.Module):
         return (logits / self.temperature).softmax(1)
 
     def forward(self, source_logits: Tensor) -> Tensor:
-        """source_logits (B, S) -> alpha log q (B, T)"""
+        """Return alpha log q (B, T) of source_logits (B, S)."""
         return self.alpha * self.log_q(source_logits)
 
     def extra_repr(self) -> str:

@@ -51,7 +51,7 @@ def solve(
 
 
 def _choice(method: str, kernel_range: float, dtype: torch.dtype, device: torch.device) -> tuple[str, torch.dtype]:
-    """The solver, and the type that it computes in."""
+    """Return the solver, and the dtype that it computes in."""
     has_double = device.type != "mps"
     if method == "auto":
         largest = _LARGEST_RANGE[torch.float64 if has_double else torch.float32]
@@ -61,7 +61,7 @@ def _choice(method: str, kernel_range: float, dtype: torch.dtype, device: torch.
 
 
 def _products_are_rounded(device: torch.device) -> bool:
-    """Whether float32 matrix products have fewer digits than float32 (``torch.set_float32_matmul_precision``)."""
+    """Return True if float32 matrix products are rounded further (``torch.set_float32_matmul_precision``)."""
     backend: Any = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
     return backend.matmul.fp32_precision in ("tf32", "bf16")
 
@@ -138,7 +138,7 @@ def _log_solver(
     """
 
     def update(log_mass: Tensor, potential: Tensor, cost: Tensor, eps: float) -> Tensor:
-        """eps * (log_mass_i - logsumexp_j (potential_j - cost_ij) / eps), a chunk of the batch at a time."""
+        """Return eps * (log_mass_i - logsumexp_j (potential_j - cost_ij) / eps), a chunk of the batch at a time."""
         parts = []
         for rows in chunks(potential.shape[0], cost.numel()):
             exponent = (potential[rows, None, :] - cost).div_(eps)

@@ -43,17 +43,21 @@ class Trunk(nn.Module):
         self.mean, self.std = tuple(mean), tuple(std)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, D)"""
+        """Return the features: (B, 3, H, W) -> (B, D)."""
         return self.body(images.contiguous(memory_format=torch.channels_last))
 
 
 def check_image_size(image_size: int) -> None:
+    """Raise a UserError for images of fewer than 8 pixels a side."""
     if image_size < 8:
         raise UserError(f"expected images of at least 8 pixels, but got image_size={image_size}")
 
 
 def check_takes(trunk: Trunk, image_size: int) -> None:
-    """Whether the network takes images of this size: some pool small ones away, some take only their own."""
+    """Raise a UserError if the network cannot process images of this size.
+
+    Some networks pool small images away, and some take one size only.
+    """
     try:
         with torch.no_grad():
             trunk.eval()(torch.zeros(1, 3, image_size, image_size))

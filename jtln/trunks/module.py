@@ -36,14 +36,15 @@ def from_module(
     std: Sequence[float] = IMAGENET_STD,
     **settings: Any,
 ) -> Trunk:
-    """Any ``nn.Module`` that gives (B, D) or (B, C, H, W).
+    """Return any ``nn.Module`` that gives (B, D) or (B, C, H, W) as a trunk.
 
     Args:
         image_size: height and width of the images, in pixels.
         path: where the module, or what makes it, is: "package.file.function".
         weights: "none" or a file, see :func:`jtln.trunks.weights.read_weights`.
         match: see :func:`jtln.trunks.weights.load_weights`.
-        mean, std: how images in [0, 1] are normalised, a value a channel.
+        mean: of images in [0, 1], a value a channel; subtracted first.
+        std: of images in [0, 1], a value a channel; the divisor.
         settings: further arguments of what makes it.
 
     Raises:

@@ -142,7 +142,7 @@ def _timm() -> Any:
 
 
 def _made(timm: Any, name: str, image_size: int, pretrained: bool) -> nn.Module:
-    """The network, with its classifier if it is pre-trained; for this size where it is built for a size."""
+    """Create the network, with its classifier if it is pre-trained, and for this size if it is built for a size."""
     classes = {} if pretrained else {"num_classes": 0}
     try:
         return timm.create_model(name, pretrained=pretrained, img_size=image_size, **classes)

@@ -1,4 +1,4 @@
-"""Where a trunk's weights come from: a library's own download, or a file of any provenance."""
+"""Sources of a trunk's weights: a library's own download, or a file of any provenance."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _digest(path: Path) -> str:  # Python 3.10
 
 
 def is_fetched(weights: str) -> bool:
-    """Tell whether ``weights`` stands for a download: "auto", "imagenet", or a name such as "IMAGENET1K_V1"."""
+    """Return True if ``weights`` means a download: "auto", "imagenet", or a name such as "IMAGENET1K_V1"."""
     return weights in ("auto", "imagenet") or weights.startswith("IMAGENET1K_")
 
 
@@ -61,6 +61,8 @@ def load_trunk(trunk: Trunk, state: dict[str, Tensor], origin: str, match: str =
     """Load a trunk from a state dict, and keep the classifier that this has as ``trunk.published``.
 
     Args:
+        trunk: gets the weights, in place.
+        state: name -> tensor.
         origin: where the state dict comes from, for messages.
         match: see :func:`load_weights`.
         head: the classifier's name; by default it is the only linear layer of D inputs that the trunk leaves over.
@@ -131,7 +133,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _candidates(content: Any) -> Iterator[dict[Any, Any]]:
-    """What may be the state dict: what a container holds, and the content itself."""
+    """Yield the possible state dicts: the content of known containers, and the whole content."""
     if isinstance(content, dict):
         for key in CONTAINERS:
             if isinstance(content.get(key), dict):
@@ -148,6 +150,8 @@ def load_weights(
     one under which most tensors fit is taken.
 
     Args:
+        network: gets the weights, in place.
+        state: name -> tensor.
         name: of the network, for messages.
         origin: where the state dict comes from, for messages.
         match: "name"; or "order", which takes tensors one after another, for a file of other names.

@@ -27,7 +27,7 @@ SEED = 0
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """The array in an idx file of unsigned bytes; its header: 0, 0, 8, rank, a big-endian int a size."""
+    """Return the array in an idx file of unsigned bytes; its header: 0, 0, 8, rank, a big-endian int a size."""
     raw = gzip.decompress(path.read_bytes())
     rank = raw[3]
     shape = np.frombuffer(raw, ">u4", count=rank, offset=4)
@@ -35,7 +35,7 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def choose(labels: np.ndarray, split: str) -> np.ndarray:
-    """The official indices that are kept of one split, sorted by class and index; (N,) int64."""
+    """Return the official indices that are kept of one split, sorted by class and index; (N,) int64."""
     kept = []
     for label in range(10):
         members = np.flatnonzero(labels == label)
@@ -46,7 +46,7 @@ def choose(labels: np.ndarray, split: str) -> np.ndarray:
 
 
 def make(folder: Path) -> dict[str, np.ndarray]:
-    """The arrays of `fashion.npz`, from the four files in ``folder``."""
+    """Return the arrays of `fashion.npz`, from the four files in ``folder``."""
     arrays = {}
     for split, prefix in FILES.items():
         images = read_idx(folder / f"{prefix}-images-idx3-ubyte.gz")

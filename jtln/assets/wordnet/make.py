@@ -22,7 +22,7 @@ SYNSETS = 82115  # of WordNet 3.0; another version has other offsets, which are 
 
 
 def records(path: Path) -> Iterator[list[str]]:
-    """The fields of each line, without the licence at the head and the gloss at the end."""
+    """Yield the fields of each line, without the licence at the head and the gloss at the end."""
     if not path.is_file():
         raise UserError(f"expected WordNet 3.0's noun files, but there is no {path.name} in {path.parent}")
     with open(path, encoding="utf-8") as file:
@@ -32,7 +32,7 @@ def records(path: Path) -> Iterator[list[str]]:
 
 
 def read_synsets(path: Path) -> tuple[list[str], list[str], list[list[str]]]:
-    """For each synset its offset, its first lemma, and the offsets of its (instance) hypernyms in WordNet's order."""
+    """Return each synset's offset, first lemma, and (instance) hypernyms' offsets in WordNet's order."""
     offsets, first_lemmas, hypernyms = [], [], []
     for fields in records(path):
         lemma_count = int(fields[3], 16)
@@ -73,11 +73,12 @@ def count_tags(folder: Path) -> np.ndarray:
 
 
 def text(lines: list[str]) -> np.ndarray:
+    """Return the lines as ASCII bytes, a line break between two of them."""
     return np.frombuffer("\n".join(lines).encode("ascii"), np.uint8)
 
 
 def make(folder: Path) -> dict[str, np.ndarray]:
-    """The table's arrays, for N synsets, E hypernym edges, L lemmas and M senses.
+    """Return the table's arrays, for N synsets, E hypernym edges, L lemmas and M senses.
 
     offsets (N,) steps between the sorted offsets; hypernym_counts (N,) and hypernyms (E,) rows, synset by synset;
     hyponyms (N,) numbers of descendants; tags (N,) occurrences in tagged texts; lemmas: sorted names, one a line;
@@ -113,6 +114,7 @@ def make(folder: Path) -> dict[str, np.ndarray]:
 
 
 def main(arguments: list[str]) -> None:
+    """Write the table from the WordNet files in the folder that the one argument names."""
     if len(arguments) != 1:
         raise UserError("expected one argument: python -m jtln.assets.wordnet.make DIR")
     np.savez_compressed(TABLE, **make(Path(arguments[0])))  # type: ignore[arg-type]  # numpy types **kwds as allow_pickle

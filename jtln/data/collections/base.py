@@ -1,4 +1,4 @@
-"""What an image collection is, and what those have in common that lie in files as their authors published them."""
+"""Image collections, and the common part of those that are read from files as their authors published them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Collection(ABC):
 
     @abstractmethod
     def parts(self, reader: Reader) -> dict[str, ImageSet]:
-        """The images: "train" and, where there are official ones, "val" and "test".
+        """Return the images: "train" and, where there are official ones, "val" and "test".
 
         Labels are indices into ``classes``. A collection without official parts has "train" alone, and whoever uses it
         splits it. Images that are not there are fetched first where the user allows it.
@@ -112,10 +112,10 @@ class Published(Collection):
 
     @abstractmethod
     def files(self) -> dict[str, Listed]:
-        """The files of every part; any exception means that the collection is not there, or not whole."""
+        """Return the files of every part; any exception means that the collection is missing or incomplete."""
 
     def present(self) -> set[str] | None:
-        """The ``kinds`` that the copy in ``root`` has training images of; None where there is no copy to be read."""
+        """Return the ``kinds`` of which ``root`` has training images; None where no copy can be read."""
         download, self.download = self.download, False  # nothing is fetched before images are asked for
         try:
             self._listed = self.files()
@@ -145,11 +145,13 @@ class Published(Collection):
         folder: str | None = None,
         **settings: Any,
     ) -> Listed:
-        """The files of torchvision's ``dataset(root, **settings)``, which also fetches them.
+        """Return the files of torchvision's ``dataset(root, **settings)``, which also fetches them.
 
         Args:
+            dataset: a class of torchvision.datasets.
             kinds: its classes in the order of its labels, where it does not tell them.
             folder: as ``fetched`` takes it.
+            settings: further arguments of ``dataset``.
         """
         data = self.fetched(lambda download: dataset(str(self.root), download=download, **settings), folder)
         # What torchvision's classes call the paths and the labels.
@@ -208,7 +210,7 @@ class Published(Collection):
 
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """What goes wrong while the collection is read becomes a UserError that says what was expected where."""
+        """Turn an error while the collection is read into a UserError with the expected layout and the folder."""
         try:
             if self.given.exists() and not os.access(self.given, os.R_OK | os.X_OK):
                 raise PermissionError(None, "no permission to read it")
@@ -219,7 +221,7 @@ class Published(Collection):
             raise self.missing(_reason(error)) from error
 
     def missing(self, reason: str) -> UserError:
-        """The error for a collection that is not there, or not whole."""
+        """Return the error for a missing or incomplete collection."""
         told = f"expected {self.layout} in {self.given}, but got: {reason.strip().rstrip('.')}. "
         archive = self.root / self.archive
         if self.archive and os.path.isfile(archive):
@@ -245,9 +247,10 @@ class Published(Collection):
 
 
 def classes_of(name: str, table: str | Path | None = None) -> tuple[ClassSet, tuple[str, ...]]:
-    """The classes of the collection ``name``, and for each what the collection's own files call it.
+    """Return the classes of a collection, and the name of each class in the collection's own files.
 
     Args:
+        name: the collection's.
         table: lists them; by default the package's.
     """
     path = TABLES / f"{name}.csv" if table is None else Path(table)
@@ -256,7 +259,7 @@ def classes_of(name: str, table: str | Path | None = None) -> tuple[ClassSet, tu
 
 
 def by_folder(folder: Path, kinds: Sequence[str]) -> Listed:
-    """The images in the folders ``folder/KIND``, sorted by name; a kind without a folder has none.
+    """Return the images in the folders ``folder/KIND``, sorted by name; a kind without a folder has none.
 
     Raises:
         RuntimeError: there is not one of these folders.
@@ -276,7 +279,7 @@ def by_folder(folder: Path, kinds: Sequence[str]) -> Listed:
 
 
 def _reason(error: BaseException) -> str:
-    """The error in a line."""
+    """Return the error in one line."""
     told = getattr(error, "strerror", None) or (str(error).strip().splitlines() or [""])[0]
     if isinstance(error, OSError) and error.filename:
         told = f"{told}: {error.filename}"
@@ -291,7 +294,7 @@ def _is_image(entry: os.DirEntry[str]) -> bool:
 
 
 def _above(given: Path, folder: Sequence[str]) -> Path:
-    """The folder in which ``folder`` lies, where ``given`` is that or a folder on the way down to it."""
+    """Return the folder that holds ``folder``, where ``given`` is that or a folder on the way down to ``folder``."""
     here = Path(os.path.abspath(given))
     for depth in range(len(folder) + 1):
         if here.parts[len(here.parts) - depth :] == tuple(folder[:depth]) and os.path.exists(

@@ -16,7 +16,7 @@ AUTO, IMAGENET = "auto", "imagenet-1k"
 
 
 class Classifier(Collection):
-    """What a published classifier tells apart. There is no image: the network has learned them.
+    """The classes of a published classifier. There is no image: the network has learned them.
 
     Args:
         labels: "imagenet-1k"; another list of timm's ``ImageNetInfo`` ("imagenet-12k", "imagenet-21k",

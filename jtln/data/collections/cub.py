@@ -45,6 +45,6 @@ class CUB200(Published):
         return self.root / "CUB_200_2011"
 
     def _table(self, path: Path) -> dict[str, str]:
-        """A file of "number value" lines."""
+        """Read a file of "number value" lines."""
         lines = path.read_text(encoding="utf-8").splitlines()
         return dict(line.strip().split(" ", 1) for line in lines if line.strip())  # type: ignore[misc]

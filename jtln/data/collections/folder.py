@@ -68,7 +68,7 @@ class Folder(Collection):
 
 
 def _class_folders(root: Path) -> dict[str, dict[str, str]]:
-    """For each part the folder of each class."""
+    """Return the folder of each class, for each part."""
     found = _folders(root)
     parts = {name: _folders(path) for name, path in found.items() if name.lower() in PARTS}
     kinds = {PARTS[name.lower()] for name, inner in parts.items() if inner}
@@ -93,7 +93,7 @@ def _class_folders(root: Path) -> dict[str, dict[str, str]]:
 
 
 def _parts(root: Path, found: dict[str, str], parts: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
-    """The class folders of each part; a UserError where they are not what they should be."""
+    """Return the class folders of each part; a UserError where the layout is wrong."""
     if others := [name for name in found if name not in parts]:
         raise UserError(
             f"expected folders of classes, or only train/, val/ and test/ with such folders, in {root}, but got "
@@ -113,7 +113,7 @@ def _parts(root: Path, found: dict[str, str], parts: dict[str, dict[str, str]]) 
 
 
 def _folders(root: str | Path) -> dict[str, str]:
-    """The paths of the folders in ``root``, by what their classes are called, in order."""
+    """Return class name -> path of the folders in ``root``, in order."""
     folders: dict[str, str] = {}
     for path in (path for path, is_folder in _entries(root) if is_folder):
         name = _called(Path(path).name)
@@ -128,13 +128,15 @@ def _folders(root: str | Path) -> dict[str, str]:
 
 
 def _called(name: str) -> str:
-    """A class's name as a table can hold it: without spaces around it, accents in one way, bytes that are no text
-    written out."""
+    """Return a class's name as a table can hold it.
+
+    Spaces around it are removed, accents are composed, and bytes that are no text are written as escapes.
+    """
     return composed(name).encode("utf-8", "backslashreplace").decode("utf-8").strip()
 
 
 def _entries(folder: str | Path) -> list[tuple[str, bool]]:
-    """The path of everything in ``folder`` but hidden files, sorted by name, and whether it is a folder."""
+    """Return the path of everything in ``folder`` but hidden files, sorted by name, and whether it is a folder."""
     try:
         with os.scandir(folder) as entries:
             shown = [entry for entry in entries if not entry.name.startswith(".") and entry.name.lower() not in IGNORED]
@@ -179,7 +181,7 @@ def files_below(folder: str, above: tuple[str, ...] | None = None) -> Iterator[s
 
 
 def _read_csv(path: Path) -> dict[str, Files]:
-    """The files that the table lists, for each part that it has."""
+    """Return the files that the table lists, for each part that it has."""
     if path.name.lower().endswith(IMAGES):
         raise UserError(
             f"expected a folder with a folder of images for each class, or a CSV file of path and label, but got the "
@@ -219,7 +221,7 @@ def _check_there(table: Path, paths: list[str]) -> None:
 
 
 def _ordered(root: Path, names: dict[str, set[str]]) -> list[str]:
-    """The classes of the training part in order; a UserError where another part has more."""
+    """Return the classes of the training part in order; a UserError where another part has more."""
     for part, there in names.items():
         if strangers := sorted(there - names["train"]):
             raise UserError(

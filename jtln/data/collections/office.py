@@ -35,7 +35,7 @@ class Office31(Published):
         return {"train": by_folder(self._folder(), self.kinds)}
 
     def _folder(self) -> Path:
-        """The domain's folder of class folders, whichever level of the collection the given one is."""
+        """Return the domain's folder of class folders, whichever level of the collection the given one is."""
         here = Path(os.path.abspath(self.given))
         below = sorted(Path(entry.path) for entry in os.scandir(here) if entry.is_dir())
         roots = (here, here / "office31", *below, here.parent, here.parent.parent)

@@ -23,7 +23,10 @@ class Pets(Published):
         return {part: self._breeds(split) for part, split in parts.items()}
 
     def _breeds(self, split: str) -> Listed:
-        """By the files' names: torchvision counts only the breeds that occur, where its labels count all."""
+        """List a split, its breeds read from the file names.
+
+        torchvision's class list holds only the breeds that occur in the split, but its labels index all breeds.
+        """
         paths, _ = self.listed(datasets.OxfordIIITPet, self.kinds, split=split)
         stems = [Path(path).stem.rpartition("_")[0] for path in paths]
         return Listed(paths, [" ".join(word.title() for word in stem.split("_")) for stem in stems])

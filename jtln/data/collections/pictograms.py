@@ -156,7 +156,7 @@ class Pictograms(PairSpec):
         return self._task(self.target_classes, images)
 
     def _order(self) -> tuple[list[tuple[str, ...]], int]:
-        """The style groups in the target's order, and which style of a pair is labelled."""
+        """Return the style groups in the target's order, and the index of the labelled style of a pair."""
         n = len(GROUPS)
         draw, place = divmod(self.seed, n * (n - 1))
         ahead, first = divmod(place, n)
@@ -169,7 +169,7 @@ class Pictograms(PairSpec):
         return Task(classes, *(self._read(classes, images) for images in parts))
 
     def _read(self, classes: ClassSet, images: list[tuple[str, str]]) -> ArrayImages:
-        """The images of (category, style), named ``category/style``."""
+        """Read the images of (category, style), named ``category/style``."""
         if not images:
             return no_images(self.channels, self.image_size)
         pixels = torch.from_numpy(np.stack([self._pixels(*image) for image in images]))  # (N, H, W, 3)
