@@ -45,6 +45,7 @@ class HeadFit(NamedTuple):
 
     classifier: nn.Module  # (B, D) -> logits (B, T), without the prior
     chosen: dict[str, float]  # what was chosen and how well it does, for result.json
+    temperature: float = 1.0  # by which the classifier's logits are divided already, and those of the prior are to be
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,10 @@ class Logistic(Head):
         power: in (0, 1]; 0.5 is Tukey's transform of features >= 0, as in Free Lunch (Yang et al. 2021).
         normalization: "each" gives every image's features the length; "mean" divides all by their mean length, which
             leaves the classifier linear in the features, so that training can go on from it.
+        temperature: > 0, of the logits, for one label a class and no validation image: a regression on few images is
+            less sure than it should be. With validation images, or else two labels of a class, these choose it; 0.5
+            is about the best at one label on Caltech-101 (0.4 to 0.5) and the pictograms (0.45 to 0.5). None leaves the
+            logits as they are.
 
     Raises:
         UserError: a number is out of range.
@@ -83,6 +87,7 @@ class Logistic(Head):
     length: float = 5.0
     power: float = 1.0
     normalization: str = "each"
+    temperature: float | None = 0.5
 
     name = "logistic"
 
@@ -91,6 +96,8 @@ class Logistic(Head):
         for key in ("inverse_penalty", "length"):
             if not (isinstance(getattr(self, key), int | float) and 0 < getattr(self, key) < math.inf):
                 raise UserError(f"expected a number {key} > 0, but got {getattr(self, key)!r}")
+        if self.temperature is not None and not 0 < self.temperature < math.inf:
+            raise UserError(f"expected a number temperature > 0, or null, but got {self.temperature!r}")
         if not (isinstance(self.power, int | float) and 0 < self.power <= 1):
             raise UserError(f"expected power in (0, 1], but got {self.power!r}")
         if self.normalization not in NORMALIZATIONS:
@@ -125,7 +132,17 @@ class Logistic(Head):
         head = self.classifier(trained.in_features, trained.out_features).to(trained.weight.device)
         head.weight.copy_(found.weight * scale)  # type: ignore[operator, union-attr]
         head.bias.copy_(found.bias)  # type: ignore[operator, union-attr]
-        return HeadFit(head, {"loss": found.loss, "iterations": found.iterations})
+        chosen = {"loss": found.loss, "iterations": float(found.iterations)}
+        if self.temperature is None:
+            return HeadFit(head, chosen)
+        held_out = [
+            (head(x).double() + (0 if given.prior is None else given.prior(x)), y)
+            for x, y in given.features.of("target", "val")
+        ] or left_out(self, rows, labels, trained.out_features, [offset])[0]
+        tau = fit_temperature(held_out).temperature if held_out else self.temperature
+        head.weight.div_(tau)  # type: ignore[operator, union-attr]
+        head.bias.div_(tau)  # type: ignore[operator, union-attr]
+        return HeadFit(head, chosen | {"temperature": tau}, tau)
 
 
 def labelled(features: FeatureSource, prior: Callable[[Tensor], Tensor] | None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -152,6 +169,7 @@ def regression(
     offset: Tensor | None = None,
     inverse_penalty: float = 30.0,
     tolerance: float = 1e-5,
+    start: Regression | None = None,
 ) -> Regression:
     """Fit a multinomial logistic regression by L-BFGS.
 
@@ -162,6 +180,7 @@ def regression(
         offset: (N, T) logits that are added; None: none.
         inverse_penalty: C > 0, of |W|^2 / 2C; the bias has |b|^2 / 2.
         tolerance: > 0, of the gradient's largest entry.
+        start: of the iterations, fitted to the same rows; None: at zero.
     """
     from scipy.optimize import minimize  # here: --help stays quick
 
@@ -189,12 +208,51 @@ def regression(
         shares[at] -= 1
         return value, (shares.T @ x).ravel() + flat / inverse_penalty
 
-    start = np.zeros(classes * x.shape[1])
+    at_start = np.zeros(classes * x.shape[1])
+    if start is not None:
+        weight = start.weight if basis is None else start.weight @ basis
+        at_start = torch.cat([weight, start.bias[:, None] / column], dim=1).numpy().ravel()
     options = {"maxiter": 2000, "maxfun": 4000, "ftol": 1e-12, "gtol": tolerance, "maxcor": 20}
-    found = minimize(objective, start, jac=True, method="L-BFGS-B", options=options)
+    found = minimize(objective, at_start, jac=True, method="L-BFGS-B", options=options)
     weight = torch.from_numpy(found.x.reshape(classes, -1))
     inside, bias = weight[:, :-1], weight[:, -1] * column
     return Regression(inside if basis is None else inside @ basis.t(), bias, float(found.fun), int(found.nit))
+
+
+@torch.no_grad()
+def left_out(
+    head: Logistic, rows: Tensor, labels: Tensor, classes: int, offsets: Sequence[Tensor | None] = (None,)
+) -> list[list[tuple[Tensor, Tensor]]]:
+    """Return logits (M, T) and labels (M,) of labelled images that are left out of the regression, by offset and fold.
+
+    Each fold leaves out one image, or with more than five a fifth of the images, of every class that has two or more.
+
+    Args:
+        head: whose regression it is.
+        rows: features (N, D).
+        labels: (N,).
+        classes: T.
+        offsets: each (N, T) logits that are added; None: none.
+
+    Returns:
+        No fold where no class has two images.
+    """
+    inputs, counts = head.inputs(rows), labels.bincount(minlength=classes)
+    place = torch.zeros_like(labels)  # of each image among those of its class
+    for label in labels.unique().tolist():
+        mine = (labels == label).nonzero()[:, 0]
+        place[mine] = torch.arange(len(mine))
+    folds = min(int(counts.max()), 5)
+    found: list[list[tuple[Tensor, Tensor]]] = [[] for _ in offsets]
+    for fold in range(folds if folds > 1 else 0):
+        out = (place % folds == fold) & (counts[labels] >= 2)
+        fit = None
+        for batches, offset in zip(found, offsets, strict=True):
+            kept = None if offset is None else offset[~out]
+            fit = regression(inputs[~out], labels[~out], classes, kept, head.inverse_penalty, 1e-3, fit)
+            logits = linear(inputs[out], fit.weight, fit.bias)
+            batches.append((logits if offset is None else logits + offset[out].double(), labels[out]))
+    return found
 
 
 @torch.no_grad()
@@ -203,9 +261,8 @@ def alpha_nll(
 ) -> dict[float, float]:
     """Return the mean negative log-likelihood of labelled images that are left out, at each weight of the prior.
 
-    Each fold leaves out one image of every class that has two or more; the regression is fitted to the others. The
-    likelihood is that at the best temperature: a regression on few images is less sure than it should be, and a larger
-    weight of the prior would make up for that.
+    The likelihood is that at the best temperature: a regression on few images is less sure than it should be, and a
+    larger weight of the prior would make up for that.
 
     Args:
         head: whose regression it is.
@@ -217,21 +274,5 @@ def alpha_nll(
     Returns:
         Nothing where no class has two images.
     """
-    inputs, log_q = head.inputs(rows), log_q.double()
-    counts = labels.bincount(minlength=log_q.shape[1])
-    place = torch.zeros_like(labels)  # of each image among those of its class
-    for label in labels.unique().tolist():
-        mine = (labels == label).nonzero()[:, 0]
-        place[mine] = torch.arange(len(mine))
-    folds = min(int(counts.max()), 5)
-    if folds < 2:
-        return {}
-    left_out: dict[float, list[tuple[Tensor, Tensor]]] = {alpha: [] for alpha in alphas}
-    for fold in range(folds):
-        out = (place % folds == fold) & (counts[labels] >= 2)
-        kept = ~out
-        for alpha in alphas:
-            offset = alpha * log_q[kept]
-            fit = regression(inputs[kept], labels[kept], log_q.shape[1], offset, head.inverse_penalty, 1e-3)
-            left_out[alpha].append((linear(inputs[out], fit.weight, fit.bias) + alpha * log_q[out], labels[out]))
-    return {alpha: fit_temperature(batches).nll for alpha, batches in left_out.items()}
+    batches = left_out(head, rows, labels, log_q.shape[1], [alpha * log_q for alpha in alphas])
+    return {alpha: fit_temperature(each).nll for alpha, each in zip(alphas, batches, strict=True) if each}

@@ -123,6 +123,7 @@ class RunPrior:
 
     Attributes:
         prior: alpha log q(x).
+        alpha: its weight in the fit of the head, whose temperature divides it afterwards.
         relation: R, and how likely the labels are under q.
         shares: (S, T) >= 0, of the source classes in q at the labelled images of each target class.
         folds: with ``head.prior=auto``, the mean negative log-likelihood of labelled images that are left out, at each
@@ -130,6 +131,7 @@ class RunPrior:
     """
 
     prior: TransportedPrior
+    alpha: float
     relation: RelationFit
     shares: Tensor
     folds: dict[float, float]
@@ -138,7 +140,7 @@ class RunPrior:
         """Return what ``result.json`` holds of it."""
         fit = self.relation
         return {
-            "alpha": float(self.prior.alpha),
+            "alpha": self.alpha,
             "epsilon": fit.epsilon,
             "exponent": fit.exponent,
             "nll": fit.nll,
@@ -193,7 +195,7 @@ def read_prior(
         alpha = float(head.prior)
     prior.alpha.fill_(alpha)
     of_class = probabilities.new_zeros(len(fit.rows.t()), len(fit.rows)).index_add_(0, labels, probabilities)  # (T, S)
-    return RunPrior(prior, fit, of_class.t() * fit.rows, folds)
+    return RunPrior(prior, alpha, fit, of_class.t() * fit.rows, folds)
 
 
 class FollowFeatures(Callback):

@@ -242,7 +242,7 @@ def start_target_head(module: JTLN, features: Features) -> HeadFit | None:
     target_head = module.target_head
     assert isinstance(target_head, nn.Linear)
     given = HeadInputs(features, (module.source_head.out_features, target_head.out_features), prior=module.log_prior)
-    found = Logistic(normalization="mean").fit(target_head, given)
+    found = Logistic(normalization="mean", temperature=None).fit(target_head, given)
     target_head.load_state_dict(found.classifier.state_dict())
     log("start", "target head: logistic regression on the labelled images, loss {loss:.3g}".format(**found.chosen))
     return found
@@ -277,6 +277,8 @@ def form_head(
     sizes = module.source_head.out_features, trained.out_features
     found = head.fit(trained, HeadInputs(features, sizes, plan, module.log_prior, between))
     module.target_head = found.classifier.to(features.device)
+    if module.prior is not None:
+        module.prior.alpha.div_(found.temperature)
     return found
 
 
@@ -304,7 +306,7 @@ def take_published(source_head: nn.Linear, trunk: Trunk, spec: PairSpec) -> bool
 
 
 def _complete(path: Path, head: Head, module: JTLN, trunk: Trunk | None) -> None:
-    """Add the head that was formed to the chosen checkpoint, whose own weights stay as they were trained.
+    """Add the head that was formed to the chosen checkpoint, whose trained weights stay as they are.
 
     Args:
         path: the checkpoint.
@@ -319,6 +321,8 @@ def _complete(path: Path, head: Head, module: JTLN, trunk: Trunk | None) -> None
         kind = f"{type(head).__module__}.{type(head).__qualname__}"
         state = {name: value.detach().cpu() for name, value in module.target_head.state_dict().items()}
         checkpoint["head"] = {"kind": kind, "settings": head.settings(), "state": state}
+    if module.prior is not None:
+        checkpoint["state_dict"]["prior.alpha"] = module.prior.alpha.cpu()
     if trunk is not None:
         state = {f"trunk.{name}": value.detach().cpu() for name, value in trunk.state_dict().items()}
         checkpoint["state_dict"] = {**checkpoint["state_dict"], **state}

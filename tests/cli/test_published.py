@@ -88,7 +88,7 @@ def test_the_figures_are_those_of_a_regression_on_timms_features(photographs: Pa
     """Test accuracy and predictions, computed once more from the trunk, the published head and scikit-learn."""
     folder = tmp_path / "run"
     fixed = ("head.prior=0.5", "head.power=1.0", "transport.calibrate=false", "dataset.shots=2")
-    fixed = (*fixed, "transport.temperature=2")
+    fixed = (*fixed, "transport.temperature=2", "head.temperature=null")
     result = train(folder, photographs, "experiment=photographs", *fixed)
     with open(folder / "split.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))

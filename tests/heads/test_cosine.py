@@ -50,7 +50,7 @@ def fit(given: Given, classes: int = T) -> HeadFit:
 
 def test_is_scikit_learns_nearest_centroid_by_cosine() -> None:
     labelled, fresh = images(13, seed=0), images(50, seed=2)[0]
-    classifier, chosen = fit(Given(labelled, images(60, seed=1)))
+    classifier, chosen, _ = fit(Given(labelled, images(60, seed=1)))
     nearest = NearestCentroid().fit(normalize(labelled[0].double().numpy()), labelled[1].numpy())
     cosines = cosine_similarity(fresh.double().numpy(), nearest.centroids_)  # (50, T)
     np.testing.assert_allclose(classifier(fresh).numpy(), cosines / chosen["temperature"], rtol=1e-4, atol=1e-4)
@@ -62,7 +62,7 @@ def test_is_scikit_learns_nearest_centroid_by_cosine() -> None:
 
 def test_the_temperature_makes_the_validation_labels_most_likely() -> None:
     labelled, validation = images(8, seed=3), images(90, seed=4)
-    classifier, chosen = fit(Given(labelled, validation))
+    classifier, chosen, _ = fit(Given(labelled, validation))
     centres = [normalize(labelled[0].double().numpy())[labelled[1].numpy() == j].mean(0) for j in range(T)]
     cosines = cosine_similarity(validation[0].double().numpy(), np.stack(centres))
 
@@ -85,7 +85,7 @@ def test_by_hand() -> None:
     """
     labelled = torch.tensor([[3.0, 0.0], [0.0, -5.0], [0.0, 1.0]]), torch.tensor([0, 1, 0])
     validation = torch.tensor([[1.0, 1.0], [7.0, 7.0], [0.2, 0.2], [2.0, 2.0]]), torch.tensor([0, 1, 0, 0])
-    classifier, chosen = fit(Given(labelled, validation), classes=2)
+    classifier, chosen, _ = fit(Given(labelled, validation), classes=2)
     root = math.sqrt(0.5)
     tau = (1 + root) / math.log(3)
     torch.testing.assert_close(classifier.weight, torch.tensor([[root, root], [0.0, -1.0]]))
@@ -97,7 +97,7 @@ def test_by_hand() -> None:
 
 def test_without_validation_images_labelled_ones_are_left_out_of_their_mean() -> None:
     labelled = images(12, seed=3)  # three a class
-    _, chosen = fit(Given(labelled, images(0, seed=0)))
+    _, chosen, _ = fit(Given(labelled, images(0, seed=0)))
     rows, labels = normalize(labelled[0].double().numpy()), labelled[1].numpy()
     logits = np.zeros((12, T))
     for left_out in range(12):
@@ -113,14 +113,14 @@ def test_without_validation_images_labelled_ones_are_left_out_of_their_mean() ->
 
 
 def test_with_one_label_a_class_the_temperature_is_the_setting() -> None:
-    _, chosen = fit(Given(images(T, seed=3), images(0, seed=0)))
+    _, chosen, _ = fit(Given(images(T, seed=3), images(0, seed=0)))
     assert chosen == {"temperature": 0.07}
     with pytest.raises(UserError, match="temperature > 0, but got 0"):
         Cosine(temperature=0)
 
 
 def test_a_class_without_an_image_is_similar_to_none() -> None:
-    classifier, chosen = fit(Given(images(9, seed=0, classes=3), images(60, seed=1)))
+    classifier, chosen, _ = fit(Given(images(9, seed=0, classes=3), images(60, seed=1)))
     assert classifier.weight[3].tolist() == [0.0] * D
     assert classifier(images(5, seed=2)[0])[:, 3].tolist() == [0.0] * 5
     assert math.isfinite(chosen["nll"])

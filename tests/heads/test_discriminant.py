@@ -103,7 +103,7 @@ def test_is_the_gaussian_discriminant_of_the_least_validation_nll(
         every[k, u, shift] = best_factor(densities(features, *world.expected(k, u, shift, shrinkage)), labels)
     trained = nn.Linear(D, T)
     weights = trained.weight.clone()
-    classifier, chosen = world.fit(trained, shrinkage=shrinkage)
+    classifier, chosen, _ = world.fit(trained, shrinkage=shrinkage)
     assert set(chosen) == {"transport_count", "prior_count", "centre_shift", "trained_share", "nll"}
     assert chosen["nll"] == pytest.approx(min(nll for _, nll in every.values()), abs=1e-5)
     picked = chosen["transport_count"], chosen["prior_count"], chosen["centre_shift"]
@@ -168,7 +168,7 @@ def test_with_more_labelled_images_the_trained_head_has_a_share(good: bool) -> N
         assert mixed.chosen[name] == alone.chosen[name]
     assert (mixed.chosen["trained_share"] > 0.5) == good
     assert mixed.chosen["nll"] <= min(alone.chosen["nll"], own) + 1e-6
-    for classifier, chosen in (mixed, alone):
+    for classifier, chosen, _ in (mixed, alone):
         assert cross_entropy(classifier(features), labels).item() == pytest.approx(chosen["nll"], abs=1e-5)
 
 
@@ -296,7 +296,7 @@ def test_images_that_are_held_out_are_not_the_labelled_ones() -> None:
 def test_the_outcome_is_the_gaussian_discriminant_of_the_choice(shots: int) -> None:
     """By SciPy, up to the temperature, one factor of all logits."""
     world = Families(shots)
-    classifier, chosen = world.fit(COST, BETWEEN)
+    classifier, chosen, _ = world.fit(COST, BETWEEN)
     k, u, shift = (chosen[name] for name in ("transport_count", "prior_count", "centre_shift"))
     x, y = (each.double().numpy() for each in world.source)
     means = np.stack([x[y == i].mean(0) for i in range(FAMILIES * SIZE)])

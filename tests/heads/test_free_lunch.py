@@ -85,7 +85,7 @@ def by_scikit_learn(x: np.ndarray, y: np.ndarray, c: float, fresh: np.ndarray) -
 @pytest.mark.parametrize(("c", "power"), [(1.0, 0.5), (30.0, 1.0)])
 def test_without_samples_it_is_logistic_regression(c: float, power: float) -> None:
     world, fresh = World(), torch.rand(20, D, generator=torch.Generator().manual_seed(2))
-    classifier, chosen = world.fit(samples=0, inverse_penalty=c, power=power)
+    classifier, chosen, _ = world.fit(samples=0, inverse_penalty=c, power=power)
     x, y = world.labelled[0].double().numpy() ** power, world.labelled[1].numpy()
     expected = by_scikit_learn(x, y, c, fresh.double().numpy() ** power)
     np.testing.assert_allclose(classifier(fresh).softmax(1).numpy(), expected, atol=1e-3)
@@ -98,7 +98,7 @@ def test_without_samples_it_is_logistic_regression(c: float, power: float) -> No
 def test_with_samples_it_is_logistic_regression_on_all_features() -> None:
     """Every class has as many samples, but for rounding; the labelled images of a class share them."""
     world, fresh = World(), torch.rand(20, D, generator=torch.Generator().manual_seed(2))
-    classifier, chosen = world.fit(samples=60, alpha=0.1, neighbours=1, seed=3)
+    classifier, chosen, _ = world.fit(samples=60, alpha=0.1, neighbours=1, seed=3)
     rows = world.labelled[0].double() ** 0.5
     counts = torch.tensor([30, 30, 60, 20, 20, 20])
     samples = SourceClasses.of(world, 100, 1.0).samples(rows, counts, 1, 0.1, seed=3)
@@ -126,7 +126,7 @@ def test_a_sample_has_the_prior_of_its_labelled_image() -> None:
     world = World()
     prior = nn.Linear(D, T)
     nn.init.normal_(prior.weight, generator=torch.Generator().manual_seed(4))
-    classifier, _ = world.fit(prior=prior, samples=12, alpha=0.0)
+    classifier, _, _ = world.fit(prior=prior, samples=12, alpha=0.0)
     rows, counts = world.labelled[0].double() ** 0.5, torch.tensor([6, 6, 12, 4, 4, 4])
     samples = SourceClasses.of(world, 100, 1.0).samples(rows, counts, 2, 0.0, seed=0)
     x = torch.cat([rows, samples]).numpy()

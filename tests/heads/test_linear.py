@@ -20,7 +20,7 @@ class Unread:
 def test_fit_leaves_the_trained_head_as_it_is() -> None:
     head, trained = Linear(), nn.Linear(5, 3)
     before = {name: value.clone() for name, value in trained.state_dict().items()}
-    classifier, chosen = head.fit(trained, HeadInputs(Unread(), (4, 3), torch.rand(4, 3)))
+    classifier, chosen, _ = head.fit(trained, HeadInputs(Unread(), (4, 3), torch.rand(4, 3)))
     assert classifier is trained
     assert chosen == {}
     assert all(torch.equal(value, before[name]) for name, value in trained.state_dict().items())

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from jtln.errors import UserError
 from jtln.heads import HeadInputs, Logistic
-from jtln.heads.logistic import NormalizedLinear, alpha_nll, at_length, regression
+from jtln.heads.logistic import NormalizedLinear, alpha_nll, at_length, left_out, regression
+from jtln.temperature import fit_temperature
 
 T, D, C = 4, 9, 30.0
 
@@ -33,7 +34,9 @@ class Given:
         self.rows, self.labels = rows, labels
 
     def of(self, side: str, part: str = "train", at_most: int | None = None) -> list[tuple[Tensor, Tensor]]:
-        assert (side, part, at_most) == ("target", "train", None)
+        assert (side, at_most) == ("target", None)
+        if part == "val":
+            return []
         return [(self.rows[:3], self.labels[:3]), (self.rows[3:], self.labels[3:])]
 
 
@@ -67,7 +70,7 @@ def test_an_offset_stands_in_the_logits_while_it_is_fitted() -> None:
 
 def test_the_head_sees_features_of_one_length() -> None:
     rows, labels = images(12, seed=3)
-    fit = Logistic().fit(nn.Linear(D, T), HeadInputs(Given(rows, labels), (5, T)))
+    fit = Logistic(temperature=None).fit(nn.Linear(D, T), HeadInputs(Given(rows, labels), (5, T)))
     expected = regression(at_length(rows.double(), 5.0), labels, T)
     fresh = images(6, seed=4)[0]
     logits = at_length(fresh, 5.0).double() @ expected.weight.t() + expected.bias
@@ -78,7 +81,7 @@ def test_the_head_sees_features_of_one_length() -> None:
 
 def test_normalization_by_the_mean_is_linear_in_the_features() -> None:
     rows, labels = images(12, seed=3)
-    fit = Logistic(normalization="mean").fit(nn.Linear(D, T), HeadInputs(Given(rows, labels), (5, T)))
+    fit = Logistic(normalization="mean", temperature=None).fit(nn.Linear(D, T), HeadInputs(Given(rows, labels), (5, T)))
     assert isinstance(fit.classifier, nn.Linear)
     scale = 5 / float(rows.norm(dim=1).mean())
     expected = regression(rows.double() * scale, labels, T)
@@ -88,7 +91,7 @@ def test_normalization_by_the_mean_is_linear_in_the_features() -> None:
 def test_the_prior_is_in_place_and_not_in_the_classifier() -> None:
     rows, labels = images(12, seed=3)
     offset = nn.Linear(D, T)
-    fit = Logistic().fit(nn.Linear(D, T), HeadInputs(Given(rows, labels), (5, T), None, offset))
+    fit = Logistic(temperature=None).fit(nn.Linear(D, T), HeadInputs(Given(rows, labels), (5, T), None, offset))
     expected = regression(at_length(rows.double(), 5.0), labels, T, offset(rows).detach())
     torch.testing.assert_close(fit.classifier.weight.double(), expected.weight, atol=1e-4, rtol=1e-4)  # type: ignore[union-attr]
 
@@ -107,6 +110,32 @@ def test_a_state_dict_fills_an_empty_classifier() -> None:
     again.load_state_dict(found.state_dict())
     assert torch.equal(again(rows), found(rows))
     assert head.uses_cost
+
+
+def test_the_temperature_is_that_of_labels_that_are_left_out() -> None:
+    """All logits, the prior's included, are divided by it: no prediction changes."""
+    rows, labels = images(3 * T, seed=7)
+    offset = torch.randn(3 * T, T, generator=torch.Generator().manual_seed(8))
+    place = {tuple(row): each for row, each in zip(rows.tolist(), offset, strict=True)}
+    given = HeadInputs(
+        Given(rows, labels), (5, T), prior=lambda x: torch.stack([place[tuple(row)] for row in x.tolist()])
+    )
+    plain = Logistic(temperature=None).fit(nn.Linear(D, T), given)
+    found = Logistic().fit(nn.Linear(D, T), given)
+    batches = left_out(Logistic(), rows, labels, T, [offset])[0]
+    assert found.temperature == pytest.approx(fit_temperature(batches).temperature, rel=1e-6)
+    assert plain.temperature == 1
+    scaled = plain.classifier(rows) / found.temperature
+    torch.testing.assert_close(found.classifier(rows), scaled, atol=1e-5, rtol=1e-5)
+
+
+def test_with_one_label_a_class_the_temperature_is_the_setting() -> None:
+    rows, labels = images(T, seed=9)
+    given = HeadInputs(Given(rows, labels), (5, T))
+    found = Logistic(temperature=0.25).fit(nn.Linear(D, T), given)
+    plain = Logistic(temperature=None).fit(nn.Linear(D, T), given)
+    assert (found.temperature, found.chosen["temperature"]) == (0.25, 0.25)
+    torch.testing.assert_close(found.classifier(rows), plain.classifier(rows) / 0.25)
 
 
 def test_left_out_labels_choose_the_weight_of_the_prior() -> None:

@@ -116,7 +116,7 @@ def test_at_a_rate_of_zero_the_run_ends_where_it_starts(alpha: float, experiment
     parts = ("trunk.", "source_head.", "target_head.", "prior.")
     module.load_state_dict({name: value for name, value in state.items() if name.startswith(parts)}, strict=False)
     given = HeadInputs(features, (4, 3), prior=module.log_prior)
-    expected = Logistic(normalization="mean").fit(nn.Linear(6, 3), given).classifier
+    expected = Logistic(normalization="mean", temperature=None).fit(nn.Linear(6, 3), given).classifier
     x = labelled(features)[0]
     torch.testing.assert_close(module.target_head(x), expected(x), atol=1e-4, rtol=1e-4)
     assert (module.log_prior is not None) == bool(alpha)
