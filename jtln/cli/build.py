@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ from jtln.module import Optimization
 from jtln.schedules import Schedule
 from jtln.study.job import row_hash, settings_hash
 from jtln.training.experiment import Experiment, check_fit
+from jtln.training.frozen import shared_trunk
 from jtln.training.pretraining import Pretraining
 from jtln.training.trainer import Budget, TrainerSettings
 from jtln.transport import TransportSettings
@@ -202,7 +205,10 @@ def _make_trunk(config: DictConfig, spec: PairSpec) -> Callable[[], Trunk]:
         trunk.frozen = frozen
         return trunk
 
-    return make_trunk
+    if not frozen or config.pretrain.source:
+        return make_trunk
+    key = json.dumps([settings, weights_digest(str(settings.get("weights", "none"))), spec.image_size])
+    return partial(shared_trunk, key, make_trunk)
 
 
 def _pretraining_depends(config: DictConfig) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -56,7 +56,7 @@ def feature_data(
         context: returns the context in which a forward pass runs; None: none.
     """
     trunk = trunk.eval()
-    key = json.dumps([trunk_digest(trunk), trunk.mean, trunk.std, data.pair.image_size, precision])
+    key = json.dumps([trunk.digest or trunk_digest(trunk), trunk.mean, trunk.std, data.pair.image_size, precision])
     context = context or torch.no_grad
 
     def stored(what: str, count: int, compute: Compute) -> Any:
@@ -103,6 +103,29 @@ def feature_data(
         augmented=training,
         viewed=viewed,
     )
+
+
+_shared: dict[str, Trunk] = {}  # the pre-trained trunk that the last run of this process left as it is
+
+
+def shared_trunk(key: str, make: Callable[[], Trunk]) -> Trunk:
+    """Return a trunk that no run changes: that of the last run in this process where it is the same one.
+
+    What is drawn at random afterwards does not depend on whether the trunk is made.
+
+    Args:
+        key: a text of all that a pre-trained trunk depends on.
+        make: makes it; one whose weights turn out to be random is of this run alone.
+    """
+    if key in _shared:
+        return _shared[key]
+    with torch.random.fork_rng(devices=[]):
+        trunk = make()
+    if trunk.pretrained:
+        trunk.digest = trunk_digest(trunk)
+        _shared.clear()
+        _shared[key] = trunk
+    return trunk
 
 
 def trunk_digest(trunk: nn.Module) -> str:

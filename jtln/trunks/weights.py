@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import urllib.error
 from collections import Counter
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ import torchvision
 from torch import Tensor, nn
 
 from jtln.errors import UserError, unknown
+from jtln.storage import file_digest
 from jtln.trunks.base import PublishedHead, Trunk
 
 MATCHES = ("name", "order")
@@ -23,14 +23,7 @@ CONTAINERS = ("state_dict", "model", "model_ema", "state_dict_ema", "teacher", "
 def weights_digest(weights: str) -> str:
     """Return what the weights setting stands for, for a cache's key: a file's content, or the setting itself."""
     path = Path(weights).expanduser()
-    if not path.is_file():
-        return weights
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(path)
-
-
-def _digest(path: Path) -> str:  # Python 3.10
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return file_digest(path) if path.is_file() else weights
 
 
 def is_fetched(weights: str) -> bool:

@@ -13,8 +13,9 @@ from jtln.data.pairs import Pair
 from jtln.data.transforms import Augment
 from jtln.methods import Method
 from jtln.module import JTLN
-from jtln.training.frozen import ComputedFeatures, feature_data, trunk_digest
+from jtln.training.frozen import ComputedFeatures, feature_data, shared_trunk, trunk_digest
 from jtln.training.trainer import Budget, pair_data
+from jtln.trunks import Trunk
 
 CPU = torch.device("cpu")
 BUDGET = Budget(1, 2, 4, 3)
@@ -95,3 +96,24 @@ def test_several_views_are_averaged_in_the_test(pair: Pair, make_trunk: Callable
         expected = trunk.eval()(seen.flatten(0, 1)).unflatten(0, seen.shape[:2])
     torch.testing.assert_close(rows, expected, rtol=0, atol=1e-6)
     assert rows.shape[1] == 2
+
+
+def test_runs_share_a_trunk_that_others_trained() -> None:
+    """It is made once, and what is drawn afterwards is the same; a random trunk is each run's own."""
+
+    def drawn(key: str, pretrained: bool) -> tuple[Trunk, list[float]]:
+        def make() -> Trunk:
+            trunk = tiny_trunk()
+            trunk.pretrained = pretrained
+            return trunk
+
+        torch.manual_seed(3)
+        return shared_trunk(key, make), torch.rand(2).tolist()
+
+    (first, cold), (again, warm), (other, _) = drawn("a", True), drawn("a", True), drawn("b", True)
+    assert again is first
+    assert warm == cold
+    assert first.digest == trunk_digest(first)
+    assert other is not first
+    assert drawn("random", False)[0] is not drawn("random", False)[0]
+    assert drawn("random", False)[0].digest is None
