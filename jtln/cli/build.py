@@ -39,7 +39,7 @@ from jtln.training.trainer import Budget, TrainerSettings
 from jtln.transport import TransportSettings
 from jtln.trunks import Trunk
 from jtln.trunks.alexnet import SMALLEST_FULL
-from jtln.trunks.weights import is_fetched, weights_digest
+from jtln.trunks.weights import check_weights, is_fetched, weights_digest
 
 MOST_PIXELS = 4096  # a side of an image as the network sees it: more is a slip of the keyboard, too
 MOST_WORKERS = 256  # for each loader: more is a slip of the keyboard
@@ -199,6 +199,8 @@ def _head(config: DictConfig) -> Head:
 def _make_trunk(config: DictConfig, spec: PairSpec) -> Callable[[], Trunk]:
     settings = _trunk_settings(config)
     frozen = bool(config.trunk.get("freeze", False))
+    if str(settings.get("_target_")).startswith("jtln.trunks."):
+        check_weights(str(settings.get("weights", "none")))  # before images are read
 
     def make_trunk() -> Trunk:
         trunk: Trunk = instantiate(settings, image_size=spec.image_size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 import urllib.error
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,6 +34,12 @@ def weights_digest(weights: str) -> str:
 def is_fetched(weights: str) -> bool:
     """Tell whether ``weights`` stands for a download: "auto", "imagenet", or a name such as "IMAGENET1K_V1"."""
     return weights in ("auto", "imagenet") or weights.startswith("IMAGENET1K_")
+
+
+def check_weights(weights: str) -> None:
+    """Raise a UserError where ``weights`` is neither "none", a download nor a file that is there."""
+    if weights != "none" and not is_fetched(weights) and not Path(weights).expanduser().is_file():
+        raise UserError(f"expected trunk.weights to be auto, imagenet, none or a file, but there is no file {weights}")
 
 
 def with_weights(trunk: Trunk, weights: str, torchvision_name: str | None, match: str = "name") -> Trunk:
@@ -108,15 +115,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: there is no such file, or it holds no tensors by name.
     """
-    if not path.is_file():
-        raise UserError(f"expected trunk.weights to be auto, imagenet, none or a file, but there is no file {path}")
+    check_weights(str(path))
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             content: Any = load_file(path)
         else:
-            with torch.serialization.safe_globals(_inert(path)):
+            with torch.serialization.safe_globals(_inert(path)), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of pickle protocols
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except ImportError as error:
         raise UserError(f"expected the package safetensors to read {path}: pip install 'jtln[timm]'") from error
