@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import io
 import os
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +17,7 @@ from typing import Any, BinaryIO
 from jtln.errors import UserError
 
 _SUFFIX = ".tmp"
+_SETTLED = 2.0  # seconds: a file that changed later may change again within one tick of the file system
 
 
 def _umask() -> int:
@@ -64,6 +68,27 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         if isinstance(error, OSError) and error.errno is not None:
             raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
         raise
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file's content, which is read again only where the file may have changed."""
+    status = path.stat()
+    if abs(time.time() - status.st_mtime) < _SETTLED:
+        return _read_digest(path)
+    return _known_digest(path, (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns))
+
+
+@functools.lru_cache(maxsize=64)
+def _known_digest(path: Path, state: tuple[int, ...]) -> str:
+    return _read_digest(path)
+
+
+def _read_digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:

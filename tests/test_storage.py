@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 from pathlib import Path
 
 import pytest
 import torch
 
-from jtln.storage import clear_leftovers, kept_if_possible, replacing, save_torch, write_text
+from jtln.storage import clear_leftovers, file_digest, kept_if_possible, replacing, save_torch, write_text
 
 
 def test_replaces_at_the_end(tmp_path: Path) -> None:
@@ -88,3 +89,20 @@ def test_a_cache_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:
         raise AssertionError("not reached")
     with pytest.raises(ValueError, match="mine"), kept_if_possible("the curve", "it is lost"):
         raise ValueError("mine")
+
+
+def test_a_files_digest_is_read_again_only_where_the_file_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(b"one")
+    long_ago = path.stat().st_mtime_ns - 10**12
+    os.utime(path, ns=(long_ago, long_ago))
+    assert file_digest(path) == hashlib.sha256(b"one").hexdigest()
+    with monkeypatch.context() as context:
+        context.setattr("jtln.storage._read_digest", None)  # whoever reads fails
+        assert file_digest(path) == hashlib.sha256(b"one").hexdigest()
+    path.write_bytes(b"two")  # of the same size
+    assert file_digest(path) == hashlib.sha256(b"two").hexdigest()
+    path.write_bytes(b"six")  # perhaps within a tick of the file system
+    assert file_digest(path) == hashlib.sha256(b"six").hexdigest()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,12 +33,13 @@ from jtln.module import Optimization
 from jtln.schedules import Schedule
 from jtln.study.job import row_hash, settings_hash
 from jtln.training.experiment import Experiment, check_fit
+from jtln.training.frozen import shared_trunk
 from jtln.training.pretraining import Pretraining
 from jtln.training.trainer import Budget, TrainerSettings
 from jtln.transport import TransportSettings
 from jtln.trunks import Trunk
 from jtln.trunks.alexnet import SMALLEST_FULL
-from jtln.trunks.weights import is_fetched, weights_digest
+from jtln.trunks.weights import check_weights, is_fetched, weights_digest
 
 MOST_PIXELS = 4096  # a side of an image as the network sees it: more is a slip of the keyboard, too
 MOST_WORKERS = 256  # for each loader: more is a slip of the keyboard
@@ -197,13 +200,18 @@ def _head(config: DictConfig) -> Head:
 def _make_trunk(config: DictConfig, spec: PairSpec) -> Callable[[], Trunk]:
     settings = _trunk_settings(config)
     frozen = bool(config.trunk.get("freeze", False))
+    if str(settings.get("_target_")).startswith("jtln.trunks."):
+        check_weights(str(settings.get("weights", "none")))  # before images are read
 
     def make_trunk() -> Trunk:
         trunk: Trunk = instantiate(settings, image_size=spec.image_size)
         trunk.frozen = frozen
         return trunk
 
-    return make_trunk
+    if not frozen or config.pretrain.source:
+        return make_trunk
+    key = json.dumps([settings, weights_digest(str(settings.get("weights", "none"))), spec.image_size])
+    return partial(shared_trunk, key, make_trunk)
 
 
 def _pretraining_depends(config: DictConfig) -> dict[str, Any]:

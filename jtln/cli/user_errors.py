@@ -61,10 +61,10 @@ def _not_made(error: InstantiationException, overrides: Sequence[str]) -> str:
     text = str(error)
     target, key = (re.search(each, text) for each in (r"target '([^']+)'", r"full_key: ([\w.]+)"))
     values = [each for each in overrides if key_of(each) not in groups() and not each.startswith("hydra")]
-    near = [each for each in values if key is not None and key_of(each).startswith(key[1].partition(".")[0])]
+    near = [each for each in values if key is None or key_of(each).startswith(key[1].partition(".")[0])]
     what = "the configuration" if target is None else target[1]
     reason = (str(error.__cause__ or error).strip().splitlines() or [""])[0]
-    given = ", ".join(near or values) or reason
+    given = ", ".join(near) or reason
     return f"expected values that {what} takes, but got {given}"
 
 

@@ -167,7 +167,7 @@ class _Store:
         self.cache = cache
         self.folder = None if cache is None else cache / "decoded"
         self.images = images
-        self.order, self.key = self._key()
+        self.order, self.key = self._key(images)
         self.sound: list[int] = []  # (M,) the places in the set of the images whose pixels are kept
         self.damaged = False
 
@@ -234,10 +234,10 @@ class _Store:
         images = [self.images[self.sound[row]][0].numpy() for row in rows.tolist()]
         return np.ascontiguousarray(np.stack(images))
 
-    def _key(self) -> tuple[list[int], str]:
+    def _key(self, images: FileImages) -> tuple[list[int], str]:
         """Return the order in which the files are stored, and the set's name."""
-        found = self.images.contents(self.cache)
-        lines = [f"{name}\0{content.digest}\n" for name, content in zip(self.images.names, found, strict=True)]
+        found = images.contents(self.cache)
+        lines = [f"{name}\0{content.digest}\n" for name, content in zip(images.names, found, strict=True)]
         order = sorted(range(len(lines)), key=lines.__getitem__)
         digest = hashlib.blake2b(f"{_FORMAT} {self.images.reader!r}\n".encode(), digest_size=12)
         for index in order:
@@ -279,7 +279,7 @@ class _Store:
 
     def _check_unchanged(self) -> None:
         """Raise a UserError where the files are not those that the key is of."""
-        if self._key()[1] != self.key:
+        if self._key(self.images.looked_at_again())[1] != self.key:
             raise UserError(
                 f"expected images that stay as they are while they are read, but some in {self.images.root} changed: "
                 "start again when nothing writes to them"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -77,12 +78,13 @@ class FeatureStore:
         if self.path is None:
             return {}
         try:
-            sealed, _, text = self.path.with_suffix(".txt").read_text(encoding="ascii").partition("\n")
-            digests = text.split()
-            whole = sealed == _seal(text) and self.path.stat().st_size >= len(digests) * self._bytes
+            index = self.path.with_suffix(".txt")
+            status = index.stat()
+            rows = _rows(index, (status.st_ino, status.st_mtime_ns, status.st_size))
+            whole = self.path.stat().st_size >= len(rows) * self._bytes
         except (OSError, ValueError):
             return {}
-        return {digest: row for row, digest in enumerate(digests)} if whole else {}
+        return rows if whole else {}
 
     def features(
         self, images: ImageSet, compute: Compute, draws: bool = False, what: str = "features"
@@ -143,6 +145,19 @@ class FeatureStore:
         found = [rows.numpy() for rows in _watched(compute(images), len(images), what)] if len(images) else []
         rows = np.concatenate(found) if found else np.zeros((0, *self.shape), np.float32)
         return FeatureImages(rows, np.arange(len(rows)), images.labels, images.names, draws)
+
+
+@functools.lru_cache(maxsize=4)  # runs of a study in one process read the same ones
+def _rows(index: Path, state: tuple[int, int, int]) -> dict[str, int]:
+    """Return the row of each image that an index names; a ValueError where the index is not whole.
+
+    Args:
+        state: differs between the file and one that takes its place.
+    """
+    sealed, _, text = index.read_text(encoding="ascii").partition("\n")
+    if sealed != _seal(text):
+        raise ValueError(f"{index} is damaged")
+    return {digest: row for row, digest in enumerate(text.split())}
 
 
 def _watched(batches: Iterator[Tensor], total: int, what: str) -> Iterator[Tensor]:

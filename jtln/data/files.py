@@ -158,6 +158,7 @@ class FileImages(ImageSet):
         check_labels(len(self.paths), self.labels)
         self.reader = reader
         self.root = None if root is None else os.fspath(root)
+        self._contents: list[Content] | None = None  # found when they are first asked for
         prefix = "" if self.root is None else os.path.join(self.root, "")
         self.names = [path.removeprefix(prefix).replace(os.sep, "/") for path in self.paths]
 
@@ -167,19 +168,32 @@ class FileImages(ImageSet):
     def subset(self, indices: Iterable[int] | Tensor, labels: Tensor | None = None) -> FileImages:
         chosen = as_indices(indices)
         paths = [self.paths[index] for index in chosen.tolist()]
-        return FileImages(paths, self.labels[chosen] if labels is None else labels, self.reader, self.root)
+        found = FileImages(paths, self.labels[chosen] if labels is None else labels, self.reader, self.root)
+        if self._contents is not None:
+            found._contents = [self._contents[index] for index in chosen.tolist()]
+        return found
 
     def read_by(self, reader: Reader) -> FileImages:
         """Return the same files as another reader makes images of them."""
-        return FileImages(self.paths, self.labels, reader, self.root)
+        found = FileImages(self.paths, self.labels, reader, self.root)
+        found._contents = self._contents
+        return found
 
     def contents(self, cache: str | Path | None = None) -> list[Content]:
         """Return what each file holds (N,), see :func:`jtln.data.content.contents`.
 
+        Files are looked at once: the set and its subsets hold what they were then. :meth:`looked_at_again` looks anew.
+
         Args:
             cache: the folder that runs share; None remembers in this process alone.
         """
-        return contents(self.paths, self.root, cache)
+        if self._contents is None:
+            self._contents = contents(self.paths, self.root, cache)
+        return self._contents
+
+    def looked_at_again(self) -> FileImages:
+        """Return the same files without what is known of their contents."""
+        return FileImages(self.paths, self.labels, self.reader, self.root)
 
     def digests(self) -> list[str]:
         """Return what changes with each file's content (N,), or with the reader."""

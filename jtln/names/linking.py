@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -100,6 +101,7 @@ def link(
     return found
 
 
+@functools.lru_cache(maxsize=8)  # a study makes many runs of the same classes in one process
 def link_all(classes: ClassSet, senses: str = "context") -> tuple[Found, ...]:
     """Find a synset for each class, in order, without a warning and without an error for unknown names.
 

@@ -376,6 +376,11 @@ def distance(source: Sequence[str], target: Sequence[str], metric: str = "path")
     Raises:
         UserError: the metric is unknown or a synset does not exist.
     """
+    return _distance(tuple(source), tuple(target), metric).copy()
+
+
+@functools.lru_cache(maxsize=2)  # a study makes many runs of the same classes in one process
+def _distance(source: tuple[str, ...], target: tuple[str, ...], metric: str) -> np.ndarray:
     if metric == "jcn":
         ic_s, ic_t = nouns().information[find_rows(source)], nouns().information[find_rows(target)]
         d = (ic_s[:, None] + ic_t[None, :]) / 2 - similarity(source, target, "res")

@@ -21,6 +21,7 @@ from jtln.reporting.statistics import normal_interval, wilson_interval
 from jtln.reporting.tables import Column, Table
 
 SMALLEST_SHARE = 0.05  # of a target class's mass: what is less is not named, unless it is the largest
+LEAST_SHARE = 0.005  # likewise: a class of which no other has so much is related to none
 MOST_SENTENCES = 12
 
 _PARTS = {"test": "test", "val": "validation"}
@@ -148,8 +149,8 @@ def strongest_transports(
         top: at most so many source classes each; of these, shares below SMALLEST_SHARE are dropped, but for the first.
 
     Returns:
-        {target class: [(source class, share in [0, 1]), ...]}, the largest share first in both; a target class without
-        mass is left out.
+        {target class: [(source class, share in [0, 1]), ...]}, the largest share first in both; a target class of
+        which no source class has LEAST_SHARE is left out.
     """
     shares = column_shares(plan)  # (S, T)
     if shares.shape != (len(source), len(target)):
@@ -158,7 +159,7 @@ def strongest_transports(
     for column, name in enumerate(target):
         order = sorted(range(len(source)), key=lambda row, column=column: -shares[row, column])[:top]  # type: ignore[misc]
         named = [(source[row], float(shares[row, column])) for row in order]
-        if named and named[0][1] > 0:
+        if named and named[0][1] >= LEAST_SHARE:
             strongest[name] = named[:1] + [pair for pair in named[1:] if pair[1] >= SMALLEST_SHARE]
     return dict(sorted(strongest.items(), key=lambda item: -item[1][0][1]))
 
@@ -213,9 +214,9 @@ def _versions(result: Mapping[str, Any]) -> Facts:
     facts = [(str(name), numbers.value(each)) for name, each in _mapping(result.get("versions")).items()]
     if result.get("git_commit"):
         facts.append(("git commit", numbers.value(result["git_commit"])))
-    if (seconds := _number(result.get("seconds"))) is not None:
+    if (seconds := _number(result.get("seconds_in_all") or result.get("seconds"))) is not None:
         facts.append(("time", numbers.clock(seconds)))
-    if (speed := _number(result.get("images_per_second"))) is not None:
+    if speed := _number(result.get("images_per_second")):  # none where nothing was trained
         facts.append(("images per second", numbers.count(speed)))
     return facts
 

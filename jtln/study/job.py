@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jtln.storage import file_digest
+
 # What changes where and how a run is made and kept, but not what comes of it.
 _NO_SETTING = (
     "study",
@@ -129,5 +131,5 @@ def _plain(value: Any, without: tuple[str, ...], run_seed: Any, path: str = "") 
     if isinstance(value, list | tuple):
         return [_plain(child, without, run_seed, path) for child in value]
     if isinstance(value, str) and path.rpartition(".")[2] in _FILES and (file := Path(value).expanduser()).is_file():
-        return hashlib.sha256(file.read_bytes()).hexdigest()  # what is in it, not what it is called
+        return file_digest(file)  # what is in it, not what it is called
     return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -53,11 +53,13 @@ def feature_data(
         device: computes the features.
         cache: the folder that runs share; None keeps nothing.
         views: of each training image that training draws from: itself, and ``views`` - 1 augmented ones.
-        precision: the trainer's.
+        precision: of the forward pass, see :func:`feature_precision`. Features of two precisions, or of a CPU and a
+            GPU, are kept apart.
         context: returns the context in which a forward pass runs; None: none.
     """
     trunk = trunk.eval()
-    key = json.dumps([trunk_digest(trunk), trunk.mean, trunk.std, data.pair.image_size, precision])
+    computed = precision if device.type == "cpu" else f"{precision} {device.type}"  # float32 on a GPU may mean TF32
+    key = json.dumps([trunk.digest or trunk_digest(trunk), trunk.mean, trunk.std, data.pair.image_size, computed])
     context = context or torch.no_grad
 
     def stored(what: str, count: int, compute: Compute) -> Any:
@@ -104,6 +106,47 @@ def feature_data(
         augmented=training,
         viewed=viewed,
     )
+
+
+def feature_precision(asked: str, device: torch.device) -> str:
+    """Return the precision of a pass that computes features: that of the trainer, but float32 for emulated bfloat16.
+
+    Args:
+        asked: "32-true", "bf16-mixed" or "16-mixed".
+        device: of the trunk.
+    """
+    return "32-true" if asked == "bf16-mixed" and not _has_bfloat16(device) else asked
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 in hardware; PyTorch emulates it elsewhere, slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    there: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
+    return any(there.get(each) for each in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+_shared: dict[str, Trunk] = {}  # the pre-trained trunk that the last run of this process left as it is
+
+
+def shared_trunk(key: str, make: Callable[[], Trunk]) -> Trunk:
+    """Return a trunk that no run changes: that of the last run in this process where it is the same one.
+
+    What is drawn at random afterwards does not depend on whether the trunk is made.
+
+    Args:
+        key: a text of all that a pre-trained trunk depends on.
+        make: makes it; one whose weights turn out to be random is of this run alone.
+    """
+    if key in _shared:
+        return _shared[key]
+    with torch.random.fork_rng(devices=[]):
+        trunk = make()
+    if trunk.pretrained:
+        trunk.digest = trunk_digest(trunk)
+        _shared.clear()
+        _shared[key] = trunk
+    return trunk
 
 
 def trunk_digest(trunk: nn.Module) -> str:

@@ -29,7 +29,7 @@ from jtln.storage import save_torch
 from jtln.training.callbacks import CollectPredictions
 from jtln.training.class_costs import FollowFeatures, RunCost, read_cost, read_prior, source_plan
 from jtln.training.experiment import Experiment
-from jtln.training.frozen import PARTS, ComputedFeatures, feature_data
+from jtln.training.frozen import PARTS, ComputedFeatures, feature_data, feature_precision
 from jtln.training.log import log, log_data, log_training
 from jtln.training.pretraining import Pretrained, pretrain
 from jtln.training.run_folder import (
@@ -200,14 +200,18 @@ def compute_features(experiment: Experiment) -> tuple[int, float]:
 
 
 def _computed(experiment: Experiment, data: PairData, trunk: Trunk, trainer: pl.Trainer) -> PairData:
+    device, asked = trainer.strategy.root_device, str(experiment.trainer.options.get("precision"))
+    precision = feature_precision(asked, device)
+    if precision != asked:
+        log("features", f"in float32: {device} has no bfloat16 in hardware, which {asked} asks for")
     return feature_data(
         data,
         trunk,
-        trainer.strategy.root_device,
+        device,
         cache=experiment.cache,
         views=experiment.trunk_views,
-        precision=str(experiment.trainer.options.get("precision")),
-        context=trainer.precision_plugin.forward_context,
+        precision=precision,
+        context=trainer.precision_plugin.forward_context if precision == asked else None,
     )
 
 

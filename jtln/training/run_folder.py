@@ -278,7 +278,8 @@ def write_page(
         plots.cost_heatmap(cost, source.names, target.names, title).savefig(pictures / "cost.png")
     if plan is not None:
         plots.plan_heatmap(plan["plan"], source.names, target.names).savefig(pictures / "plan.png")
-    plots.training_curves(folder / "metrics.csv").savefig(pictures / "training.png")
+    if module.terms:  # else nothing was trained
+        plots.training_curves(folder / "metrics.csv").savefig(pictures / "training.png")
     plots.confusion(module.test_confusion.cpu(), target.names).savefig(pictures / "confusion.png")
     related = (result["transport"] or {}).get("strongest", {})
     gallery = make_gallery(target, pair.target.train, pair.target.test, predictions, related)

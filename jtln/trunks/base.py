@@ -30,11 +30,13 @@ class Trunk(nn.Module):
         pretrained: whether it has weights that others trained; False where they are random.
         frozen: whether training leaves it as it is.
         published: the classifier that the weights of others came with; None where there was none.
+        digest: a hash of structure and weights, for a trunk of which neither changes any more; None: not known.
     """
 
     pretrained: bool = False
     frozen: bool = False
     published: PublishedHead | None = None
+    digest: str | None = None
 
     def __init__(self, body: nn.Module, name: str, dim: int, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from jtln.errors import UserError, unknown
 from jtln.trunks.base import PublishedHead, Trunk, check_image_size, check_takes
@@ -84,7 +86,7 @@ def from_timm(image_size: int, name: str = "resnet50", weights: str = "auto", ma
         config: Any = model.pretrained_cfg
         named = config.get("classifier")
         head = named if isinstance(named, str) else ""
-        load_trunk(trunk, read_weights(Path(weights).expanduser()), weights, match, head)
+        load_trunk(trunk, read_weights(Path(weights).expanduser()), weights, match, head, partial(_adapted, model))
     return trunk
 
 
@@ -185,4 +187,26 @@ def _load_npz(trunk: Trunk, weights: str) -> None:
     except Exception as error:  # whatever a damaged file raises
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"expected weights of {trunk.name} in {path}, but they cannot be read: {reason}") from error
-    trunk.pretrained = True
+    trunk.pretrained, trunk.published = True, _npz_classifier(path, trunk.dim)
+
+
+def _npz_classifier(path: Path, dim: int) -> PublishedHead | None:
+    with np.load(path) as arrays:
+        if not {"head/kernel", "head/bias"} <= set(arrays.files):
+            return None
+        kernel, bias = arrays["head/kernel"], arrays["head/bias"]
+    if kernel.ndim != 2 or kernel.shape != (dim, len(bias)):
+        return None
+    return PublishedHead(torch.from_numpy(kernel.T.copy()).float(), torch.from_numpy(bias).float())
+
+
+def _adapted(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors as timm has them that its authors' release calls otherwise, or has for another image size."""
+    convert = getattr(import_module(type(model).__module__), "checkpoint_filter_fn", None)
+    if convert is None:
+        return state
+    try:
+        found: dict[str, Tensor] = convert(state, model)
+    except Exception:  # whatever a file of another network raises
+        return state
+    return found

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
+import pickle
+import re
 import urllib.error
+import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +16,30 @@ import torchvision
 from torch import Tensor, nn
 
 from jtln.errors import UserError, unknown
+from jtln.storage import file_digest
 from jtln.trunks.base import PublishedHead, Trunk
 
 MATCHES = ("name", "order")
-CONTAINERS = ("state_dict", "model", "model_ema", "state_dict_ema", "teacher", "module")  # keys that hold the tensors
+# Keys that hold the tensors; an average of the weights comes first, as in timm's own loader.
+CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model", "teacher", "module")
+Adapt = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
 def weights_digest(weights: str) -> str:
     """Return what the weights setting stands for, for a cache's key: a file's content, or the setting itself."""
     path = Path(weights).expanduser()
-    if not path.is_file():
-        return weights
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(path)
-
-
-def _digest(path: Path) -> str:  # Python 3.10
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return file_digest(path) if path.is_file() else weights
 
 
 def is_fetched(weights: str) -> bool:
     """Return True if ``weights`` means a download: "auto", "imagenet", or a name such as "IMAGENET1K_V1"."""
     return weights in ("auto", "imagenet") or weights.startswith("IMAGENET1K_")
+
+
+def check_weights(weights: str) -> None:
+    """Raise a UserError where ``weights`` is neither "none", a download nor a file that is there."""
+    if weights != "none" and not is_fetched(weights) and not Path(weights).expanduser().is_file():
+        raise UserError(f"expected trunk.weights to be auto, imagenet, none or a file, but there is no file {weights}")
 
 
 def with_weights(trunk: Trunk, weights: str, torchvision_name: str | None, match: str = "name") -> Trunk:
@@ -57,20 +61,27 @@ def with_weights(trunk: Trunk, weights: str, torchvision_name: str | None, match
     return trunk
 
 
-def load_trunk(trunk: Trunk, state: dict[str, Tensor], origin: str, match: str = "name", head: str = "") -> None:
+def load_trunk(
+    trunk: Trunk,
+    state: dict[str, Tensor],
+    origin: str,
+    match: str = "name",
+    head: str = "",
+    adapt: Adapt | None = None,
+) -> None:
     """Load a trunk from a state dict, and keep the classifier that this has as ``trunk.published``.
 
     Args:
         trunk: gets the weights, in place.
         state: name -> tensor.
         origin: where the state dict comes from, for messages.
-        match: see :func:`load_weights`.
+        match, adapt: see :func:`load_weights`.
         head: the classifier's name; by default it is the only linear layer of D inputs that the trunk leaves over.
 
     Raises:
         UserError: a tensor of the trunk is not there or has another shape.
     """
-    left = load_weights(trunk.body, state, trunk.name, origin, match)
+    left = load_weights(trunk.body, state, trunk.name, origin, match, adapt)
     trunk.pretrained, trunk.published = True, _published(left, trunk.dim, head)
 
 
@@ -106,30 +117,74 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: there is no such file, or it holds no tensors by name.
     """
-    if not path.is_file():
-        raise UserError(f"expected trunk.weights to be auto, imagenet, none or a file, but there is no file {path}")
+    check_weights(str(path))
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             content: Any = load_file(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(_inert(path)), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of pickle protocols
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except ImportError as error:
         raise UserError(f"expected the package safetensors to read {path}: pip install 'jtln[timm]'") from error
     except Exception as error:  # what a damaged file raises depends on where it is damaged
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"expected a PyTorch state dict or checkpoint in {path}, but it cannot be read: {reason}"
+            f"expected a PyTorch state dict or checkpoint in {path}, but it cannot be read: {_reason(error)}"
         ) from error
     for state in _candidates(content):
         tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
         if tensors:
             return tensors
-    kind = (
-        f"a dict of {', '.join(map(str, list(content)[:5]))}" if isinstance(content, dict) else type(content).__name__
+    kind = type(content).__name__
+    if isinstance(content, dict) and not isinstance(content, _Inert):
+        kind = f"a dict of {', '.join(map(str, list(content)[:5]))}"
+    raise UserError(
+        f"expected tensors by name in {path}, bare or under {', '.join(CONTAINERS)}, but got {kind}: save the "
+        "network's state_dict() in its place"
     )
-    raise UserError(f"expected tensors by name in {path}, bare or under {', '.join(CONTAINERS)}, but got {kind}")
+
+
+class _Inert(dict[Any, Any]):
+    """Stands for an object of a file that is neither a tensor nor a plain value: takes anything, and does nothing."""
+
+    def __new__(cls, *_: Any) -> _Inert:
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any) -> None:
+        super().__init__()
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+class _Items:
+    """Stands for a dictionary of another type, whose items PyTorch puts into a plain one alone."""
+
+    def __new__(cls, *_: Any) -> Any:
+        return {}
+
+
+def _inert(path: Path) -> list[Any]:
+    """Return stand-ins for what a checkpoint holds beside its weights, such as its command line's arguments.
+
+    PyTorch refuses a whole file for one of these. Their names are read without unpickling anything.
+    """
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # of another format, or damaged, which torch.load finds as well
+        return []
+    return [(type(name, (_Items if name.lower().endswith("dict") else _Inert,), {}), name) for name in names]
+
+
+def _reason(error: Exception) -> str:
+    """Return what is wrong with a file, in one line."""
+    if isinstance(error, pickle.UnpicklingError):
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        of = f" ({named[1]})" if named else ""
+        return f"it holds more than tensors and plain values{of}, and nothing in a file is executed"
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _candidates(content: Any) -> Iterator[dict[Any, Any]]:
@@ -142,7 +197,12 @@ def _candidates(content: Any) -> Iterator[dict[Any, Any]]:
 
 
 def load_weights(
-    network: nn.Module, state: dict[str, Tensor], name: str, origin: str, match: str = "name"
+    network: nn.Module,
+    state: dict[str, Tensor],
+    name: str,
+    origin: str,
+    match: str = "name",
+    adapt: Adapt | None = None,
 ) -> dict[str, Tensor]:
     """Load a network without classifier from a state dict, and return the tensors that the network does not have.
 
@@ -155,6 +215,7 @@ def load_weights(
         name: of the network, for messages.
         origin: where the state dict comes from, for messages.
         match: "name"; or "order", which takes tensors one after another, for a file of other names.
+        adapt: brings the tensors of other releases of the network to its names and shapes; for those that do not fit.
 
     Raises:
         UserError: a tensor of the network is not there or has another shape.
@@ -163,7 +224,11 @@ def load_weights(
         raise unknown("trunk.match", match, MATCHES)
     wanted = network.state_dict()
     found, left = _by_order(wanted, state) if match == "order" else _by_name(wanted, state)
-    wrong = [each for each, value in wanted.items() if each not in found or found[each].shape != value.shape]
+    wrong = _wrong(wanted, found)
+    if wrong and adapt is not None and match == "name":
+        adapted = _by_name(wanted, adapt({**found, **left}))
+        if not _wrong(wanted, adapted[0]):
+            (found, left), wrong = adapted, []
     if wrong:
         first = wrong[0]
         got = f"shape {tuple(found[first].shape)}" if first in found else "none of that name"
@@ -175,6 +240,10 @@ def load_weights(
         )
     network.load_state_dict(found)
     return left
+
+
+def _wrong(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> list[str]:
+    return [name for name, value in wanted.items() if name not in found or found[name].shape != value.shape]
 
 
 def _by_name(wanted: dict[str, Tensor], state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jtln.cli.defaults import OF_CLASSIFIER, with_defaults
+from jtln.cli.defaults import OF_CLASSIFIER, OF_PHOTOGRAPHS, WITHOUT_IMAGES, with_defaults
 
 CHOSEN = "dataset/source=classifier"
 
@@ -32,4 +32,25 @@ def test_what_the_command_line_sets_stays(given: str, left_out: set[str]) -> Non
     found = with_defaults([CHOSEN, given])
     assert set(OF_CLASSIFIER) - set(found) == left_out
     assert found[-2:] == [CHOSEN, given]
+    assert with_defaults(found) == found
+
+
+@pytest.mark.parametrize(
+    ("given", "added"),
+    [
+        ([], {*OF_PHOTOGRAPHS}),
+        ([CHOSEN], {*OF_PHOTOGRAPHS}),  # which it chooses itself
+        (["cost=uniform"], {"head.power=0.5"}),
+        (["cost=permuted"], {"head.power=0.5", "cost.of.metric=path"}),
+        (["head=cosine"], {"cost.metric=path"}),
+        (["head=linear", "cost.metric=wup"], set()),
+        (["head=logistic", "head.power=1"], {"cost.metric=path"}),
+        (["method=jtln"], {*OF_PHOTOGRAPHS, *WITHOUT_IMAGES}),
+    ],
+)
+def test_photographs_set_what_their_own_cost_and_head_have(given: list[str], added: set[str]) -> None:
+    arguments = ["experiment=photographs", *given]
+    found = with_defaults(arguments)
+    assert set(found) - set(arguments) == added
+    assert found[-len(arguments) :] == arguments
     assert with_defaults(found) == found

@@ -65,6 +65,7 @@ def test_photographs_from_the_command_to_predictions(photographs: Path, tmp_path
     assert result["target"]["test"]["n"] == 4
     assert (result["prior"]["alpha"], result["prior"]["folds"]) == (0.5, {})
     assert (folder / "report.html").is_file()
+    assert {path.name for path in (folder / "plots").iterdir()} == {"confusion.png", "cost.png"}  # nothing was trained
 
     with open(folder / "split.csv", newline="", encoding="utf-8") as file:
         tested = [row for row in csv.DictReader(file) if row["part"] == "test"]

@@ -84,8 +84,9 @@ def test_a_file_written_anew_with_its_old_time_is_another(tmp_path: Path) -> Non
     Image.new("RGB", (5, 4), (200, 2, 0)).save(paths[2])
     os.utime(paths[2], ns=(status.st_atime_ns, status.st_mtime_ns))
     assert (paths[2].stat().st_size, paths[2].stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns)
-    assert files.fingerprint() != before
-    kept, _ = decoded(files, tmp_path / "cache", True, "error")
+    again = files.looked_at_again()
+    assert again.fingerprint() != before
+    kept, _ = decoded(again, tmp_path / "cache", True, "error")
     assert int(kept[2][0][0, 0, 0]) == 200
 
 

@@ -319,6 +319,7 @@ def test_strongest_transports():
 def test_the_first_is_named_however_small_its_share():
     strongest = strongest_transports(np.ones((100, 1)), [str(i) for i in range(100)], ["P"])
     assert strongest == {"P": [("0", 0.01)]}
+    assert strongest_transports(np.ones((400, 1)), [str(i) for i in range(400)], ["P"]) == {}  # related to none
 
 
 def test_strongest_transports_survive_json():

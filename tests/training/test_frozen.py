@@ -13,8 +13,9 @@ from jtln.data.pairs import Pair
 from jtln.data.transforms import Augment
 from jtln.methods import Method
 from jtln.module import JTLN
-from jtln.training.frozen import ComputedFeatures, feature_data, trunk_digest
+from jtln.training.frozen import ComputedFeatures, feature_data, feature_precision, shared_trunk, trunk_digest
 from jtln.training.trainer import Budget, pair_data
+from jtln.trunks import Trunk
 
 CPU = torch.device("cpu")
 BUDGET = Budget(1, 2, 4, 3)
@@ -95,3 +96,44 @@ def test_several_views_are_averaged_in_the_test(pair: Pair, make_trunk: Callable
         expected = trunk.eval()(seen.flatten(0, 1)).unflatten(0, seen.shape[:2])
     torch.testing.assert_close(rows, expected, rtol=0, atol=1e-6)
     assert rows.shape[1] == 2
+
+
+def test_runs_share_a_trunk_that_others_trained() -> None:
+    """It is made once, and what is drawn afterwards is the same; a random trunk is each run's own."""
+
+    def drawn(key: str, pretrained: bool) -> tuple[Trunk, list[float]]:
+        def make() -> Trunk:
+            trunk = tiny_trunk()
+            trunk.pretrained = pretrained
+            return trunk
+
+        torch.manual_seed(3)
+        return shared_trunk(key, make), torch.rand(2).tolist()
+
+    (first, cold), (again, warm), (other, _) = drawn("a", True), drawn("a", True), drawn("b", True)
+    assert again is first
+    assert warm == cold
+    assert first.digest == trunk_digest(first)
+    assert other is not first
+    assert drawn("random", False)[0] is not drawn("random", False)[0]
+    assert drawn("random", False)[0].digest is None
+
+
+@pytest.mark.parametrize("silicon", [True, False])
+def test_bfloat16_is_for_hardware_that_has_it(monkeypatch: pytest.MonkeyPatch, silicon: bool) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "amx_bf16": silicon}, raising=False)
+    assert feature_precision("bf16-mixed", CPU) == ("bf16-mixed" if silicon else "32-true")
+    assert feature_precision("16-mixed", CPU) == "16-mixed"
+
+
+def test_features_of_two_precisions_are_kept_apart(pair: Pair, tmp_path: Path) -> None:
+    trunk = tiny_trunk()
+    data = pair_data(pair, trunk, BUDGET, seed=0, augment=None)
+    rough = feature_data(
+        data, trunk, CPU, cache=tmp_path, precision="bf16-mixed", context=lambda: torch.autocast("cpu", torch.bfloat16)
+    )
+    fine = feature_data(data, trunk, CPU, cache=tmp_path)
+    assert len(set(tmp_path.rglob("*.f32"))) == 2
+    (coarse, _), (exact, _) = next(rough.images_of("target")), next(fine.images_of("target"))
+    assert 0 < float((coarse - exact).abs().max()) < 0.05
+    assert coarse.dtype == torch.float32

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
+import os
 import pickle
+import subprocess
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -79,12 +84,48 @@ def test_safetensors(state: dict[str, Tensor], tmp_path: Path) -> None:
     assert torch.equal(body[0].weight, state["0.weight"])
 
 
+def test_the_average_of_the_weights_comes_first_as_in_timm(state: dict[str, Tensor], tmp_path: Path) -> None:
+    last = {name: torch.zeros_like(value) for name, value in state.items()}
+    loads({"state_dict": last, "state_dict_ema": state}, state, tmp_path)
+    loads({"model": last, "model_ema": state}, state, tmp_path)
+
+
 class Evil:
     def __reduce__(self) -> Any:
         return (Path.touch, (Path("evil"),))
 
 
-@pytest.mark.parametrize("kind", ["missing", "truncated", "malicious", "text", "no tensors", "another shape"])
+class EvilBeside:
+    def __reduce__(self) -> Any:
+        return (subprocess.call, (["touch", "evil"],))
+
+
+class EvilInZip:
+    def __reduce__(self) -> Any:
+        return (os.system, ("touch evil",))
+
+
+def test_what_lies_beside_the_weights_is_not_made(
+    state: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checkpoints hold arguments, paths and the like, for which PyTorch alone would refuse the whole file."""
+    monkeypatch.chdir(tmp_path)
+    beside = {
+        "args": argparse.Namespace(arch="vit_tiny", lr=0.1, output=Path("runs")),
+        "best": np.float64(71.2),
+        "meters": defaultdict(list, loss=[0.3]),
+        "evil": EvilBeside(),
+        "callbacks": {"kind": nn.Conv2d},
+    }
+    loads({"state_dict": {f"model.{name}": value for name, value in state.items()}, **beside}, state, tmp_path)
+    assert not (tmp_path / "evil").exists()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["missing", "truncated", "malicious", "malicious zip", "text", "no tensors", "another shape", "whole network",
+     "truncated.safetensors"],
+)  # fmt: skip
 def test_what_cannot_be_loaded(
     kind: str, state: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,17 +137,26 @@ def test_what_cannot_be_loaded(
         path.write_bytes(path.read_bytes()[:-200])
     if kind == "malicious":
         path.write_bytes(pickle.dumps(Evil()))
+    if kind == "malicious zip":
+        torch.save({"state_dict": EvilInZip(), **state}, path)
+    if kind == "whole network":
+        torch.save(network(), path)
+    if kind == "truncated.safetensors":
+        path = tmp_path / "file.pth.safetensors"
+        save_file(state, path)
+        path.write_bytes(path.read_bytes()[:-20])
     if kind == "text":
         path.write_text("weights")
     if kind == "no tensors":
         torch.save({"epoch": 3, "state_dict": {"a": "b"}}, path)
-    message = (
-        r"6 of its 7 tensors fit.*0\.weight.*\(4, 3, 3, 3\).*\(5, 3, 3, 3\)"
-        if kind == "another shape"
-        else r"file\.pth"
-    )
-    with pytest.raises(UserError, match=message):
+    messages = {
+        "another shape": r"6 of its 7 tensors fit.*0\.weight.*\(4, 3, 3, 3\).*\(5, 3, 3, 3\)",
+        "malicious zip": r"file\.pth.*\(posix\.system\)|file\.pth.*\(nt\.system\)",
+        "whole network": r"file\.pth.*torch\.nn\.modules\.container\.Sequential.*state_dict\(\)",
+    }
+    with pytest.raises(UserError, match=messages.get(kind, r"file\.pth")) as caught:
         load_weights(network(), read_weights(path), "net", "file.pth")
+    assert "\n" not in str(caught.value)
     assert not (tmp_path / "evil").exists()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 
@@ -50,6 +51,7 @@ class Classifier(Collection):
         return {}
 
 
+@lru_cache(maxsize=8)
 def _subset_of(network: str | None) -> str:
     """Return the list of classes that timm's weights of this network were trained on."""
     try:
