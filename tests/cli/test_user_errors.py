@@ -145,14 +145,21 @@ def test_a_gpu_that_is_not_there_is_named(capfd: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.parametrize(
-    "call", ["transport.epsilon=0", "method.ot_images=sorce", "seed=-1", "batch_size=3", "epochs=0"]
+    "call",
+    [
+        *("transport.epsilon=0", "method.ot_images=sorce", "seed=-1", "batch_size=3", "epochs=0", "trunk.dropout=2"),
+        *("trunk.width=-1", "trunk.weights=/nope", "trunk.width=null", "trunk=torchvision trunk.name=resnt"),
+    ],
 )
 def test_what_can_be_seen_at_once_is_said_before_images_are_read(
     call: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("jtln.data.category_pair.CategoryPair.load", lambda self: pytest.fail("read images"))
-    assert main([call]) == 2
-    assert capsys.readouterr().out == ""
+    assert main(call.split()) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith("error: ")
+    assert len(told.err.splitlines()) == 1
 
 
 def test_a_full_disk_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
