@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shlex
@@ -122,12 +123,16 @@ def check(config: DictConfig, spec: PairSpec) -> None:
 
 def _check_keys(config: DictConfig) -> None:
     """Raise a UserError for a key at the top that no file has: it was given with + and would do nothing."""
+    for key in map(str, config):
+        if key not in _top_keys():
+            raise unknown("key", key, sorted(key for key in _top_keys() if " " not in key))
+
+
+@functools.cache
+def _top_keys() -> frozenset[str]:
     known = yaml.safe_load((config_dir() / "train.yaml").read_text(encoding="utf-8"))
     chosen = [name for each in known.pop("defaults") if isinstance(each, dict) for name in each]
-    keys = {*known, *(name.split("@")[0] for name in chosen)}
-    for key in map(str, config):
-        if key not in keys:
-            raise unknown("key", key, sorted(key for key in keys if " " not in key))
+    return frozenset([*known, *(name.split("@")[0] for name in chosen)])
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import re
 import sys
 from collections.abc import Sequence
@@ -197,7 +198,7 @@ _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: 
 
 
 def _composed(overrides: Sequence[str]) -> DictConfig:
-    """The configuration with the command line's choices of files, and none of its values."""
+    """The configuration with the command line's choices of files, and none of its values: to be read, not changed."""
     known = groups()
     choices = [
         override
@@ -205,9 +206,16 @@ def _composed(overrides: Sequence[str]) -> DictConfig:
         if override.partition("=")[0].lstrip("+~") in known and "," not in override.partition("=")[2]
     ]
     if GlobalHydra.instance().is_initialized():
-        return compose("train", overrides=choices)
+        paths = GlobalHydra.instance().config_loader().get_search_path().get_path()
+        return _composed_once(tuple(choices), tuple(str(each.path) for each in paths))
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         try:
             return compose("train", overrides=choices)
         except HydraException:  # a file from the user's own --config-dir
             return compose("train")
+
+
+@functools.lru_cache(maxsize=16)  # the jobs of a sweep differ in values more often than in files
+def _composed_once(choices: tuple[str, ...], search_path: tuple[str, ...]) -> DictConfig:
+    """Compose under the Hydra of the moment; ``search_path`` tells the one of another call from it."""
+    return compose("train", overrides=list(choices))

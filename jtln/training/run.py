@@ -67,13 +67,13 @@ def run(experiment: Experiment) -> dict[str, Any]:
     """
     started = time.perf_counter()
     distributed.reset()
+    _check_cost(experiment)
     pl.seed_everything(experiment.seed, verbose=False)
     network = trunk = experiment.make_trunk()  # first, so that a mistake in its settings does not wait for the images
     random_state = torch.get_rng_state()
     has_weights = trunk.published is not None or experiment.synthetic_images is None  # else they are not fetched
     if has_weights:
         has_classifier(trunk, experiment.spec)
-    _check_cost(experiment)
     last = experiment.folder / "checkpoints" / "last.ckpt"
     checkpoint = last if experiment.resume and last.is_file() else None
     done = steps_done(checkpoint)
