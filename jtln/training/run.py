@@ -68,6 +68,9 @@ def run(experiment: Experiment) -> dict[str, Any]:
     started = time.perf_counter()
     distributed.reset()
     _check_cost(experiment)
+    make_trainer(
+        experiment.trainer, experiment.budget, experiment.folder, keep_checkpoints=False
+    )  # to check its values
     pl.seed_everything(experiment.seed, verbose=False)
     network = trunk = experiment.make_trunk()  # first, so that a mistake in its settings does not wait for the images
     random_state = torch.get_rng_state()

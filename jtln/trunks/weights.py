@@ -40,6 +40,7 @@ def is_fetched(weights: str) -> bool:
 
 def with_weights(trunk: Trunk, weights: str, torchvision_name: str | None, match: str = "name") -> Trunk:
     """Load what ``weights`` names into the trunk; ``torchvision_name`` is None where torchvision has none for it."""
+    check_match(match)
     if weights == "auto":
         weights = "none" if torchvision_name is None else "imagenet"
     if weights == "none":
@@ -55,6 +56,12 @@ def with_weights(trunk: Trunk, weights: str, torchvision_name: str | None, match
         state = _fetch_imagenet(torchvision_name, "DEFAULT" if weights == "imagenet" else weights)
     load_trunk(trunk, state, weights, match)
     return trunk
+
+
+def check_match(match: str) -> None:
+    """Raise a UserError unless ``match`` is a way to match tensors, also where there is nothing to match."""
+    if match not in MATCHES:
+        raise unknown("trunk.match", match, MATCHES)
 
 
 def load_trunk(trunk: Trunk, state: dict[str, Tensor], origin: str, match: str = "name", head: str = "") -> None:
@@ -155,8 +162,7 @@ def load_weights(
     Raises:
         UserError: a tensor of the network is not there or has another shape.
     """
-    if match not in MATCHES:
-        raise unknown("trunk.match", match, MATCHES)
+    check_match(match)
     wanted = network.state_dict()
     found, left = _by_order(wanted, state) if match == "order" else _by_name(wanted, state)
     wrong = [each for each, value in wanted.items() if each not in found or found[each].shape != value.shape]

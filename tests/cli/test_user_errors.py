@@ -34,7 +34,7 @@ MISTAKES = {
     "lr=3": "did you mean pretrain.optimizer.lr or optimizer.lr?",
     "shots=5": "did you mean dataset.shots?",
     "cost@cost.of=centroid": "none of them has cost@cost.of",
-    "dataset=pictograms dataset/source=imagenet": "none of them has dataset/source",
+    "dataset=pictograms dataset/source=imagenet": "dataset.source_validation, of dataset/source=imagenet",
     "optimizer.lr=-1": "optimizer, but got lr=-1",
     "pretrain.optimizer.lr=-1": "pretrain.optimizer, but got lr=-1",
     "epochs=true": "epochs",
