@@ -56,6 +56,7 @@ class Linear(Schedule):
         super().__post_init__()
         if not 0 < self.until <= 1:
             raise UserError(f"expected until in (0, 1], a share of training, but got {self.until}")
+        _check_final(self.final)
 
     def shape(self, progress: float) -> float:
         return 1.0 + (self.final - 1.0) * min(1.0, progress / self.until)
@@ -66,6 +67,10 @@ class Cosine(Schedule):
     """Falls from 1 to ``final`` along half a cosine."""
 
     final: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_final(self.final)
 
     def shape(self, progress: float) -> float:
         return self.final + (1.0 - self.final) * 0.5 * (1.0 + math.cos(math.pi * progress))
@@ -82,6 +87,14 @@ class Step(Schedule):
         super().__post_init__()
         if wrong := [each for each in self.milestones if not (isinstance(each, int | float) and 0 < each < 1)]:
             raise UserError(f"expected milestones in (0, 1), shares of training, but got {wrong[0]!r}")
+        if not 0 < self.gamma <= 1:
+            raise UserError(f"expected gamma in (0, 1], a factor, but got {self.gamma}")
 
     def shape(self, progress: float) -> float:
         return self.gamma ** sum(progress >= milestone for milestone in self.milestones)
+
+
+def _check_final(final: float) -> None:
+    """Raise a UserError unless ``final`` is a factor to fall to."""
+    if not 0 <= final <= 1:
+        raise UserError(f"expected final in [0, 1], a factor, but got {final}")

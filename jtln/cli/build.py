@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import math
 import os
 import re
 import shlex
@@ -20,6 +22,7 @@ import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.loggers import Logger
 from torch.nn import Parameter
 
 from jtln.cli.overrides import at_least, config_dir, config_dir_given, key_of, overrides_given
@@ -42,6 +45,7 @@ from jtln.trunks.alexnet import SMALLEST_FULL
 from jtln.trunks.weights import check_weights, is_fetched, weights_digest
 
 MOST_PIXELS = 4096  # a side of an image as the network sees it: more is a slip of the keyboard, too
+MOST_VIEWS = 1000  # of a training image, each of which goes through the network
 MOST_WORKERS = 256  # for each loader: more is a slip of the keyboard
 
 
@@ -57,7 +61,8 @@ def build(config: DictConfig) -> Experiment:
     of_row: Any = OmegaConf.to_container(OmegaConf.merge(config, {"seed": "*"}), resolve=True)
     smoke = bool(config.debug.smoke)
     _check_keys(config)
-    budget = _budget(config)
+    _check_finite(settings)
+    budget, seed = _budget(config), _seed(config, "seed")
     if config.pretrain.source:
         _pretraining(config)  # what a real run refuses is refused in one that is shrunk
     if smoke:
@@ -80,12 +85,12 @@ def build(config: DictConfig) -> Experiment:
         folder=folder,
         dataset=spec.name,
         cost_name=cost_name,
-        seed=_seed(config, "seed"),
+        seed=seed,
         augment=bool(config.augment),
         pretraining=_pretraining(config) if config.pretrain.source else None,
         pretraining_depends=_pretraining_depends(config),
         trunk=_plain(config.trunk),
-        trunk_views=_whole(config, "trunk.views", 1) if "views" in config.trunk else 1,
+        trunk_views=_views(config),
         cache=None if smoke else _cache(config),
         num_workers=_num_workers(config),
         test_views=_test_views(config, spec),
@@ -98,7 +103,7 @@ def build(config: DictConfig) -> Experiment:
         overrides=overrides,
         command=" ".join(["python train.py", *map(shlex.quote, (*config_dir_given(hydra), *overrides))]),
         settings={"run": settings_hash(settings, "" if smoke else spec.identity), "row": row_hash(of_row)},
-        loggers=[wandb_logger(config.logger, settings, spec.name, choices, folder)] if config.logger.wandb else [],
+        loggers=_loggers(config, settings, spec.name, choices, folder),
     )
     return experiment
 
@@ -110,6 +115,7 @@ def check(config: DictConfig, spec: PairSpec) -> None:
         config: the composed configuration.
         spec: the pair that it describes.
     """
+    _check_finite(_plain(config))
     _budget(config)
     _transport(config)
     method, head, cost = _method(config), _head(config), instantiate(config.cost)
@@ -126,12 +132,26 @@ def check(config: DictConfig, spec: PairSpec) -> None:
 
 def _check_keys(config: DictConfig) -> None:
     """Raise a UserError for a key at the top that no file has: it was given with + and would do nothing."""
+    for key in map(str, config):
+        if key not in _top_keys():
+            raise unknown("key", key, sorted(key for key in _top_keys() if " " not in key))
+
+
+def _check_finite(values: Any, key: str = "") -> None:
+    """Raise a UserError for a number that is none, or infinite, wherever it stands."""
+    if isinstance(values, dict | list):
+        pairs = values.items() if isinstance(values, dict) else enumerate(values)
+        for name, value in pairs:
+            _check_finite(value, f"{key}.{name}".lstrip("."))
+    elif isinstance(values, float) and not math.isfinite(values):
+        raise UserError(f"expected a finite number for {key}, but got {values}")
+
+
+@functools.cache
+def _top_keys() -> frozenset[str]:
     known = yaml.safe_load((config_dir() / "train.yaml").read_text(encoding="utf-8"))
     chosen = [name for each in known.pop("defaults") if isinstance(each, dict) for name in each]
-    keys = {*known, *(name.split("@")[0] for name in chosen)}
-    for key in map(str, config):
-        if key not in keys:
-            raise unknown("key", key, sorted(key for key in keys if " " not in key))
+    return frozenset([*known, *(name.split("@")[0] for name in chosen)])
 
 
 @contextmanager
@@ -158,6 +178,7 @@ def _method(config: DictConfig) -> Method:
     method: Method = _made_of(Method, config, "method")
     if method.penalty is not None and not isinstance(method.penalty, Penalty):
         raise UserError(f"expected a jtln.methods.Penalty for method.penalty, but got {method.penalty!r}")
+    _check_name(method.name, "method.name")
     if method.penalty is None and "penalty" in config.method:
         raise UserError(
             f"expected the penalty of method={method.name}, but got null, without which it is another method: choose "
@@ -177,17 +198,21 @@ def spec_of(config: DictConfig) -> PairSpec:
     spec = instantiate(OmegaConf.merge(config, {"cache": str(_cache(config))}).dataset)
     if not isinstance(spec, PairSpec):
         raise UserError(f"expected a jtln.data.pairs.PairSpec for dataset, but got {spec!r}: choose a file of dataset")
-    if not isinstance(spec.name, str) or not re.fullmatch(r"\w[\w.+ -]*", spec.name):
-        raise UserError(
-            f"expected a name of letters, digits, spaces, ., + and - for dataset.name, but got {spec.name!r}"
-        )
-    if not spec.image_size <= MOST_PIXELS:
-        raise UserError(f"expected dataset.image_size of at most {MOST_PIXELS}, but got {spec.image_size}")
+    _check_name(spec.name, "dataset.name")
+    for key in ("image_size", "stored_size"):
+        if not getattr(spec, key) <= MOST_PIXELS:
+            raise UserError(f"expected dataset.{key} of at most {MOST_PIXELS}, but got {getattr(spec, key)}")
     if spec.shift >= spec.image_size / 2:
         raise UserError(
             f"expected dataset.shift below half of the {spec.image_size} pixels of an image, but got {spec.shift}"
         )
     return spec
+
+
+def _check_name(name: Any, key: str) -> None:
+    """Raise a UserError unless results can be filed under ``name``."""
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.+ -]*", name):
+        raise UserError(f"expected a name of letters, digits, spaces, ., + and - for {key}, but got {name!r}")
 
 
 def _head(config: DictConfig) -> Head:
@@ -212,6 +237,13 @@ def _make_trunk(config: DictConfig, spec: PairSpec) -> Callable[[], Trunk]:
         return make_trunk
     key = json.dumps([settings, weights_digest(str(settings.get("weights", "none"))), spec.image_size])
     return partial(shared_trunk, key, make_trunk)
+
+
+def _views(config: DictConfig) -> int:
+    views = _whole(config, "trunk.views", 1) if "views" in config.trunk else 1
+    if views > MOST_VIEWS:
+        raise UserError(f"expected trunk.views of at most {MOST_VIEWS}, but got {views}")
+    return views
 
 
 def _pretraining_depends(config: DictConfig) -> dict[str, Any]:
@@ -253,6 +285,9 @@ def _schedule(config: DictConfig, key: str) -> Schedule:
 def _optimizer(config: DictConfig, key: str) -> Any:
     """Return a function from parameter groups to an optimizer, tried once: a wrong rate is an error now."""
     optimizer = instantiate(OmegaConf.select(config, key))
+    momentum = OmegaConf.select(config, f"{key}.momentum")
+    if momentum is not None and momentum >= 1:
+        raise UserError(f"expected a number in [0, 1) for {key}.momentum, but got {momentum}")
     try:
         optimizer([Parameter(torch.zeros(1))])
     except (TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
@@ -272,6 +307,17 @@ def _num_workers(config: DictConfig) -> int | None:
     if workers > MOST_WORKERS:
         raise UserError(f"expected at most {MOST_WORKERS} processes for num_workers, but got {workers}")
     return workers
+
+
+def _loggers(config: DictConfig, settings: Any, dataset: str, choices: DictConfig, folder: Path) -> list[Logger]:
+    if not config.logger.wandb:
+        return []
+    for key in ("project", "entity", "group", "name"):
+        if not isinstance(config.logger[key], str | None):
+            raise UserError(f"expected text or null for logger.{key}, but got {config.logger[key]}")
+    if not OmegaConf.is_list(config.logger.tags) or not all(isinstance(each, str) for each in config.logger.tags):
+        raise UserError(f"expected a list of words for logger.tags, but got {config.logger.tags}")
+    return [wandb_logger(config.logger, settings, dataset, choices, folder)]
 
 
 def _test_views(config: DictConfig, spec: PairSpec) -> str:

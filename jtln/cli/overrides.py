@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -16,6 +17,7 @@ from jtln.errors import UserError
 CHOSEN_BY_CONFIGURATIONS = ("cost", "head", "method", "pretrain")  # groups that a study's configurations choose
 
 
+@functools.cache
 def config_dir() -> Path:
     """Return the folder of the configuration groups: inside an installed package, or beside it in a checkout."""
     package = Path(__file__).resolve().parents[1]
@@ -23,10 +25,11 @@ def config_dir() -> Path:
     return inside if inside.is_dir() else package.parent / "conf"
 
 
-def groups() -> Iterable[str]:
+@functools.cache
+def groups() -> Sequence[str]:
     """Return every configuration group, "dataset/source" among them."""
     folders = {path.parent.relative_to(config_dir()).as_posix() for path in config_dir().glob("*/**/*.yaml")}
-    return sorted(folder for folder in folders if not folder.startswith("hydra"))
+    return tuple(sorted(folder for folder in folders if not folder.startswith("hydra")))
 
 
 def files(group: str) -> Iterable[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import re
 import sys
 from collections.abc import Sequence
@@ -60,6 +61,11 @@ def _not_made(error: InstantiationException, overrides: Sequence[str]) -> str:
     """Name what could not be made, and the values that were given for it: Python's own words help nobody."""
     text = str(error)
     target, key = (re.search(each, text) for each in (r"target '([^']+)'", r"full_key: ([\w.]+)"))
+    surplus = re.search(r"unexpected keyword argument '(\w+)'", text)
+    if surplus is not None and target is not None and key is not None:  # of a file that goes with another class
+        chosen = [each for each in overrides if key_of(each).startswith(f"{key[1]}/")]
+        origin = f", of {' and '.join(chosen)}: leave that out" if chosen else f": choose another {key[1]}"
+        return f"expected keys that {target[1]} takes, but got {key[1]}.{surplus[1]}{origin}"
     values = [each for each in overrides if key_of(each) not in groups() and not each.startswith("hydra")]
     near = [each for each in values if key is None or key_of(each).startswith(key[1].partition(".")[0])]
     what = "the configuration" if target is None else target[1]
@@ -160,12 +166,14 @@ def check_types(config: DictConfig, overrides: Sequence[str] | None = None, befo
     for override in OverridesParser.create().parse_overrides(overrides):
         key = override.key_or_group
         old, new = OmegaConf.select(before, key), OmegaConf.select(config, key)
-        if key.startswith("trainer.") or key in _OF_SEVERAL_TYPES:  # what takes these says what it takes
-            continue
+        if (key.startswith("trainer.") and key != "trainer.progress_bar") or key in _OF_SEVERAL_TYPES:
+            continue  # what takes these says what it takes
         if key in groups() or override.is_add() or override.is_delete() or old is None:
             continue
         if new is None:  # what takes null for a number (all, the official part, the network's own) says so itself
-            if isinstance(old, int | float) and not key.startswith(("dataset.", "study.", "trunk.")):
+            if isinstance(old, bool) or (
+                isinstance(old, int | float) and not key.startswith(("dataset.", "study.", "trunk."))
+            ):
                 raise UserError(f"expected {_KINDS[type(old)]} for {key}, but got null")
             continue
         if isinstance(old, DictConfig):
@@ -181,8 +189,8 @@ def check_types(config: DictConfig, overrides: Sequence[str] | None = None, befo
         if not isinstance(new, float | int if wanted == "a number" else type(old)) or (
             isinstance(new, bool) != isinstance(old, bool)
         ):
-            if isinstance(old, int | str) and not isinstance(old, bool) and OmegaConf.is_list(new):
-                continue  # a number or a list of names: the class that takes it knows
+            if isinstance(old, int | str) and key.startswith("study.") and OmegaConf.is_list(new):
+                continue  # a number or a list of them: the study knows
             if isinstance(old, str) and not isinstance(new, bool) and not OmegaConf.is_config(new):
                 continue  # a name that looks like a number
             raise UserError(f"expected {wanted} for {key}, but got {new!r}")
@@ -197,7 +205,7 @@ _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: 
 
 
 def _composed(overrides: Sequence[str]) -> DictConfig:
-    """Compose the configuration with the command line's choices of files, and none of its values."""
+    """Compose the configuration with the command line's choices of files, and none of its values: only read it."""
     known = groups()
     choices = [
         override
@@ -205,9 +213,16 @@ def _composed(overrides: Sequence[str]) -> DictConfig:
         if override.partition("=")[0].lstrip("+~") in known and "," not in override.partition("=")[2]
     ]
     if GlobalHydra.instance().is_initialized():
-        return compose("train", overrides=choices)
+        paths = GlobalHydra.instance().config_loader().get_search_path().get_path()
+        return _composed_once(tuple(choices), tuple(str(each.path) for each in paths))
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         try:
             return compose("train", overrides=choices)
         except HydraException:  # a file from the user's own --config-dir
             return compose("train")
+
+
+@functools.lru_cache(maxsize=16)  # the jobs of a sweep differ in values more often than in files
+def _composed_once(choices: tuple[str, ...], search_path: tuple[str, ...]) -> DictConfig:
+    """Compose under the Hydra of the moment; ``search_path`` tells the one of another call from it."""
+    return compose("train", overrides=list(choices))

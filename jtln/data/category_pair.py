@@ -152,19 +152,22 @@ class CategoryPair(PairSpec):
                 f"to null: dataset.rate={self.rate} dataset.shots=null, for instance"
             )
         whole, share = "a whole number of 1 or more", "a share between 0 and 1"
-        seed, size = self.split_seed, self.image_size
+        size = self.image_size
         rules: dict[str, tuple[bool, str, object]] = {  # whether the value is right, what is expected, an example
             "shots": (_at_least(1, self.shots), "1 or more labelled images a class, or null", 5),
-            "rate": (self.rate is None or _share(self.rate) or self.rate == 1, "a share in (0, 1], or null", 0.15),
+            "rate": (self.rate is None or _share(self.rate) or _is_one(self.rate), "a share in (0, 1], or null", 0.15),
             "train_per_class": (_at_least(1, self.train_per_class), f"{whole}, or null", 30),
-            "validation": (_held(self.validation) or self.validation == 0, f"{whole}, 0, {share}, or null", 0.2),
+            "validation": (_held(self.validation, least=0), f"{whole}, 0, {share}, or null", 0.2),
             "source_validation": (_held(self.source_validation), f"{whole}, {share}, or null", 0.1),
             "test": (self.test is None or _share(self.test), f"{share}, or null", 0.2),
-            "split_seed": (seed is not None and _at_least(0, seed), "a whole number of 0 or more", 0),
+            **{
+                key: (seed is not None and _at_least(0, seed), "a whole number of 0 or more", 0)
+                for key, seed in (("seed", self.seed), ("split_seed", self.split_seed))
+            },
             "image_size": (size is not None and _at_least(1, size), whole, 224),
             "stored_size": (_at_least(1, self.stored_size), f"{whole}, or null", "null"),
             "shift": (self.shift is not None and _at_least(0, self.shift), "a whole number of 0 or more", 2),
-            "crop": (self.crop is None or _share(self.crop) or self.crop == 1, "a share in (0, 1], or null", 0.5),
+            "crop": (self.crop is None or _share(self.crop) or _is_one(self.crop), "a share in (0, 1], or null", 0.5),
             "white": (self.white is None or _level(self.white), "a grey level above 0, or null", 4095),
             "pool_validation": (isinstance(self.pool_validation, bool), "true or false", "false"),
         }
@@ -416,12 +419,16 @@ def _at_least(least: int, value: object) -> bool:
     return value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= least)
 
 
+def _is_one(value: object) -> bool:
+    return value == 1 and not isinstance(value, bool)
+
+
 def _share(value: object) -> bool:
     return isinstance(value, float) and 0 < value < 1
 
 
-def _held(value: object) -> bool:
-    return _at_least(1, value) or _share(value)
+def _held(value: object, least: int = 1) -> bool:
+    return _at_least(least, value) or _share(value)
 
 
 def _level(value: object) -> bool:

@@ -152,6 +152,7 @@ def _rows(index: Path, state: tuple[int, int, int]) -> dict[str, int]:
     """Return the row of each image that an index names; a ValueError where the index is not whole.
 
     Args:
+        index: the file.
         state: differs between the file and one that takes its place.
     """
     sealed, _, text = index.read_text(encoding="ascii").partition("\n")

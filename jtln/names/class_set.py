@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import functools
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -77,11 +78,15 @@ class ClassSet:
         """Return the categories above class ``index``, from the top down, or None where they are not known."""
         return None if self.paths is None else self.paths[index]
 
+    @functools.cached_property
+    def _places(self) -> dict[str, int]:
+        return {name: index for index, name in enumerate(self.names)}
+
     def index(self, name: str) -> int:
         """Return the label of the class called ``name``; a UserError names the choices where there is none."""
         for each in (name, composed(name)):
-            if each in self.names:
-                return self.names.index(each)
+            if each in self._places:
+                return self._places[each]
         raise unknown("class", name, self.names)
 
     def subset(self, names: Iterable[str]) -> ClassSet:

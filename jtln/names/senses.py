@@ -93,8 +93,8 @@ def order(classes: Sequence[Sequence[str]], choice: str = "context") -> list[tup
 
 
 def _scores(classes: Sequence[Sequence[str]]) -> list[dict[str, float]]:
-    """Return the score of each sense of each class, in units of the log of its frequency."""
-    scores = [{each: _prior(each, ids) for each in ids} for ids in classes]
+    """Return the score of each sense of each class, in units of the log of its frequency; 0 of what has no rival."""
+    scores = [{each: _prior(each, ids) if len(ids) > 1 else 0.0 for each in ids} for ids in classes]
     known = [index for index, ids in enumerate(classes) if ids]
     count = min(NEAREST, len(known) - 1)
     asked = [(index, each) for index in known for each in classes[index] if len(classes[index]) > 1]

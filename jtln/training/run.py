@@ -68,6 +68,15 @@ def run(experiment: Experiment) -> dict[str, Any]:
     started = time.perf_counter()
     distributed.reset()
     _check_cost(experiment)
+    make_trainer(
+        experiment.trainer, experiment.budget, experiment.folder, keep_checkpoints=False
+    )  # to check its values
+    pl.seed_everything(experiment.seed, verbose=False)
+    network = trunk = experiment.make_trunk()  # first, so that a mistake in its settings does not wait for the images
+    random_state = torch.get_rng_state()
+    has_weights = trunk.published is not None or experiment.synthetic_images is None  # else they are not fetched
+    if has_weights:
+        has_classifier(trunk, experiment.spec)
     last = experiment.folder / "checkpoints" / "last.ckpt"
     checkpoint = last if experiment.resume and last.is_file() else None
     done = steps_done(checkpoint)
@@ -91,12 +100,12 @@ def run(experiment: Experiment) -> dict[str, Any]:
         callbacks.append(follow)
 
     pl.seed_everything(experiment.seed, verbose=False)
-    network = trunk = experiment.make_trunk()
+    torch.set_rng_state(random_state)  # what is before here leaves the run's random numbers as they are
     source_head = nn.Linear(trunk.dim, len(pair.source.classes))
     trained = True  # the source head
     if pretrained is not None:
         pretrained.load_into(trunk, source_head)
-    elif trunk.published is not None or experiment.synthetic_images is None:  # else weights are not fetched
+    elif has_weights:
         trained = take_published(source_head, trunk, experiment.spec)
         experiment.check_fit(trained)
     data = _data(experiment, pair, trunk)
@@ -185,10 +194,10 @@ def compute_features(experiment: Experiment) -> tuple[int, float]:
     """
     if not experiment.computes_features:
         raise UserError("expected a trunk that stays as it is, but got trunk.freeze=false: give trunk.freeze=true")
-    pair = experiment.spec.load()
-    pretrained = _pretrain(experiment, pair)
     pl.seed_everything(experiment.seed, verbose=False)
     trunk = experiment.make_trunk()
+    pair = experiment.spec.load()
+    pretrained = _pretrain(experiment, pair)
     if pretrained is not None:
         pretrained.load_into(trunk, nn.Linear(trunk.dim, len(pair.source.classes)))
     with TemporaryDirectory() as folder:
@@ -286,18 +295,14 @@ def form_head(
     return found
 
 
-def take_published(source_head: nn.Linear, trunk: Trunk, spec: PairSpec) -> bool:
-    """Start the source head from the classifier that the trunk's weights came with, and return whether there was one.
+def has_classifier(trunk: Trunk, spec: PairSpec) -> bool:
+    """Return whether the trunk's weights came with a classifier of the source classes.
 
     Raises:
         UserError: the source has no images, and there is no such classifier, or one of another number of classes.
     """
-    published, rows = trunk.published, spec.classifier_rows
-    if rows is not None and published is not None and len(published.bias) == spec.classifier_size:
-        with torch.no_grad():
-            chosen = torch.tensor(rows)
-            source_head.weight.copy_(published.weight[chosen] / spec.classifier_temperature)
-            source_head.bias.copy_(published.bias[chosen] / spec.classifier_temperature)
+    published = trunk.published
+    if spec.classifier_rows is not None and published is not None and len(published.bias) == spec.classifier_size:
         return True
     if not spec.has_source_images:
         got = "none" if published is None else f"one of {len(published.bias)} classes"
@@ -307,6 +312,23 @@ def take_published(source_head: nn.Linear, trunk: Trunk, spec: PairSpec) -> bool
             "with dataset.source.labels"
         )
     return False
+
+
+def take_published(source_head: nn.Linear, trunk: Trunk, spec: PairSpec) -> bool:
+    """Start the source head from the classifier that the trunk's weights came with, and return whether there was one.
+
+    Raises:
+        UserError: as :func:`has_classifier`.
+    """
+    if not has_classifier(trunk, spec):
+        return False
+    published, rows = trunk.published, spec.classifier_rows
+    assert published is not None
+    with torch.no_grad():
+        chosen = torch.tensor(rows)
+        source_head.weight.copy_(published.weight[chosen] / spec.classifier_temperature)
+        source_head.bias.copy_(published.bias[chosen] / spec.classifier_temperature)
+    return True
 
 
 def _complete(path: Path, head: Head, module: JTLN, trunk: Trunk | None) -> None:

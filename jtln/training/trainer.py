@@ -100,11 +100,17 @@ class TrainerSettings:
         if (precision := str(self.options.get("precision"))) in ("64-true", "bf16-true", "16-true", "64", "16"):
             raise UserError(f"expected precision 32-true, bf16-mixed or 16-mixed, but got {precision}")
         clip = self.options.get("gradient_clip_val")
-        if clip is not None and not (isinstance(clip, int | float) and 0 < clip < math.inf):
+        if clip is not None and (isinstance(clip, bool) or not (isinstance(clip, int | float) and 0 < clip < math.inf)):
             raise UserError(f"expected gradient_clip_val to be a number > 0, or null, but got {clip!r}")
-        batches = self.options.get("accumulate_grad_batches", 1)
-        if not isinstance(batches, int) or isinstance(batches, bool) or batches < 1:
-            raise UserError(f"expected accumulate_grad_batches to be a whole number >= 1, but got {batches!r}")
+        for key in ("accumulate_grad_batches", "log_every_n_steps", "num_nodes"):
+            count = self.options.get(key, 1)
+            if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+                raise UserError(f"expected {key} to be a whole number >= 1, but got {count!r}")
+        for key in ("sync_batchnorm", "benchmark", "detect_anomaly", "inference_mode", "barebones"):
+            if self.options.get(key) not in (True, False, None) or type(self.options.get(key)) in (int, float):
+                raise UserError(f"expected {key} to be true or false, but got {self.options[key]!r}")
+        if isinstance(self.options.get("devices"), bool):
+            raise UserError(f"expected devices to be a whole number, or auto, but got {self.options['devices']}")
 
 
 def pair_data(
@@ -190,7 +196,7 @@ def make_trainer(
             plugins=[WholeCheckpoints(), *listed(options.pop("plugins", None))],
             **options,
         )
-    except (MisconfigurationException, ImportError, TypeError, ValueError) as error:
+    except (MisconfigurationException, ImportError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(
             f"expected values that pytorch_lightning.Trainer takes in trainer.*, but got: {error}"
         ) from error

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from jtln.errors import UserError
 from jtln.trunks.base import IMAGENET_MEAN, IMAGENET_STD, Trunk, check_image_size
-from jtln.trunks.weights import load_weights, read_weights
+from jtln.trunks.weights import check_match, load_weights, read_weights
 
 
 class Pooled(nn.Module):
@@ -51,6 +51,7 @@ def from_module(
         UserError: nothing can be imported from there, it is no ``nn.Module``, or it does not give features.
     """
     check_image_size(image_size)
+    check_match(match)
     module, _, name = (path or "").rpartition(".")
     if not module:
         raise UserError(f"expected package.file.function for trunk.path, but got {path!r}")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from jtln.errors import UserError, unknown
 from jtln.trunks.base import PublishedHead, Trunk, check_image_size, check_takes
-from jtln.trunks.weights import load_trunk, read_weights, weights_digest
+from jtln.trunks.weights import check_match, load_trunk, read_weights, weights_digest
 
 
 class Packaged(NamedTuple):
@@ -59,6 +59,7 @@ def from_timm(image_size: int, name: str = "resnet50", weights: str = "auto", ma
             this size.
     """
     check_image_size(image_size)
+    check_match(match)
     timm = _timm()
     if name.partition(".")[0] not in timm.list_models():
         near = difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.4)

@@ -44,6 +44,7 @@ def check_weights(weights: str) -> None:
 
 def with_weights(trunk: Trunk, weights: str, torchvision_name: str | None, match: str = "name") -> Trunk:
     """Load what ``weights`` names into the trunk; ``torchvision_name`` is None where torchvision has none for it."""
+    check_match(match)
     if weights == "auto":
         weights = "none" if torchvision_name is None else "imagenet"
     if weights == "none":
@@ -61,6 +62,12 @@ def with_weights(trunk: Trunk, weights: str, torchvision_name: str | None, match
     return trunk
 
 
+def check_match(match: str) -> None:
+    """Raise a UserError unless ``match`` is a way to match tensors, also where there is nothing to match."""
+    if match not in MATCHES:
+        raise unknown("trunk.match", match, MATCHES)
+
+
 def load_trunk(
     trunk: Trunk,
     state: dict[str, Tensor],
@@ -75,7 +82,8 @@ def load_trunk(
         trunk: gets the weights, in place.
         state: name -> tensor.
         origin: where the state dict comes from, for messages.
-        match, adapt: see :func:`load_weights`.
+        match: see :func:`load_weights`.
+        adapt: likewise.
         head: the classifier's name; by default it is the only linear layer of D inputs that the trunk leaves over.
 
     Raises:
@@ -220,8 +228,7 @@ def load_weights(
     Raises:
         UserError: a tensor of the network is not there or has another shape.
     """
-    if match not in MATCHES:
-        raise unknown("trunk.match", match, MATCHES)
+    check_match(match)
     wanted = network.state_dict()
     found, left = _by_order(wanted, state) if match == "order" else _by_name(wanted, state)
     wrong = _wrong(wanted, found)

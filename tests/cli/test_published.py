@@ -85,6 +85,7 @@ def test_photographs_from_the_command_to_predictions(photographs: Path, tmp_path
     assert right / 4 == pytest.approx(result["target"]["test"]["accuracy"])
 
 
+@pytest.mark.slow
 def test_the_figures_are_those_of_a_regression_on_timms_features(photographs: Path, tmp_path: Path) -> None:
     """Test accuracy and predictions, computed once more from the trunk, the published head and scikit-learn."""
     folder = tmp_path / "run"
@@ -124,6 +125,7 @@ def test_the_figures_are_those_of_a_regression_on_timms_features(photographs: Pa
     assert result["target"]["test"]["accuracy"] == pytest.approx((found == y["test"]).mean())
 
 
+@pytest.mark.slow
 def test_without_a_prior_it_is_scikit_learns(photographs: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     train(folder, photographs, "experiment=photographs", "head.prior=0", "head.power=1.0")
@@ -167,14 +169,14 @@ def test_methods_and_heads_that_read_no_source_image(
 @pytest.mark.parametrize(
     ("overrides", "named"),
     [
-        (("head=discriminant",), "head=discriminant"),
+        pytest.param(("head=discriminant",), "head=discriminant", marks=pytest.mark.slow),
         (("cost=centroid",), "cost=centroid"),
-        (("method=joint", "method.lambda_source=1"), "lambda_source"),
-        (("method=jtln", "method.ot_images=both"), "ot_images=both"),
-        (("pretrain=source",), "pretrain=source"),
+        pytest.param(("method=joint", "method.lambda_source=1"), "lambda_source", marks=pytest.mark.slow),
+        pytest.param(("method=jtln", "method.ot_images=both"), "ot_images=both", marks=pytest.mark.slow),
+        pytest.param(("pretrain=source",), "pretrain=source", marks=pytest.mark.slow),
         (("trunk=alexnet", "trunk.weights=none"), "classifier of 1000 classes"),
-        (("method=l2sp", "trunk.freeze=true"), "trunk.freeze=true"),
-        (("method=linear_probe", "head=linear"), "head=linear"),
+        pytest.param(("method=l2sp", "trunk.freeze=true"), "trunk.freeze=true", marks=pytest.mark.slow),
+        pytest.param(("method=linear_probe", "head=linear"), "head=linear", marks=pytest.mark.slow),
         (("dataset.source.labels=imagenet-12k",), "11821 classes"),
     ],
 )

@@ -174,10 +174,7 @@ ONE = "study.only=[consecutive]"  # the mistake is the same in every row
 AT_ONCE = {  # the others compose rows, which takes seconds
     "study=quick",
     "-m study=quick seed=3",
-    "-m study=quick study.seeds=0",
-    "-m study=quick study.folder=null",
     "-m study.seeds=3",
-    "-m study=quick study.shots=[0]",
 }
 
 

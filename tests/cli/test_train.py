@@ -29,7 +29,7 @@ QUICK = ["trunk.width=0.05", "trainer.progress_bar=false"]
 PHOTOGRAPHS = ["aircraft", "caltech101", "caltech256", "cars", "cub200", "dtd", "flowers102", "food101", "imagenet"]
 PHOTOGRAPHS += ["office31", "pets", "places365"]
 
-AT_ONCE = ("head/cosine", "logger/csv", "method/linear_probe", "schedule/step", "trainer/cpu")  # the others are slow
+AT_ONCE = ("head/cosine", "method/linear_probe")  # the others are slow
 
 # Of these the plots are drawn, which takes longer than such a run: few classes and many, each kind of curve.
 DRAWN = ("cost/posterior", "dataset/caltech256", "dataset/fashion", "method/jtln_annealed", "method/l2sp")
@@ -284,6 +284,7 @@ def test_an_error_of_an_earlier_sweep_in_the_folder_does_not_count(tmp_path: Pat
     SweepTable.failed.clear()
 
 
+@pytest.mark.slow
 def test_a_job_that_crashes_leaves_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jtln.training.run.run", lambda experiment: [][1])
     code, folder = sweep(tmp_path, "cost=uniform", "seed=0,1", "debug=smoke")

@@ -40,6 +40,7 @@ def nll(logits: Tensor, labels: Tensor, rows: np.ndarray) -> float:
     return float(-log_q[np.arange(len(labels)), labels.numpy()].mean())
 
 
+@pytest.mark.slow
 def test_the_soft_labels_are_the_rows_of_the_plan_of_the_least_nll() -> None:
     cost, (logits, labels) = related(0.5), images(lean=1.5)
     used, found = calibrate(cost, LOSS, [(logits[:15], labels[:15]), (logits[15:], labels[15:])])

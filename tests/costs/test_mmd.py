@@ -166,6 +166,7 @@ class Largest(TorchDispatchMode):
         return result
 
 
+@pytest.mark.slow
 def test_memory_is_bounded_by_the_features_and_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
     """1,000 source classes of up to 4 of 10 images of 256 features; all kernel values at once would be 16 million."""
     generator = torch.Generator().manual_seed(0)

@@ -371,6 +371,7 @@ def test_levels_are_found_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 # On the way to ``jtln predict``.
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_a_folder_of_its_own", "no_drawing")
 def test_a_run_keeps_its_level_for_predictions(tmp_path: Path) -> None:
     root = folder_of(tmp_path / "x", "tiff", lambda k: 150 * k, lambda path, most: saved(path, whole(int(most))))

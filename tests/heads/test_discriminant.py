@@ -91,8 +91,14 @@ def best_factor(scores: np.ndarray, labels: Tensor) -> tuple[float, float]:
     return float(np.exp(found.x)), float(found.fun)
 
 
-@pytest.mark.parametrize("shrinkage", [0.1, 0.7, 1.0])
-@pytest.mark.parametrize(("labelled", "away"), [((2, 1, 3), 0.0), ((1, 0, 1), 0.0), ((1, 0, 3), 4.0)])  # 0: no image
+@pytest.mark.parametrize(
+    ("shrinkage", "labelled", "away"),  # of labelled images, 0: none
+    [
+        pytest.param(shrinkage, labelled, away, marks=() if shrinkage == quick else pytest.mark.slow)
+        for labelled, away, quick in (((2, 1, 3), 0.0, 0.1), ((1, 0, 1), 0.0, 1.0), ((1, 0, 3), 4.0, 0.7))
+        for shrinkage in (0.1, 0.7, 1.0)
+    ],
+)
 def test_is_the_gaussian_discriminant_of_the_least_validation_nll(
     shrinkage: float, labelled: tuple[int, ...], away: float
 ) -> None:
@@ -267,6 +273,7 @@ def test_episodes_choose_what_an_informative_cost_is_worth() -> None:
     assert permuted.chosen["transport_count"] < informed.chosen["transport_count"]
 
 
+@pytest.mark.slow
 def test_episodes_are_of_other_classes_each_time_and_the_same_in_every_fit() -> None:
     asked: list[tuple[list[int], list[int]]] = []
 

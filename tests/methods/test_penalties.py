@@ -309,7 +309,7 @@ def test_importance_in_a_network_with_branches_and_a_relu_used_twice() -> None:
     net.trunk, net.target_head = trunk, nn.Linear(512, 3)
     net.images["target"] = torch.randn(4, 3, 32, 32)
     net.labels["target"] = torch.arange(4) % 3
-    layer, name = trunk.body.layer2[0].conv1, "body.layer2.0.conv1"
+    layer, name = trunk.body.layer1[1].conv1, "body.layer1.1.conv1"
     with torch.no_grad():
         (values,) = channel_importance(net, features_of(net), [name], 4)
         classify = train_classifier(trunk(net.images["target"]), net.labels["target"], 3)

@@ -79,7 +79,7 @@ class Pictograms(PairSpec):
         flip: bool = True,
         shift: int = 2,
     ) -> None:
-        if not isinstance(validation, int) or not 0 <= validation <= len(GROUPS) - 2:
+        if not isinstance(validation, int) or isinstance(validation, bool) or not 0 <= validation <= len(GROUPS) - 2:
             raise UserError(
                 f"expected 0 to {len(GROUPS) - 2} validation style groups, but got {validation}: "
                 "set dataset.validation=1"
@@ -90,11 +90,16 @@ class Pictograms(PairSpec):
                 f"expected 1 to {most} shots, as of {len(GROUPS)} style groups validation takes {validation} "
                 f"and testing at least 1, but got {shots}: set dataset.shots to at most {most}"
             )
-        for key, value, least in (("image_size", image_size, 1), ("shift", shift, 0)):
-            if not isinstance(value, int) or value < least:
+        for key, value, least, usual in (
+            ("image_size", image_size, 1, 32),
+            ("shift", shift, 0, 2),
+            ("seed", seed, 0, 0),
+            ("split_seed", split_seed, 0, 0),
+        ):
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise UserError(
                     f"expected a whole number of {least} or more for dataset.{key}, but got {value}: "
-                    f"set dataset.{key}={(32, 2)[key == 'shift']}, for instance"
+                    f"set dataset.{key}={usual}, for instance"
                 )
         classes = ClassSet.from_csv(ASSETS / "classes.csv")
         drawn_from = [name for name in classes if name not in REDRAWN]

@@ -70,7 +70,7 @@ def test_no_image_is_in_two_parts(pair: Pair) -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_no_style_group_is_on_two_sides_of_the_target(seed: int) -> None:
-    targets = [Pictograms(shots=shots, seed=seed, image_size=8).load().target for shots in (1, 2, 3)]
+    targets = [Pictograms(shots=shots, seed=seed, image_size=8)._target() for shots in (1, 2, 3)]
     for shots, target in enumerate(targets, start=1):
         assert len(styles(target.train)) == shots
         for one, other in itertools.combinations(parts(target).values(), 2):
@@ -117,13 +117,13 @@ def test_near_duplicates_are_of_one_group() -> None:
 
 
 def test_seeds(pair: Pair) -> None:
-    other, split = Pictograms(seed=4).load(), Pictograms(split_seed=1).load()
+    other, split = Pictograms(seed=4).load(), Pictograms(split_seed=1)
     for mine, theirs in zip(parts(pair.source).values(), parts(other.source).values(), strict=True):
         assert mine.fingerprint() == theirs.fingerprint()
     assert other.target.classes == pair.target.classes
     assert styles(other.target.train) != styles(pair.target.train)
-    assert split.target.classes != pair.target.classes
-    assert Pictograms().load().target.test.fingerprint() == pair.target.test.fingerprint()
+    assert split.target_classes != pair.target.classes
+    assert Pictograms()._target().test.fingerprint() == pair.target.test.fingerprint()
 
 
 def test_named_targets_and_original_size() -> None:

@@ -95,6 +95,7 @@ def test_a_source_from_elsewhere(source: str, tmp_path: Path) -> None:
     assert result["source"]["test"]["n"] == 2 * len(ALL[source].kinds or ())
 
 
+@pytest.mark.slow
 def test_two_folders(tmp_path: Path) -> None:
     for side in ("source", "target"):
         for label, kind in enumerate(("cup", "jug", "pot")):
