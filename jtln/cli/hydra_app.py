@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from jtln.cli.defaults import with_defaults
+from jtln.cli.objective import is_optimized
 from jtln.cli.overrides import at_home, check_overrides, config_dir, config_dir_given, options_first, overrides_given
 from jtln.cli.resume import resumed
 from jtln.cli.run_folder import new_sweep_folder
@@ -91,13 +92,17 @@ def _sweep_folder(arguments: list[str]) -> str | None:
     return str(new_sweep_folder()) if is_multirun and not is_named else None
 
 
-def _guarded(job: Callable[[DictConfig], Any], config: DictConfig) -> None:
-    """One run. In a multirun a run that fails leaves its error in its folder, and the others go on."""
+def _guarded(job: Callable[[DictConfig], Any], config: DictConfig) -> Any:
+    """Make one run and return what ``job`` returns.
+
+    In a multirun a run that fails leaves its error in its folder, and the others go on. A sweeper that optimises gets
+    the exception, and knows how many of them it takes.
+    """
     if os.environ.get("LOCAL_RANK", "0") == "0":
         Path(HydraConfig.get().runtime.output_dir, "error.txt").unlink(missing_ok=True)  # of an earlier try
     try:
         check_types(config)
-        job(config)
+        return job(config)
     except KeyboardInterrupt:
         hydra = HydraConfig.get()
         again = shlex.join([*config_dir_given(hydra), f"resume={hydra.runtime.output_dir}"])
@@ -115,4 +120,7 @@ def _guarded(job: Callable[[DictConfig], Any], config: DictConfig) -> None:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             text = mistake or "".join(traceback.format_exception(error))
             (folder / "error.txt").write_text(text, encoding="utf-8")
+        if is_optimized():
+            raise
         print(f"error: {name}: {mistake or repr(error)} (see {folder / 'error.txt'})", file=sys.stderr)
+        return None

@@ -16,7 +16,17 @@ from jtln.study.job import is_setting
 from jtln.study.ledger import read_result
 
 # What may change when a run is resumed, which has no part in what it learns but for how long.
-_NO_SETTING = ("epochs", "trainer", "logger", "num_workers", "cache", "compare_target_only", "hydra", "trust")
+_NO_SETTING = (
+    "epochs",
+    "trainer",
+    "logger",
+    "num_workers",
+    "cache",
+    "compare_target_only",
+    "hydra",
+    "trust",
+    "optimized_metric",
+)
 
 
 def resumed(arguments: list[str]) -> list[str]:

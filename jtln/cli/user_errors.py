@@ -79,9 +79,18 @@ def _unquoted(override: str) -> str:
     return f"{told}: \"{key}='{value}'\""
 
 
+_PLUGINS = {  # files of Hydra's plugins, and how they are installed
+    "hydra/sweeper/optuna": "hydra-optuna-sweeper (brings optuna 2; beside jtln[tune], optuna 4 and later: --no-deps)",
+    "hydra/launcher/submitit_slurm": "'jtln[launchers]'",
+    "hydra/launcher/submitit_local": "'jtln[launchers]'",
+}
+
+
 def _wrong_file(error: MissingConfigException) -> str:
     wanted = str(error.missing_cfg_file or "")
     group, _, name = wanted.rpartition("/")
+    if (package := _PLUGINS.get(wanted)) is not None:
+        return f"expected the plugin of {group}={name}, but it is not installed: pip install {package}"
     if error.options:
         return str(unknown(group or "configuration", name, sorted(set(error.options) - {"train"})))
     return f"unknown configuration group '{group or name}': expected one of {', '.join(groups())}"
