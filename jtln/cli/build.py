@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.nn import Parameter
 
 from jtln.cli.overrides import at_least, config_dir, config_dir_given, key_of, overrides_given
+from jtln.cli.run_folder import AUTO, is_under_way
 from jtln.cli.wandb_logger import wandb_logger
 from jtln.data.pairs import PairSpec
 from jtln.data.transforms import VIEWS
@@ -89,7 +90,8 @@ def build(config: DictConfig) -> Experiment:
         compare_target_only=bool(config.compare_target_only),
         synthetic_images=int(config.debug.per_class) if smoke else None,
         seed_draws_classes=of_row["dataset"].get("split_seed") == "*",
-        resume=config.resume is not None,
+        resume=is_under_way(folder) if config.resume == AUTO else config.resume is not None,
+        requeue=config.resume == AUTO,
         report=bool(config.report),
         config=OmegaConf.to_yaml(config, resolve=True),
         overrides=overrides,

@@ -11,7 +11,8 @@ from omegaconf import DictConfig
 from jtln.cli.hydra_app import run_hydra
 from jtln.cli.objective import check_objective, objective
 from jtln.cli.resume import check_unchanged
-from jtln.cli.run_folder import own_folder
+from jtln.cli.run_folder import AUTO, own_folder
+from jtln.study.ledger import read_result
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -25,7 +26,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _train(config: DictConfig) -> float | None:
-    with own_folder():
+    with own_folder(config.resume):
         return train(config)
 
 
@@ -43,6 +44,10 @@ def train(config: DictConfig) -> float | None:
     check_objective(config.optimized_metric, experiment.spec.validates)
     if experiment.resume:
         check_unchanged(experiment.config, experiment.folder)
+    finished = read_result(experiment.folder / "result.json") if config.resume == AUTO else None
+    if finished is not None and finished["settings"].get("run") == experiment.settings["run"]:
+        print(f"finished: {experiment.folder} has a result of these settings")
+        return objective(config.optimized_metric, finished)
     try:
         if config.pretrain.get("only"):
             make_trunk(experiment)

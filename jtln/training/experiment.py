@@ -41,6 +41,8 @@ class Experiment:
         compare_target_only: whether a run with the target alone precedes, to warn of negative transfer.
         synthetic_images: synthetic images a class in place of real ones; None: real ones.
         seed_draws_classes: whether the pair's split_seed follows the seed.
+        resume: whether it goes on from the last checkpoint in its folder, where there is one.
+        requeue: whether a Slurm job that is warned of its time limit is put back into the queue.
         report: whether the folder gets plots and a page.
         config: the composed configuration, YAML.
         settings: hashes of the run, and of its configuration in a study.
@@ -72,6 +74,7 @@ class Experiment:
     synthetic_images: int | None = None
     seed_draws_classes: bool = False
     resume: bool = False
+    requeue: bool = False
     report: bool = True
     config: str = ""
     overrides: Sequence[str] = ()

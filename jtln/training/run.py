@@ -111,6 +111,7 @@ def run(experiment: Experiment) -> dict[str, Any]:
         loggers,
         callbacks,
         validates=bool(len(pair.target.val)),
+        requeue=experiment.requeue,
     )
 
     device = trainer.strategy.root_device

@@ -6,6 +6,7 @@ import csv
 import logging
 import math
 import os
+import signal
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,7 @@ import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, Logger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from jtln.data.loaders import PairData
 from jtln.data.pairs import Pair
@@ -28,6 +29,7 @@ from jtln.errors import UserError
 from jtln.module import HEADS, JTLN
 from jtln.storage import save_torch
 from jtln.training.callbacks import CheckFinite, Progress, SeedEpochs, TransportDiagnostics
+from jtln.training.preemption import Preempted, SaveOnSignal
 from jtln.trunks.base import Trunk
 
 Metrics = dict[str, dict[str, dict[str, float] | None]]  # head -> split -> metric
@@ -147,11 +149,13 @@ def make_trainer(
     keep_checkpoints: bool = True,
     hidden: tuple[str, ...] = (),
     validates: bool = True,
+    requeue: bool = False,
 ) -> pl.Trainer:
     """A Trainer that keeps the checkpoint with the best target validation accuracy, and the last one.
 
     Args:
         validates: whether there are validation images; without any, the weights of the last epoch are the best.
+        requeue: whether a Slurm job that is warned of its time limit is put back into the queue.
     """
     _quiet_lightning()
     extra: list[Callback] = [
@@ -161,7 +165,7 @@ def make_trainer(
         *([Progress(description, hidden)] if settings.progress_bar else []),
     ]
     if keep_checkpoints:
-        extra.extend(best_and_last(folder, validates))
+        extra.extend([*best_and_last(folder, validates), SaveOnSignal(folder / "checkpoints" / "last.ckpt", requeue)])
     options: dict[str, Any] = {
         "log_every_n_steps": max(1, min(10, budget.steps_per_epoch)),
         **settings.options,
@@ -244,17 +248,19 @@ class Fitted:
 
 def fit(trainer: pl.Trainer, module: JTLN, data: PairData, checkpoint: Path | None = None) -> None:
     """Fit; Ctrl-C stays what it is."""
-    with _interruptible(trainer):
+    with _interruptible():
         trainer.fit(module, data, ckpt_path=None if checkpoint is None else str(checkpoint), weights_only=True)
 
 
 @contextmanager
-def _interruptible(trainer: pl.Trainer) -> Iterator[None]:
-    """Ctrl-C stays a KeyboardInterrupt, of which Lightning makes an exit."""
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C stays a KeyboardInterrupt, of which Lightning makes an exit, and SIGTERM has its exit code."""
     try:
         yield
-    except SystemExit:
-        if trainer.interrupted:
+    except SIGTERMException:
+        raise Preempted(signal.SIGTERM) from None
+    except SystemExit as end:
+        if isinstance(end.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None
         raise
 
@@ -266,6 +272,9 @@ def fit_best(trainer: pl.Trainer, module: JTLN, data: PairData, checkpoint: Path
         checkpoint: a ``last.ckpt`` to continue from.
     """
     started, first_step = time.perf_counter(), steps_done(checkpoint)
+    accumulated = trainer.accumulate_grad_batches
+    epoch, step = divmod(first_step, math.ceil(data.steps_per_epoch / accumulated))
+    data.first_batch = epoch * data.steps_per_epoch + step * accumulated
     fit(trainer, module, data, checkpoint)
     seconds = time.perf_counter() - started
     sizes = {"source": data.source_batch_size, "target": data.target_batch_size}
@@ -291,7 +300,7 @@ def evaluate(trainer: pl.Trainer, module: JTLN, data: PairData) -> Metrics:
     measures: list[tuple[Any, Any]] = [(trainer.validate, [])] if len(data.pair.target.val) else []
     for measure, loggers in [*measures, (trainer.test, trainer.loggers)]:
         trainer.loggers = loggers
-        with _interruptible(trainer):
+        with _interruptible():
             for part in measure(module, datamodule=data, verbose=False):
                 values.update(part)
 
@@ -360,6 +369,7 @@ def _quiet_lightning() -> None:
         ".*Checkpoint directory.*",
         ".*isinstance.treespec, LeafSpec.*",
         ".*GPU available but not used.*",
+        ".*resuming from a checkpoint that ended before the epoch ended.*",  # the loaders go on from that step
         ".*total number of parameters detected may be inaccurate.*",
         ".*recommended to use `self.log.*sync_dist=True.*",  # torchmetrics has counted over all processes
     ):

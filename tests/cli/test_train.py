@@ -55,8 +55,8 @@ NEEDS: dict[str, list[str]] = {
 def train(tmp_path: Path) -> Callable[..., tuple[int, Path]]:
     """``train("cost=uniform", ...)`` runs ``python train.py debug=smoke ...``; returns exit code and run folder."""
 
-    def run(*overrides: str) -> tuple[int, Path]:
-        folder = tmp_path / "run"
+    def run(*overrides: str, name: str = "run") -> tuple[int, Path]:
+        folder = tmp_path / name
         quick = QUICK[:1] if not any(each.startswith("trunk=") for each in overrides) else []
         return main([*QUICK[1:], *quick, "debug=smoke", *overrides, f"hydra.run.dir={folder}"]), folder
 
@@ -174,7 +174,7 @@ def test_a_uniform_cost_matches_nothing(
     assert "is matched with" not in told
     assert result_of(folder)["transport"]["strongest"] == {}
     assert (
-        train("cost=wordnet", "transport.calibrate=false")[0] == 0
+        train("cost=wordnet", "transport.calibrate=false", name="related")[0] == 0
     )  # of synthetic images a calibration may find no relation
     assert "is matched with" in capsys.readouterr().out
 
