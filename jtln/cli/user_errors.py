@@ -122,9 +122,27 @@ def _wrong_key(error: BaseException, overrides: Sequence[str]) -> str | None:
         return f"unknown key '{leaf}': did you mean {' or '.join(longer)}?"
     takers = [each for each in overrides if f"{key}.".startswith(f"{each.partition('=')[0].lstrip('+~')}.")]
     takers = [each for each in takers if each.partition("=")[0].lstrip("+~") not in groups()]
+    if parent == "trainer":
+        return _trainer_key(leaf, list(map(str, node)))
     if leaf in node and len(takers) > 1:  # as chosen, but one of them has taken it away
         return f"expected one of {' and '.join(takers)}, but got both, of which one takes the key away: leave one out"
     return str(unknown(f"key in '{parent}'" if parent else "key", leaf, [str(name) for name in node]))
+
+
+def _trainer_key(key: str, known: list[str]) -> str:
+    """Return the message for a key of the trainer that no file has, though Lightning may have it."""
+    from inspect import signature
+
+    from pytorch_lightning import Trainer
+
+    from jtln.training.trainer import REFUSED
+
+    if key in REFUSED:
+        return f"expected no trainer.{key}: {REFUSED[key]}"
+    others = set(signature(Trainer.__init__).parameters) - {"self"}
+    if key in others:
+        return f"expected +trainer.{key}=VALUE for an option of pytorch_lightning.Trainer that no file has: add the +"
+    return str(unknown("key in 'trainer'", key, [*known, *sorted(others - set(known) - set(REFUSED))]))
 
 
 def _keys(config: DictConfig, above: str = "") -> list[str]:

@@ -21,6 +21,7 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, Logger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from jtln.data.loaders import PairData
 from jtln.data.pairs import Pair
@@ -55,8 +56,12 @@ REFUSED = {  # options of pl.Trainer that a run sets itself, for its phases diff
     "enable_progress_bar": "set trainer.progress_bar",
     "enable_model_summary": "a run prints its trunk, objective and head",
     "use_distributed_sampler": "the loaders share out batches among the processes themselves",
+    "barebones": "a run keeps checkpoints and logs; debug=smoke is quick",
+    "compile": "torch.compile is not used; trainer.precision=bf16-mixed and trunk.freeze=true are quick",
     "reload_dataloaders_every_n_epochs": "the loaders go on from epoch to epoch",
 }
+
+STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false")
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,11 @@ class TrainerSettings:
                 raise UserError(f"expected no {key}, but got {self.options[key]!r}: {instead}")
         if (precision := str(self.options.get("precision"))) in ("64-true", "bf16-true", "16-true", "64", "16"):
             raise UserError(f"expected precision 32-true, bf16-mixed or 16-mixed, but got {precision}")
+        strategy = self.options.get("strategy", "auto")
+        if (
+            isinstance(strategy, str) and strategy not in STRATEGIES
+        ):  # a run goes on after the training, in all processes
+            raise UserError(f"expected strategy to be one of {', '.join(STRATEGIES)}, but got {strategy}")
         clip = self.options.get("gradient_clip_val")
         if clip is not None and not (isinstance(clip, int | float) and 0 < clip < math.inf):
             raise UserError(f"expected gradient_clip_val to be a number > 0, or null, but got {clip!r}")
@@ -280,6 +290,11 @@ def fit_best(trainer: pl.Trainer, module: JTLN, data: PairData, checkpoint: Path
     sizes = {"source": data.source_batch_size, "target": data.target_batch_size}
     images = (trainer.global_step - first_step) * sum(size for side, size in sizes.items() if module.reads(side))
     path = Path(trainer.checkpoint_callback.best_model_path)  # type: ignore[union-attr]
+    if not path.is_file():
+        raise UserError(
+            f"expected the end of an epoch before the training stopped, but got {trainer.global_step} steps: lower "
+            "steps_per_epoch, or raise trainer.max_time"
+        )
     best = torch.load(path, map_location="cpu", weights_only=True)
     module.load_state_dict(best["state_dict"])
     return Fitted(seconds, images / max(seconds, 1e-9), path, int(best["epoch"]))
@@ -338,7 +353,9 @@ def csv_logger(folder: Path, keep_steps: int = 0) -> CSVLogger:
     _quiet_lightning()
     path, earlier = folder / "metrics.csv", folder / "metrics.csv.earlier"
     rows: list[dict[str, str]] = []
-    if not keep_steps:
+    if getattr(rank_zero_only, "rank", 0) != 0:
+        pass  # the first process has the file
+    elif not keep_steps:
         earlier.unlink(missing_ok=True)
     elif earlier.is_file() or path.is_file():
         if not earlier.is_file():  # else an earlier resumption was cut off here
