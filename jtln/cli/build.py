@@ -20,9 +20,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch.nn import Parameter
 
+from jtln.cli.loggers import make_callbacks, make_loggers
 from jtln.cli.overrides import at_least, config_dir, config_dir_given, key_of, overrides_given
 from jtln.cli.run_folder import AUTO, is_under_way
-from jtln.cli.wandb_logger import wandb_logger
 from jtln.data.pairs import PairSpec
 from jtln.data.transforms import VIEWS
 from jtln.errors import UserError, unknown
@@ -97,7 +97,8 @@ def build(config: DictConfig) -> Experiment:
         overrides=overrides,
         command=" ".join(["python train.py", *map(shlex.quote, (*config_dir_given(hydra), *overrides))]),
         settings={"run": settings_hash(settings, "" if smoke else spec.identity), "row": row_hash(of_row)},
-        loggers=[wandb_logger(config.logger, settings, spec.name, choices, folder)] if config.logger.wandb else [],
+        loggers=make_loggers(config.get("logger") or {}, settings, spec.name, choices, folder),
+        callbacks=make_callbacks(config.get("callbacks") or {}),
     )
     return experiment
 

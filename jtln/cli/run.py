@@ -55,8 +55,6 @@ def train(config: DictConfig) -> float | None:
             value = objective(config.optimized_metric, run(experiment))
         failed = False
     finally:
-        if experiment.loggers:
-            import wandb
-
+        if (wandb := sys.modules.get("wandb")) is not None and experiment.loggers:
             wandb.finish(exit_code=int(failed))  # otherwise the next job of a multirun would be logged into this one
     return value

@@ -91,8 +91,9 @@ def _wrong_file(error: MissingConfigException) -> str:
     group, _, name = wanted.rpartition("/")
     if (package := _PLUGINS.get(wanted)) is not None:
         return f"expected the plugin of {group}={name}, but it is not installed: pip install {package}"
-    if error.options:
-        return str(unknown(group or "configuration", name, sorted(set(error.options) - {"train"})))
+    options = error.options or (files(group) if group in groups() else ())  # none for a list of choices
+    if options:
+        return str(unknown(group or "configuration", name, sorted(set(options) - {"train"})))
     return f"unknown configuration group '{group or name}': expected one of {', '.join(groups())}"
 
 
@@ -155,6 +156,9 @@ def _keys(config: DictConfig, above: str = "") -> list[str]:
     return found
 
 
+_COMBINED = ("experiment", "logger", "callbacks")  # groups of which several files may be chosen at once
+
+
 def check_choices(overrides: Sequence[str]) -> None:
     """Raise a UserError where a group's choice is no file's name: null, which Hydra cannot explain, or several files.
 
@@ -165,7 +169,7 @@ def check_choices(overrides: Sequence[str]) -> None:
     for given in overrides:
         key, _, choice = given.partition("=")
         group = key.lstrip("+~").partition("@")[0]  # cost@cost.of
-        several = choice.strip().startswith("[") and group != "experiment"  # of these some may be combined
+        several = choice.strip().startswith("[") and group not in _COMBINED
         empty = "null" in [each.strip().lower() for each in choice.split(",")]
         if group in known and (several or empty):
             raise UserError(

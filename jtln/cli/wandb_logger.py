@@ -17,6 +17,7 @@ from pytorch_lightning.loggers import Logger
 from jtln.errors import UserError
 
 MODES = ("auto", "online", "offline", "disabled")
+_KEYS = ("project", "entity", "group", "name", "tags", "mode")
 ID_FILE = "wandb_id.txt"
 
 
@@ -26,7 +27,7 @@ def wandb_logger(settings: DictConfig, config: dict[str, Any], dataset: str, cho
     It is offline where no key is configured, so that nobody is asked for one.
 
     Args:
-        settings: ``conf/logger/wandb.yaml``.
+        settings: ``conf/logger/wandb.yaml``, and further arguments of ``WandbLogger``.
         config: the whole resolved configuration, by which dashboards filter.
         dataset: its name.
         choices: of the configuration groups.
@@ -39,9 +40,11 @@ def wandb_logger(settings: DictConfig, config: dict[str, Any], dataset: str, cho
         wandb.Settings(project=settings.project, run_tags=tuple(settings.tags))
     except (wandb.Error, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"expected what W&B takes for logger.project and logger.tags, but it says: {reason}") from error
+        raise UserError(
+            f"expected what W&B takes for logger.wandb.project and logger.wandb.tags, but it says: {reason}"
+        ) from error
     if settings.mode not in MODES:
-        raise UserError(f"expected logger.mode to be one of {', '.join(MODES)}, but got {settings.mode}")
+        raise UserError(f"expected logger.wandb.mode to be one of {', '.join(MODES)}, but got {settings.mode}")
     mode = settings.mode
     if mode == "auto":
         mode = os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
@@ -62,6 +65,7 @@ def wandb_logger(settings: DictConfig, config: dict[str, Any], dataset: str, cho
         offline=mode == "offline",
         mode=mode,
         reinit="finish_previous",
+        **{str(key): value for key, value in settings.items() if key not in _KEYS},
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.callbacks import Callback, LearningRateMonitor
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -80,7 +80,9 @@ def run(experiment: Experiment) -> dict[str, Any]:
     experiment = replace(experiment, budget=_fitting(experiment.budget, pair))
     pretrained = _pretrain(experiment, pair)
     predictions = CollectPredictions()
-    callbacks: list[Callback] = [predictions]
+    callbacks: list[Callback] = [predictions, *experiment.callbacks]
+    if experiment.loggers and not any(isinstance(each, LearningRateMonitor) for each in callbacks):
+        callbacks.append(LearningRateMonitor("step"))
     compared = None
     if experiment.compare_target_only and not _is_target_only(experiment):
         compared = compare_target_only(experiment, len(pair.target.val), lambda alone: _curve(alone, pair))
@@ -168,7 +170,7 @@ def run(experiment: Experiment) -> dict[str, Any]:
         seconds = time.perf_counter() - started
         write_results(experiment, pair, module, result, shown, matrix, plan, predictions.found, seconds)
         for logger in experiment.loggers:
-            log_summary(logger, result, experiment.folder)
+            log_summary(logger, result, experiment.config, experiment.folder)
     return result
 
 

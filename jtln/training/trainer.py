@@ -17,7 +17,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint, WeightAveraging
 from pytorch_lightning.loggers import CSVLogger, Logger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
@@ -49,8 +49,8 @@ REFUSED = {  # options of pl.Trainer that a run sets itself, for its phases diff
     "check_val_every_n_epoch": "an epoch is steps_per_epoch steps, and is validated at its end",
     "overfit_batches": "dataset.shots=1 with augment=false trains on as few images",
     "num_sanity_val_steps": "debug=smoke tries every step of a run",
-    "logger": "choose one with logger=csv or logger=wandb",
-    "callbacks": "callbacks are a run's own",
+    "logger": "choose them with logger=csv, wandb, tensorboard, mlflow, or several: logger=[wandb,tensorboard]",
+    "callbacks": "choose them with callbacks=early_stopping, or several: callbacks=[early_stopping,lr_monitor]",
     "default_root_dir": "hydra.run.dir=DIR names the folder of the run",
     "enable_checkpointing": "a run keeps its best and its last checkpoint",
     "enable_progress_bar": "set trainer.progress_bar",
@@ -175,7 +175,10 @@ def make_trainer(
         *([Progress(description, hidden)] if settings.progress_bar else []),
     ]
     if keep_checkpoints:
-        extra.extend([*best_and_last(folder, validates), SaveOnSignal(folder / "checkpoints" / "last.ckpt", requeue)])
+        averages = any(isinstance(each, WeightAveraging) for each in callbacks)
+        extra.extend(
+            [*best_and_last(folder, validates, averages), SaveOnSignal(folder / "checkpoints" / "last.ckpt", requeue)]
+        )
     options: dict[str, Any] = {
         "log_every_n_steps": max(1, min(10, budget.steps_per_epoch)),
         **settings.options,
@@ -216,8 +219,10 @@ def listed(value: Any) -> list[Any]:
     return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
 
 
-def best_and_last(folder: Path, validates: bool = True) -> list[ModelCheckpoint]:
+def best_and_last(folder: Path, validates: bool = True, averages: bool = False) -> list[ModelCheckpoint]:
     """``best.ckpt`` has the weights alone; ``last.ckpt`` all that it takes to go on.
+
+    Where a callback averages weights, both have it all: Lightning puts the average into whole checkpoints only.
 
     Two callbacks, the best one first: Lightning's ``save_last`` writes the last one only where it is the best as well.
     """
@@ -227,7 +232,7 @@ def best_and_last(folder: Path, validates: bool = True) -> list[ModelCheckpoint]
         filename="best",
         monitor="val/target/selection" if validates else None,
         mode="max",
-        save_weights_only=True,
+        save_weights_only=not averages,
         save_on_train_epoch_end=None if validates else True,
         enable_version_counter=False,
     )
@@ -254,6 +259,7 @@ class Fitted:
     images_per_second: float  # training images, both tasks, over fitting including its validations
     best: Path  # the checkpoint that validation chose
     best_epoch: int
+    steps: int  # of the optimizer; fewer than the budget's where a callback or max_time ended it
 
 
 def fit(trainer: pl.Trainer, module: JTLN, data: PairData, checkpoint: Path | None = None) -> None:
@@ -297,7 +303,7 @@ def fit_best(trainer: pl.Trainer, module: JTLN, data: PairData, checkpoint: Path
         )
     best = torch.load(path, map_location="cpu", weights_only=True)
     module.load_state_dict(best["state_dict"])
-    return Fitted(seconds, images / max(seconds, 1e-9), path, int(best["epoch"]))
+    return Fitted(seconds, images / max(seconds, 1e-9), path, int(best["epoch"]), trainer.global_step)
 
 
 def keep_untrained(trainer: pl.Trainer, module: JTLN) -> Fitted:
@@ -305,7 +311,7 @@ def keep_untrained(trainer: pl.Trainer, module: JTLN) -> Fitted:
     trainer.strategy.connect(module)
     path = Path(trainer.checkpoint_callback.dirpath or "", "best.ckpt")  # type: ignore[union-attr]
     trainer.save_checkpoint(path, weights_only=True)
-    return Fitted(0.0, 0.0, path, 0)
+    return Fitted(0.0, 0.0, path, 0, 0)
 
 
 def evaluate(trainer: pl.Trainer, module: JTLN, data: PairData) -> Metrics:

@@ -6,6 +6,7 @@ import csv
 import json
 import re
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,9 @@ WITHIN = [name for name in FILES if name.count("/") == 2 and not name.startswith
 QUICK = ["trunk.width=0.05", "trainer.progress_bar=false"]
 PHOTOGRAPHS = ["aircraft", "caltech101", "caltech256", "cars", "cub200", "dtd", "flowers102", "food101", "imagenet"]
 PHOTOGRAPHS += ["office31", "pets", "places365"]
+
+# What a file needs that no test brings.
+PACKAGES = {"logger/tensorboard": "tensorboard", "logger/mlflow": "mlflow"}
 
 AT_ONCE = ("head/cosine", "logger/csv", "method/linear_probe", "schedule/step", "trainer/cpu")  # the others are slow
 
@@ -82,12 +86,19 @@ def result_of(folder: Path) -> dict[str, Any]:
     ],
 )
 def test_every_configuration_file_runs(
-    choice: str, train: Callable[..., tuple[int, Path]], request: pytest.FixtureRequest
+    choice: str,
+    train: Callable[..., tuple[int, Path]],
+    request: pytest.FixtureRequest,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     group, name = choice.split("/")
     if choice not in DRAWN:
         request.getfixturevalue("no_drawing")
     code, folder = train(f"{group}={name}", *NEEDS.get(choice, []))
+    if (package := PACKAGES.get(choice)) is not None and find_spec(package) is None:
+        assert code == 2
+        assert f"pip install {package}" in capsys.readouterr().err
+        return
     assert code == 0
     result, config = result_of(folder), OmegaConf.load(folder / "config.yaml")
     assert result["synthetic_images"] is True

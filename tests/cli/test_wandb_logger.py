@@ -151,7 +151,7 @@ def test_a_resumed_run_goes_on_in_the_same_wandb_run(tmp_path: Path) -> None:
 
 
 def test_name_group_and_tags_that_are_given(tmp_path: Path) -> None:
-    given = ["logger.name=mine", "logger.group=ours", "logger.tags=[first,second]", "logger.project=toys"]
+    given = [f"logger.wandb.{each}" for each in ("name=mine", "group=ours", "tags=[first,second]", "project=toys")]
     assert main([*SMALL, *given, f"hydra.run.dir={tmp_path}/run"]) == 0
     run = logged(tmp_path / "run").run
     assert (run.display_name, run.run_group, run.project) == ("mine", "ours", "toys")
