@@ -8,8 +8,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from jtln.errors import UserError, unknown
+from jtln.reporting.numbers import GOALS
 
-DIRECTIONS = {"accuracy": "maximize", "mean_class_accuracy": "maximize", "macro_f1": "maximize", "ece": "minimize"}
 _BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
 
@@ -23,11 +23,11 @@ def check_objective(metric: str, validates: bool) -> None:
     """Raise a UserError where the sweeper could not optimise the metric, or would optimise the opposite.
 
     Args:
-        metric: one of DIRECTIONS.
+        metric: one of GOALS.
         validates: whether the run has validation images.
     """
-    if metric not in DIRECTIONS:
-        raise unknown("optimized_metric", metric, DIRECTIONS)
+    if metric not in GOALS:
+        raise unknown("optimized_metric", metric, GOALS)
     if not is_optimized():
         return
     if not validates:
@@ -36,9 +36,9 @@ def check_objective(metric: str, validates: bool) -> None:
             "dataset.validation to a number > 0, or leave out hydra/sweeper"
         )
     direction = HydraConfig.get().sweeper.get("direction")
-    if direction is not None and (got := getattr(direction, "name", str(direction))) != DIRECTIONS[metric]:
+    if direction is not None and (got := getattr(direction, "name", str(direction))) != GOALS[metric]:
         raise UserError(
-            f"expected hydra.sweeper.direction={DIRECTIONS[metric]} for optimized_metric={metric}, but got {got}"
+            f"expected hydra.sweeper.direction={GOALS[metric]} for optimized_metric={metric}, but got {got}"
         )
 
 

@@ -17,7 +17,7 @@ from pytorch_lightning.loggers import Logger
 from jtln.errors import UserError
 
 MODES = ("auto", "online", "offline", "disabled")
-_KEYS = ("project", "entity", "group", "name", "tags", "mode")
+_KEYS = ("project", "entity", "group", "name", "tags", "mode", "checkpoint")
 ID_FILE = "wandb_id.txt"
 
 
@@ -27,14 +27,15 @@ def wandb_logger(settings: DictConfig, config: dict[str, Any], dataset: str, cho
     It is offline where no key is configured, so that nobody is asked for one.
 
     Args:
-        settings: ``conf/logger/wandb.yaml``, and further arguments of ``WandbLogger``.
+        settings: ``conf/logger/wandb.yaml``, and further arguments of Lightning's ``WandbLogger``.
         config: the whole resolved configuration, by which dashboards filter.
         dataset: its name.
         choices: of the configuration groups.
         folder: of the run; keeps the id of the W&B run.
     """
     import wandb
-    from pytorch_lightning.loggers import WandbLogger
+
+    from jtln.training.wandb_run import RunLogger
 
     try:
         wandb.Settings(project=settings.project, run_tags=tuple(settings.tags))
@@ -51,7 +52,8 @@ def wandb_logger(settings: DictConfig, config: dict[str, Any], dataset: str, cho
     os.environ.setdefault("WANDB_SILENT", "true")
     multirun = HydraConfig.get().mode == RunMode.MULTIRUN
     short = [choices.method, choices.head, choices.cost, f"seed{config['seed']}"]
-    return WandbLogger(
+    return RunLogger(
+        checkpoint=bool(settings.checkpoint),
         project=settings.project,
         entity=settings.entity,
         group=settings.group or (folder.parent.name if multirun else None),
@@ -70,11 +72,12 @@ def wandb_logger(settings: DictConfig, config: dict[str, Any], dataset: str, cho
 
 
 def _id(folder: Path) -> str:
-    """The id of the folder's W&B run: that of the run which is resumed, or a new one."""
+    """The id of the folder's W&B run: that of the run which is resumed, or that a W&B sweep gives, or a new one."""
     path = folder / ID_FILE
     if path.is_file() and (known := path.read_text(encoding="utf-8").strip()):
         return known
-    new = secrets.token_hex(4)
+    given = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
+    new = given or secrets.token_hex(4)
     folder.mkdir(parents=True, exist_ok=True)
     if os.environ.get("LOCAL_RANK", "0") == "0":
         path.write_text(f"{new}\n", encoding="utf-8")

@@ -53,6 +53,7 @@ from jtln.training.trainer import (
     pair_data,
     steps_done,
 )
+from jtln.training.wandb_run import RunLogger
 from jtln.transport import class_plan
 from jtln.trunks import Trunk
 
@@ -116,6 +117,10 @@ def run(experiment: Experiment) -> dict[str, Any]:
         requeue=experiment.requeue,
     )
 
+    for logger in experiment.loggers:
+        if isinstance(logger, RunLogger):
+            logger.define_metrics()
+
     device = trainer.strategy.root_device
     trunk.to(device)
     if experiment.computes_features:
@@ -171,6 +176,9 @@ def run(experiment: Experiment) -> dict[str, Any]:
         write_results(experiment, pair, module, result, shown, matrix, plan, predictions.found, seconds)
         for logger in experiment.loggers:
             log_summary(logger, result, experiment.config, experiment.folder)
+            if isinstance(logger, RunLogger):
+                found = _plan_between(experiment, matrix) if plan is None else plan["plan"]
+                logger.log_result(result, pair, predictions.found, fitted.best, matrix, found)
     return result
 
 
@@ -227,6 +235,11 @@ def _matrix_in_use(module: JTLN, follow: FollowFeatures | None, cost: RunCost | 
     if follow is not None:
         return follow.matrix
     return None if cost is None else cost.used
+
+
+def _plan_between(experiment: Experiment, cost: Tensor | None) -> Tensor | None:
+    """Return the plan (S, T) between the classes under a cost (S, T)."""
+    return None if cost is None else class_plan(cost, experiment.transport.epsilon)
 
 
 def start_target_head(module: JTLN, features: Features) -> HeadFit | None:

@@ -13,9 +13,9 @@ import pytest
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 
-from jtln.cli.objective import DIRECTIONS
 from jtln.cli.train import main
 from jtln.metrics import classification_metrics
+from jtln.reporting.numbers import GOALS
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own", "no_drawing")
 
@@ -113,4 +113,4 @@ def test_without_a_sweeper_that_optimises_no_validation_image_is_needed() -> Non
 
 
 def test_every_metric_of_a_head_has_its_direction() -> None:
-    assert set(DIRECTIONS) == set(classification_metrics(3, ""))
+    assert set(GOALS) == set(classification_metrics(3, ""))
