@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
@@ -27,6 +28,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from jtln.data.features import Features
 from jtln.errors import UserError
+from jtln.heads import Cosine, Discriminant, FreeLunch, Logistic
 from jtln.methods import Method, TargetBatch
 from jtln.methods.keep import Pretrained, kept
 from jtln.methods.method import IMAGES
@@ -34,6 +36,7 @@ from jtln.metrics import classification_metrics
 from jtln.schedules import Constant, Schedule
 from jtln.transport import TransportedPrior, TransportLoss
 from jtln.trunks import Trunk
+from jtln.trunks.rebuild import rebuilt
 
 HEADS = ("target", "source")  # in the order of the evaluation loaders
 
@@ -82,6 +85,11 @@ def _sgd(groups: Iterable[dict[str, Any]]) -> torch.optim.Optimizer:
 
 class JTLN(pl.LightningModule):
     """One trunk, two heads, and the objective above as a list of weighted terms.
+
+    Trains with any data module whose training batches are ``{"source": (images, labels), "target": (images, labels)}``
+    (a side that no term reads may be missing) and whose evaluation loaders give ``(images, labels)``, of the target
+    first and, if you like, of the source. What reads features outside of the batches (penalties that compare with the
+    network before training, costs, heads, calibration) wants :class:`jtln.data.features.ImageSource` of it as well.
 
     Args:
         trunk: (B, 3, H, W) -> (B, trunk.dim); with ``trunk.frozen`` it stays as it is, its dropout and batch norms as
@@ -142,6 +150,51 @@ class JTLN(pl.LightningModule):
         )
         self.confusion = MulticlassConfusionMatrix(target_classes)
         self.train(self.training)
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls,
+        checkpoint_path: str | Path,
+        map_location: Any = "cpu",
+        trunk: Trunk | None = None,
+        method: Method | None = None,
+        transport: TransportLoss | None = None,
+        optimization: Optimization | None = None,
+    ) -> JTLN:
+        """Return the network of a checkpoint: trunk, source head, the head that the run ended with, and its prior.
+
+        Args:
+            checkpoint_path: a ``best.ckpt`` of a run, or what a Trainer of your own has written.
+            map_location: where the weights go.
+            trunk: the network to load the trunk's weights into, where this package cannot make it again.
+            method: to go on training with; None: the target's cross-entropy.
+            transport: likewise; None: no transport loss.
+            optimization: likewise; None: SGD.
+
+        Raises:
+            UserError: the file is no such checkpoint, or needs ``trunk``.
+        """
+        try:
+            checkpoint = torch.load(checkpoint_path, map_location=map_location, weights_only=True)
+            state, said = checkpoint["state_dict"], checkpoint.get("hyper_parameters", {}).get("model", {})
+            weights = {side: state[f"{side}_head.weight"] for side in HEADS}
+        except OSError:
+            raise
+        except Exception as error:
+            raise UserError(
+                f"expected a checkpoint of a JTLN module in {checkpoint_path}, but got {error!r}"
+            ) from error
+        trunk = trunk or rebuilt(said.get("trunk", {}), said.get("image_size", 0))
+        prior = TransportedPrior(state["prior.rows"]) if "prior.rows" in state else None
+        source, target = len(weights["source"]), len(said["target"]) if said else len(weights["target"])
+        module = cls(trunk, source, target, method or Method("loaded"), transport, optimization, prior=prior)
+        fitted = checkpoint.get("head")
+        module.target_head = _made_head(fitted, trunk.dim, target) if fitted else module.target_head
+        parts = {"trunk.": trunk, "source_head.": module.source_head, "target_head.": module.target_head}
+        for prefix, part in {**parts, **({} if prior is None else {"prior.": prior})}.items():
+            own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+            part.load_state_dict(fitted["state"] if fitted and prefix == "target_head." else own)
+        return module
 
     # The objective.
 
@@ -323,6 +376,14 @@ class JTLN(pl.LightningModule):
         self.test_confusion = self.confusion.compute()  # (T, T) counts, true class in rows
         self.confusion.reset()
         self._report("test")
+
+
+def _made_head(fitted: dict[str, Any], dim: int, classes: int) -> nn.Module:
+    """Return the classifier of a head of this package that was fitted after training, without its weights."""
+    known = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in (Cosine, Discriminant, FreeLunch, Logistic)}
+    if fitted["kind"] not in known:
+        raise UserError(f"expected a head of this package, but got {fitted['kind']}: jtln.inference.load loads it")
+    return known[fitted["kind"]](**fitted["settings"]).classifier(dim, classes)
 
 
 def _learning(*modules: nn.Module) -> list[nn.Parameter]:

@@ -46,6 +46,10 @@ def test_all_code_and_assets_are_in_the_package(unpacked: Path) -> None:
     assert not missing
 
 
+def test_type_checkers_read_its_types(unpacked: Path) -> None:
+    assert (unpacked / "jtln" / "py.typed").is_file()
+
+
 def test_what_is_embedded_comes_with_its_licence(unpacked: Path) -> None:
     assets = unpacked / "jtln" / "assets"
     embedded = [folder for folder in assets.iterdir() if folder.is_dir() and folder.name != "__pycache__"]

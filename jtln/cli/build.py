@@ -22,11 +22,11 @@ import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.loggers import Logger
 from torch.nn import Parameter
 
+from jtln.cli.loggers import make_callbacks, make_loggers
 from jtln.cli.overrides import at_least, config_dir, config_dir_given, key_of, overrides_given
-from jtln.cli.wandb_logger import wandb_logger
+from jtln.cli.run_folder import AUTO, is_under_way
 from jtln.data.pairs import PairSpec
 from jtln.data.transforms import VIEWS
 from jtln.errors import UserError, unknown
@@ -97,13 +97,15 @@ def build(config: DictConfig) -> Experiment:
         compare_target_only=bool(config.compare_target_only),
         synthetic_images=int(config.debug.per_class) if smoke else None,
         seed_draws_classes=of_row["dataset"].get("split_seed") == "*",
-        resume=config.resume is not None,
+        resume=is_under_way(folder) if config.resume == AUTO else config.resume is not None,
+        requeue=config.resume == AUTO,
         report=bool(config.report),
         config=OmegaConf.to_yaml(config, resolve=True),
         overrides=overrides,
         command=" ".join(["python train.py", *map(shlex.quote, (*config_dir_given(hydra), *overrides))]),
         settings={"run": settings_hash(settings, "" if smoke else spec.identity), "row": row_hash(of_row)},
-        loggers=_loggers(config, settings, spec.name, choices, folder),
+        loggers=make_loggers(config.get("logger") or {}, settings, spec.name, choices, folder),
+        callbacks=make_callbacks(config.get("callbacks") or {}),
     )
     return experiment
 
@@ -307,17 +309,6 @@ def _num_workers(config: DictConfig) -> int | None:
     if workers > MOST_WORKERS:
         raise UserError(f"expected at most {MOST_WORKERS} processes for num_workers, but got {workers}")
     return workers
-
-
-def _loggers(config: DictConfig, settings: Any, dataset: str, choices: DictConfig, folder: Path) -> list[Logger]:
-    if not config.logger.wandb:
-        return []
-    for key in ("project", "entity", "group", "name"):
-        if not isinstance(config.logger[key], str | None):
-            raise UserError(f"expected text or null for logger.{key}, but got {config.logger[key]}")
-    if not OmegaConf.is_list(config.logger.tags) or not all(isinstance(each, str) for each in config.logger.tags):
-        raise UserError(f"expected a list of words for logger.tags, but got {config.logger.tags}")
-    return [wandb_logger(config.logger, settings, dataset, choices, folder)]
 
 
 def _test_views(config: DictConfig, spec: PairSpec) -> str:

@@ -19,9 +19,18 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from jtln.cli.defaults import with_defaults
-from jtln.cli.overrides import at_home, check_overrides, config_dir, config_dir_given, options_first, overrides_given
+from jtln.cli.objective import is_optimized
+from jtln.cli.overrides import (
+    at_home,
+    check_overrides,
+    config_dir,
+    config_dir_given,
+    is_study,
+    options_first,
+    overrides_given,
+)
 from jtln.cli.resume import resumed
-from jtln.cli.run_folder import new_sweep_folder
+from jtln.cli.run_folder import AUTO, check_new_sweep, new_sweep_folder
 from jtln.cli.sweep import SWEEP_FOLDER, SweepTable
 from jtln.cli.user_errors import check_choices, check_types, explain
 from jtln.cli.user_warnings import in_words
@@ -85,22 +94,33 @@ def _sweep_folder(arguments: list[str]) -> str | None:
     """Return the folder of a multirun for which the user names none, or None for other commands.
 
     A process that another one started (DDP) gets the folder of that one.
+
+    Raises:
+        UserError: the user names one, and it holds runs that this multirun would replace.
     """
     if os.environ.get("LOCAL_RANK", "0") != "0":
         return os.environ.get(SWEEP_FOLDER)
     is_multirun = bool({"-m", "--multirun"} & set(arguments)) and not {"--help", "--cfg", "-c"} & set(arguments)
-    is_named = any(argument.lstrip("+~").startswith("hydra.sweep.dir=") for argument in arguments)
-    return str(new_sweep_folder()) if is_multirun and not is_named else None
+    named = [argument for argument in arguments if argument.lstrip("+~").startswith("hydra.sweep.dir=")]
+    if is_multirun and named and f"resume={AUTO}" not in arguments and not is_study(arguments):
+        check_new_sweep(named[-1].partition("=")[2])
+    return str(new_sweep_folder()) if is_multirun and not named else None
 
 
-def _guarded(job: Callable[[DictConfig], Any], config: DictConfig) -> None:
-    """One run. In a multirun a run that fails leaves its error in its folder, and the others go on."""
+def _guarded(job: Callable[[DictConfig], Any], config: DictConfig) -> Any:
+    """Make one run and return what ``job`` returns.
+
+    In a multirun a run that fails leaves its error in its folder, and the others go on. A sweeper that optimises gets
+    the exception, and knows how many of them it takes.
+    """
     if os.environ.get("LOCAL_RANK", "0") == "0":
         Path(HydraConfig.get().runtime.output_dir, "error.txt").unlink(missing_ok=True)  # of an earlier try
     try:
         check_types(config)
-        job(config)
-    except KeyboardInterrupt:
+        return job(config)
+    except (KeyboardInterrupt, SystemExit) as end:
+        if isinstance(end, SystemExit) and not (isinstance(end.code, int) and end.code > 128):  # else after a signal
+            raise
         hydra = HydraConfig.get()
         again = shlex.join([*config_dir_given(hydra), f"resume={hydra.runtime.output_dir}"])
         print(f"interrupted; to continue: python train.py {again}", file=sys.stderr)
@@ -117,4 +137,7 @@ def _guarded(job: Callable[[DictConfig], Any], config: DictConfig) -> None:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             text = mistake or "".join(traceback.format_exception(error))
             (folder / "error.txt").write_text(text, encoding="utf-8")
+        if is_optimized():
+            raise
         print(f"error: {name}: {mistake or repr(error)} (see {folder / 'error.txt'})", file=sys.stderr)
+        return None

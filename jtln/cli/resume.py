@@ -1,4 +1,4 @@
-"""``resume=RUN``: go on with a run that was cut off."""
+"""``resume=RUN``: go on with a run that was cut off. ``resume=auto`` does so in whatever folder the run has."""
 
 from __future__ import annotations
 
@@ -11,12 +11,23 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from jtln.cli.overrides import config_dir, key_of
+from jtln.cli.run_folder import AUTO
 from jtln.errors import UserError
 from jtln.study.job import is_setting
 from jtln.study.ledger import read_result
 
 # What may change when a run is resumed, which has no part in what it learns but for how long.
-_NO_SETTING = ("epochs", "trainer", "logger", "num_workers", "cache", "compare_target_only", "hydra", "trust")
+_NO_SETTING = (
+    "epochs",
+    "trainer",
+    "logger",
+    "num_workers",
+    "cache",
+    "compare_target_only",
+    "hydra",
+    "trust",
+    "optimized_metric",
+)
 
 
 def resumed(arguments: list[str]) -> list[str]:
@@ -26,7 +37,7 @@ def resumed(arguments: list[str]) -> list[str]:
         UserError: there is no such run, it is finished, or it is under way and what was given is one of its settings.
     """
     folders = [argument.partition("=")[2].strip("\"'") for argument in arguments if argument.startswith("resume=")]
-    if not folders or folders[-1] == "null":
+    if not folders or folders[-1] in ("null", AUTO):
         return arguments
     folder = Path(folders[-1]).expanduser().resolve()
     overrides = folder / "overrides.yaml"

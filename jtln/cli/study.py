@@ -199,11 +199,11 @@ def _wandb_group(rows: Sequence[Row], folder: Path) -> tuple[str, ...]:
 
     Nothing where a row does not log to W&B, or has a group of its own.
     """
-    loggers = [row.config.logger for row in rows]
+    loggers: list[Any] = [row.config.get("logger") or {} for row in rows]
     study = str(HydraConfig.get().runtime.choices["study"])
     name = f"{study}-{folder.name}" if folder.parent.name == study else folder.name  # studies/STUDY/DATASET
-    grouped = all(logger.wandb and not logger.get("group") for logger in loggers)
-    return (spelled("logger.group", name),) if grouped else ()
+    grouped = all("wandb" in logger and not logger.wandb.get("group") for logger in loggers)
+    return (spelled("logger.wandb.group", name),) if grouped else ()
 
 
 def _against(settings: DictConfig) -> tuple[str, ...]:

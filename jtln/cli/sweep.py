@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from jtln.reporting.numbers import mean_and_spread
+from jtln.reporting.numbers import NONE, mean_and_spread
 from jtln.reporting.tables import Column, markdown, show
 
 SWEEP_FOLDER = "JTLN_SWEEP_FOLDER"  # environment variable: tells the processes that this one starts where to write
@@ -36,13 +36,13 @@ class SweepTable(Callback):
         folder = Path(config.hydra.sweep.dir).resolve()
         os.environ[SWEEP_FOLDER] = str(folder)
         if os.environ.get("LOCAL_RANK", "0") == "0":
-            for path in folder.glob("*/error.txt"):  # of an earlier try
+            for path in folder.rglob("error.txt"):  # of an earlier try
                 path.unlink()
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         os.environ.pop(SWEEP_FOLDER, None)
         folder = Path(config.hydra.sweep.dir)
-        self.failed[:] = [path.parent.name for path in folder.glob("*/error.txt")]
+        self.failed[:] = [str(path.parent.relative_to(folder)) for path in folder.rglob("error.txt")]
         from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
         if getattr(rank_zero_only, "rank", 0) == 0:
@@ -51,10 +51,8 @@ class SweepTable(Callback):
 
 def summarize(folder: Path) -> None:
     """Collect the results below ``folder``, one row for each setting, mean and standard deviation over its seeds."""
-    results = [
-        json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*/result.json"), key=_order)
-    ]
-    failed = sorted(folder.glob("*/error.txt"), key=_order)
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.rglob("result.json"), key=_order)]
+    failed = sorted(folder.rglob("error.txt"), key=_order)
     rows = [_row(label, members) for label, members in _by_setting(results).items()]
     columns = [
         Column("setting"),
@@ -67,7 +65,8 @@ def summarize(folder: Path) -> None:
         (folder / "table.md").write_text(markdown(columns, rows), encoding="utf-8")
         _write_csv(folder / "table.csv", results)
     for path in failed:
-        print(f"failed: job {path.parent.name}: {path.read_text(encoding='utf-8').strip().splitlines()[-1]}")
+        job = path.parent.relative_to(folder)
+        print(f"failed: job {job}: {path.read_text(encoding='utf-8').strip().splitlines()[-1]}")
     print(f"sweep folder: {folder}")
 
 
@@ -89,7 +88,8 @@ def _by_setting(results: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]
 def _row(label: str, members: list[dict[str, Any]]) -> list[str]:
     cells = [label, str(len(members))]
     for _, path in COLUMNS:
-        cells.append(mean_and_spread([100 * _value(member, path) for member in members], digits=1))
+        values = [100 * _value(member, path) for member in members]
+        cells.append(NONE if any(map(math.isnan, values)) else mean_and_spread(values, digits=1))
     return [*cells, mean_and_spread([member["seconds"] for member in members], digits=0)]
 
 

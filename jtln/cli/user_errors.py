@@ -85,11 +85,21 @@ def _unquoted(override: str) -> str:
     return f"{told}: \"{key}='{value}'\""
 
 
+_PLUGINS = {  # files of Hydra's plugins, and how they are installed
+    "hydra/sweeper/optuna": "hydra-optuna-sweeper (brings optuna 2; beside jtln[tune], optuna 4 and later: --no-deps)",
+    "hydra/launcher/submitit_slurm": "'jtln[launchers]'",
+    "hydra/launcher/submitit_local": "'jtln[launchers]'",
+}
+
+
 def _wrong_file(error: MissingConfigException) -> str:
     wanted = str(error.missing_cfg_file or "")
     group, _, name = wanted.rpartition("/")
-    if error.options:
-        return str(unknown(group or "configuration", name, sorted(set(error.options) - {"train"})))
+    if (package := _PLUGINS.get(wanted)) is not None:
+        return f"expected the plugin of {group}={name}, but it is not installed: pip install {package}"
+    options = error.options or (files(group) if group in groups() else ())  # none for a list of choices
+    if options:
+        return str(unknown(group or "configuration", name, sorted(set(options) - {"train"})))
     return f"unknown configuration group '{group or name}': expected one of {', '.join(groups())}"
 
 
@@ -119,9 +129,27 @@ def _wrong_key(error: BaseException, overrides: Sequence[str]) -> str | None:
         return f"unknown key '{leaf}': did you mean {' or '.join(longer)}?"
     takers = [each for each in overrides if f"{key}.".startswith(f"{each.partition('=')[0].lstrip('+~')}.")]
     takers = [each for each in takers if each.partition("=")[0].lstrip("+~") not in groups()]
+    if parent == "trainer":
+        return _trainer_key(leaf, list(map(str, node)))
     if leaf in node and len(takers) > 1:  # as chosen, but one of them has taken it away
         return f"expected one of {' and '.join(takers)}, but got both, of which one takes the key away: leave one out"
     return str(unknown(f"key in '{parent}'" if parent else "key", leaf, [str(name) for name in node]))
+
+
+def _trainer_key(key: str, known: list[str]) -> str:
+    """Return the message for a key of the trainer that no file has, though Lightning may have it."""
+    from inspect import signature
+
+    from pytorch_lightning import Trainer
+
+    from jtln.training.trainer import REFUSED
+
+    if key in REFUSED:
+        return f"expected no trainer.{key}: {REFUSED[key]}"
+    others = set(signature(Trainer.__init__).parameters) - {"self"}
+    if key in others:
+        return f"expected +trainer.{key}=VALUE for an option of pytorch_lightning.Trainer that no file has: add the +"
+    return str(unknown("key in 'trainer'", key, [*known, *sorted(others - set(known) - set(REFUSED))]))
 
 
 def _keys(config: DictConfig, above: str = "") -> list[str]:
@@ -134,6 +162,9 @@ def _keys(config: DictConfig, above: str = "") -> list[str]:
     return found
 
 
+_COMBINED = ("experiment", "logger", "callbacks")  # groups of which several files may be chosen at once
+
+
 def check_choices(overrides: Sequence[str]) -> None:
     """Raise a UserError where a group's choice is no file's name: null, which Hydra cannot explain, or several files.
 
@@ -144,7 +175,7 @@ def check_choices(overrides: Sequence[str]) -> None:
     for given in overrides:
         key, _, choice = given.partition("=")
         group = key.lstrip("+~").partition("@")[0]  # cost@cost.of
-        several = choice.strip().startswith("[") and group != "experiment"  # of these some may be combined
+        several = choice.strip().startswith("[") and group not in _COMBINED
         empty = "null" in [each.strip().lower() for each in choice.split(",")]
         if group in known and (several or empty):
             raise UserError(

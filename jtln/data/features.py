@@ -8,6 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from jtln.errors import UserError
+
 Batch = tuple[Tensor, Tensor]  # images (B, 3, H, W) or features (B, D), labels (B,)
 
 
@@ -40,7 +42,16 @@ class Features:
         self.trunk, self.images, self.device = trunk, images, device
 
     def images_of(self, side: str, part: str = "train", at_most: int | None = None) -> Iterator[Batch]:
-        """Yield the images (B, 3, H, W) on the device, and their labels (B,); arguments as in :class:`ImageSource`."""
+        """Yield the images (B, 3, H, W) on the device, and their labels (B,); arguments as in :class:`ImageSource`.
+
+        Raises:
+            UserError: the data module gives no images outside of batches.
+        """
+        if not hasattr(self.images, "images_of"):
+            raise UserError(
+                f"expected a data module with images_of, see jtln.data.features.ImageSource, to read {side} images "
+                f"outside of training batches, but got {type(self.images).__name__}"
+            )
         yield from self.images.images_of(side, part, at_most, self.device)
 
     def of(self, side: str, part: str = "train", at_most: int | None = None) -> Iterator[Batch]:

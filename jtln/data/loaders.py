@@ -62,20 +62,25 @@ class StreamSampler(Sampler[int]):
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
-        self.epoch = 0
+        self.epoch, self._step = 0, 0
         self._round = 0
         self._order = self._shuffle(0)
 
     def set_epoch(self, epoch: int) -> None:
         """Let the next iteration start at ``epoch`` (Lightning calls this before every epoch)."""
-        self.epoch = epoch
+        if epoch != self.epoch:
+            self.epoch, self._step = epoch, 0
+
+    def go_on(self, epoch: int, step: int) -> None:
+        """Let the next iteration start in ``epoch`` with its batch number ``step``."""
+        self.epoch, self._step = epoch, step
 
     def __len__(self) -> int:
         return self.steps * self.batch_size // self.world_size
 
     def __iter__(self) -> Iterator[int]:
         first = self.epoch * self.steps * self.batch_size
-        for step in range(self.steps):
+        for step in range(self._step, self.steps):
             batch: list[int] = []
             while len(batch) < self.batch_size:
                 turn, offset = divmod(first + step * self.batch_size + len(batch), self.size)
@@ -147,6 +152,7 @@ class PairData(pl.LightningDataModule):
         use_source, use_target: whether training reads these images. Validation and test offer both tasks; the
             validations in the course of a training leave out a source that it does not read, and look at about 1,000
             images of one that it reads beside the target.
+        first_batch: the training batch to start with, counted over the epochs: of a run that was cut off.
     """
 
     def __init__(
@@ -165,6 +171,7 @@ class PairData(pl.LightningDataModule):
         viewed: Pair | None = None,
         use_source: bool = True,
         use_target: bool = True,
+        first_batch: int = 0,
     ) -> None:
         super().__init__()
         self.pair = pair
@@ -180,6 +187,7 @@ class PairData(pl.LightningDataModule):
         self.augmented, self.viewed = augmented or pair, viewed or pair
         self.use_source = use_source
         self.use_target = use_target
+        self.first_batch = first_batch
 
     def train_dataloader(self) -> CombinedLoader:
         sets = {"source": self.augmented.source.train, "target": self.augmented.target.train}
@@ -291,6 +299,7 @@ class PairData(pl.LightningDataModule):
     def _train_loader(self, images: ImageSet, batch_size: int) -> DataLoader[Any]:
         rank, world_size = self._process()
         sampler = StreamSampler(len(images), batch_size, self.steps_per_epoch, self.seed, rank, world_size)
+        sampler.go_on(*divmod(self.first_batch, self.steps_per_epoch))
         share = batch_size / sum(self._batch_sizes().values())
         return self._loader(images, BatchSampler(sampler, batch_size // world_size, drop_last=False), share)
 

@@ -18,16 +18,10 @@ from jtln.heads import Cosine, Discriminant, FreeLunch, Head, Linear, Logistic
 from jtln.inference.classifier import KEY, Classifier, Description, Informed
 from jtln.module import not_finite
 from jtln.transport import TransportedPrior
-from jtln.trunks import Trunk, alexnet, efficientnet_lite, from_timm, from_torchvision
+from jtln.trunks.rebuild import TRUNKS
 from jtln.trunks.weights import is_fetched
 
 TASKS = ("target", "source")
-TRUNKS: dict[str, Callable[..., Trunk]] = {
-    "jtln.trunks.alexnet": alexnet,
-    "jtln.trunks.efficientnet_lite": efficientnet_lite,
-    "jtln.trunks.from_timm": from_timm,
-    "jtln.trunks.from_torchvision": from_torchvision,
-}
 MODULE = "jtln.trunks.from_module"  # a network of the user's own, whose path it takes
 _HYDRAS = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")  # keys that are no arguments
 HEADS: dict[str, Callable[..., Head]] = {

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-PER_RUN = ("seed", "dataset.shots", "dataset.rate", "logger.group")  # what runs of one row differ in
+PER_RUN = ("seed", "dataset.shots", "dataset.rate", "logger.wandb.group")  # what runs of one row differ in
 # Keys of a dataset that say where it lies and how its images are seen, but not which they are.
 _SAME_IMAGES = frozenset(
     ["root", "download", "cache", "decoded", "image_size", "stored_size", "fit", "flip", "shift", "crop"]

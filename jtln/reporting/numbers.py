@@ -15,6 +15,12 @@ from typing import Any
 
 from jtln.reporting.statistics import Interval
 
+GOALS = {
+    "accuracy": "maximize",
+    "mean_class_accuracy": "maximize",
+    "macro_f1": "maximize",
+    "ece": "minimize",
+}  # of the metrics
 NONE = "–"  # in place of a number that is missing
 
 

@@ -24,6 +24,7 @@ _NO_SETTING = (
     "trainer.progress_bar",
     "pretrain.only",
     "report",
+    "optimized_metric",
 )
 _NO_DATA = ("download", "decoded", "cache")  # the same of a dataset, at any depth
 _LABELS = ("dataset.shots", "dataset.rate")

@@ -25,12 +25,39 @@ class SeedEpochs(Callback):
     """A seed for dropout and augmentation at each epoch, so that a resumed run draws as an uninterrupted one.
 
     Each process has its own stream.
+
+    A checkpoint holds the state of the first process's stream. In several processes a run that was cut off within an
+    epoch draws the rest of it from streams of its own.
     """
 
+    def __init__(self) -> None:
+        self._states: dict[str, Tensor] = {}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        cuda = {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
+        return {"cpu": torch.get_rng_state(), **cuda}
+
+    def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
+        self._states = state_dict
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Go on in the middle of an epoch; at the start of one, :meth:`on_train_epoch_start` follows."""
+        states, self._states = self._states, {}
+        if states and trainer.world_size > 1:
+            _seed(trainer, trainer.global_step)
+        elif states:
+            torch.set_rng_state(states["cpu"].cpu())
+            if "cuda" in states and torch.cuda.is_available():
+                torch.cuda.set_rng_state(states["cuda"].cpu())
+
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        seed = getattr(getattr(trainer, "datamodule", None), "seed", 0)
-        entropy = [seed, trainer.current_epoch, trainer.global_rank]
-        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
+        _seed(trainer)
+
+
+def _seed(trainer: pl.Trainer, *more: int) -> None:
+    seed = getattr(getattr(trainer, "datamodule", None), "seed", 0)
+    entropy = [seed, trainer.current_epoch, trainer.global_rank, *more]
+    torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
 
 
 class CheckFinite(Callback):

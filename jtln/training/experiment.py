@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 
 from jtln.costs import Cost
@@ -41,6 +42,9 @@ class Experiment:
         compare_target_only: whether a run with the target alone precedes, to warn of negative transfer.
         synthetic_images: synthetic images a class in place of real ones; None: real ones.
         seed_draws_classes: whether the pair's split_seed follows the seed.
+        resume: whether it goes on from the last checkpoint in its folder, where there is one.
+        requeue: whether a Slurm job that is warned of its time limit is put back into the queue.
+        loggers, callbacks: beside those that every run has.
         report: whether the folder gets plots and a page.
         config: the composed configuration, YAML.
         settings: hashes of the run, and of its configuration in a study.
@@ -68,10 +72,12 @@ class Experiment:
     num_workers: int | None = None
     test_views: str = "none"
     loggers: Sequence[Logger] = ()
+    callbacks: Sequence[Callback] = ()
     compare_target_only: bool = False
     synthetic_images: int | None = None
     seed_draws_classes: bool = False
     resume: bool = False
+    requeue: bool = False
     report: bool = True
     config: str = ""
     overrides: Sequence[str] = ()
@@ -106,6 +112,13 @@ class Experiment:
 
     def __post_init__(self) -> None:
         self.check_fit(self.source_head_trained)
+        for callback in self.callbacks:
+            monitor = str(getattr(callback, "monitor", None))
+            if monitor.startswith("val/") and not self.spec.validates:
+                raise UserError(
+                    f"expected validation images for {type(callback).__name__}, which monitors {monitor}, but got "
+                    "dataset.validation=0"
+                )
         if self.compare_target_only and not self.spec.validates:
             raise UserError("expected validation images for compare_target_only, but got dataset.validation=0")
         if self.pretraining is not None and not self.spec.has_source_images:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.callbacks import Callback, LearningRateMonitor
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -53,6 +53,7 @@ from jtln.training.trainer import (
     pair_data,
     steps_done,
 )
+from jtln.training.wandb_run import RunLogger
 from jtln.transport import class_plan
 from jtln.trunks import Trunk
 
@@ -89,7 +90,9 @@ def run(experiment: Experiment) -> dict[str, Any]:
     experiment = replace(experiment, budget=_fitting(experiment.budget, pair))
     pretrained = _pretrain(experiment, pair)
     predictions = CollectPredictions()
-    callbacks: list[Callback] = [predictions]
+    callbacks: list[Callback] = [predictions, *experiment.callbacks]
+    if experiment.loggers and not any(isinstance(each, LearningRateMonitor) for each in callbacks):
+        callbacks.append(LearningRateMonitor("step"))
     compared = None
     if experiment.compare_target_only and not _is_target_only(experiment):
         compared = compare_target_only(experiment, len(pair.target.val), lambda alone: _curve(alone, pair))
@@ -120,7 +123,12 @@ def run(experiment: Experiment) -> dict[str, Any]:
         loggers,
         callbacks,
         validates=bool(len(pair.target.val)),
+        requeue=experiment.requeue,
     )
+
+    for logger in experiment.loggers:
+        if isinstance(logger, RunLogger):
+            logger.define_metrics()
 
     device = trainer.strategy.root_device
     trunk.to(device)
@@ -179,7 +187,10 @@ def run(experiment: Experiment) -> dict[str, Any]:
             related = class_plan(matrix, experiment.transport.epsilon)
         write_results(experiment, pair, module, result, shown, related, plan, predictions.found, seconds)
         for logger in experiment.loggers:
-            log_summary(logger, result, experiment.folder)
+            log_summary(logger, result, experiment.config, experiment.folder)
+            if isinstance(logger, RunLogger):
+                found = _plan_between(experiment, matrix) if plan is None else plan["plan"]
+                logger.log_result(result, pair, predictions.found, fitted.best, matrix, found)
     return result
 
 
@@ -240,6 +251,11 @@ def _matrix_in_use(module: JTLN, follow: FollowFeatures | None, cost: RunCost | 
     if follow is not None:
         return follow.matrix
     return None if cost is None else cost.used
+
+
+def _plan_between(experiment: Experiment, cost: Tensor | None) -> Tensor | None:
+    """Return the plan (S, T) between the classes under a cost (S, T)."""
+    return None if cost is None else class_plan(cost, experiment.transport.epsilon)
 
 
 def start_target_head(module: JTLN, features: Features) -> HeadFit | None:

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import Logger
+import yaml
+from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
@@ -195,7 +196,7 @@ def describe(
                 "source_val_accuracy": pretrained.accuracy,
             },
         },
-        "steps": experiment.budget.steps,
+        "steps": fitted.steps,
         "best_epoch": fitted.best_epoch,
         "synthetic_images": experiment.synthetic_images is not None,
         "seeds_differ_in_test": experiment.spec.seeds_differ_in_test or experiment.seed_draws_classes,
@@ -286,13 +287,28 @@ def write_page(
     write_report(folder, result, gallery)
 
 
-def log_summary(logger: Logger, result: dict[str, Any], folder: Path) -> None:
-    """Send the end results and plots to W&B's summary page."""
-    run: Any = logger.experiment  # type: ignore[attr-defined]
-    for head in ("target", "source"):
-        for split in ("val", "test"):
-            for key, value in (result[head][split] or {}).items():
-                run.summary[f"best/{split}/{head}/{key}"] = value
+def log_summary(logger: Logger, result: dict[str, Any], config: str, folder: Path) -> None:
+    """Log the end results, and to W&B the plots.
+
+    Args:
+        logger: of the run, W&B's or another.
+        result: of the run.
+        config: the composed configuration, YAML; W&B has it from the start.
+        folder: of the run.
+    """
+    found = {
+        f"best/{split}/{head}/{key}": value
+        for head in ("target", "source")
+        for split in ("val", "test")
+        for key, value in (result[head][split] or {}).items()
+    }
+    if not isinstance(logger, WandbLogger):
+        logger.log_hyperparams(yaml.safe_load(config))
+        logger.log_metrics({key: float(value) for key, value in found.items()}, step=result["steps"])
+        logger.save()
+        return
     import wandb
 
+    run = logger.experiment
+    run.summary.update(found)
     run.log({path.stem: wandb.Image(str(path)) for path in sorted((folder / "plots").glob("*.png"))})

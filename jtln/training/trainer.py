@@ -6,6 +6,7 @@ import csv
 import logging
 import math
 import os
+import signal
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -16,10 +17,11 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint, WeightAveraging
 from pytorch_lightning.loggers import CSVLogger, Logger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from jtln.data.loaders import PairData
 from jtln.data.pairs import Pair
@@ -28,6 +30,7 @@ from jtln.errors import UserError
 from jtln.module import HEADS, JTLN
 from jtln.storage import save_torch
 from jtln.training.callbacks import CheckFinite, Progress, SeedEpochs, TransportDiagnostics
+from jtln.training.preemption import Preempted, SaveOnSignal
 from jtln.trunks.base import Trunk
 
 Metrics = dict[str, dict[str, dict[str, float] | None]]  # head -> split -> metric
@@ -46,15 +49,19 @@ REFUSED = {  # options of pl.Trainer that a run sets itself, for its phases diff
     "check_val_every_n_epoch": "an epoch is steps_per_epoch steps, and is validated at its end",
     "overfit_batches": "dataset.shots=1 with augment=false trains on as few images",
     "num_sanity_val_steps": "debug=smoke tries every step of a run",
-    "logger": "choose one with logger=csv or logger=wandb",
-    "callbacks": "callbacks are a run's own",
+    "logger": "choose them with logger=csv, wandb, tensorboard, mlflow, or several: logger=[wandb,tensorboard]",
+    "callbacks": "choose them with callbacks=early_stopping, or several: callbacks=[early_stopping,lr_monitor]",
     "default_root_dir": "hydra.run.dir=DIR names the folder of the run",
     "enable_checkpointing": "a run keeps its best and its last checkpoint",
     "enable_progress_bar": "set trainer.progress_bar",
     "enable_model_summary": "a run prints its trunk, objective and head",
     "use_distributed_sampler": "the loaders share out batches among the processes themselves",
+    "barebones": "a run keeps checkpoints and logs; debug=smoke is quick",
+    "compile": "torch.compile is not used; trainer.precision=bf16-mixed and trunk.freeze=true are quick",
     "reload_dataloaders_every_n_epochs": "the loaders go on from epoch to epoch",
 }
+
+STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false")
 
 
 @dataclass(frozen=True)
@@ -99,6 +106,11 @@ class TrainerSettings:
                 raise UserError(f"expected no {key}, but got {self.options[key]!r}: {instead}")
         if (precision := str(self.options.get("precision"))) in ("64-true", "bf16-true", "16-true", "64", "16"):
             raise UserError(f"expected precision 32-true, bf16-mixed or 16-mixed, but got {precision}")
+        strategy = self.options.get("strategy", "auto")
+        if (
+            isinstance(strategy, str) and strategy not in STRATEGIES
+        ):  # a run goes on after the training, in all processes
+            raise UserError(f"expected strategy to be one of {', '.join(STRATEGIES)}, but got {strategy}")
         clip = self.options.get("gradient_clip_val")
         if clip is not None and (isinstance(clip, bool) or not (isinstance(clip, int | float) and 0 < clip < math.inf)):
             raise UserError(f"expected gradient_clip_val to be a number > 0, or null, but got {clip!r}")
@@ -154,6 +166,7 @@ def make_trainer(
     keep_checkpoints: bool = True,
     hidden: tuple[str, ...] = (),
     validates: bool = True,
+    requeue: bool = False,
 ) -> pl.Trainer:
     """Return a Trainer that keeps the checkpoint with the best target validation accuracy, and the last one.
 
@@ -167,6 +180,7 @@ def make_trainer(
         keep_checkpoints: False writes no checkpoint.
         hidden: figures that the progress bar leaves out.
         validates: whether there are validation images; without any, the weights of the last epoch are the best.
+        requeue: whether a Slurm job that is warned of its time limit is put back into the queue.
     """
     _quiet_lightning()
     extra: list[Callback] = [
@@ -176,7 +190,10 @@ def make_trainer(
         *([Progress(description, hidden)] if settings.progress_bar else []),
     ]
     if keep_checkpoints:
-        extra.extend(best_and_last(folder, validates))
+        averages = any(isinstance(each, WeightAveraging) for each in callbacks)
+        extra.extend(
+            [*best_and_last(folder, validates, averages), SaveOnSignal(folder / "checkpoints" / "last.ckpt", requeue)]
+        )
     options: dict[str, Any] = {
         "log_every_n_steps": max(1, min(10, budget.steps_per_epoch)),
         **settings.options,
@@ -217,8 +234,10 @@ def listed(value: Any) -> list[Any]:
     return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
 
 
-def best_and_last(folder: Path, validates: bool = True) -> list[ModelCheckpoint]:
+def best_and_last(folder: Path, validates: bool = True, averages: bool = False) -> list[ModelCheckpoint]:
     """Return callbacks that keep ``best.ckpt``, the weights alone, and ``last.ckpt``, the whole state for resuming.
+
+    Where a callback averages weights, both have it all: Lightning puts the average into whole checkpoints only.
 
     Two callbacks, the best one first: Lightning's ``save_last`` writes the last one only where it is the best as well.
     """
@@ -228,7 +247,7 @@ def best_and_last(folder: Path, validates: bool = True) -> list[ModelCheckpoint]
         filename="best",
         monitor="val/target/selection" if validates else None,
         mode="max",
-        save_weights_only=True,
+        save_weights_only=not averages,
         save_on_train_epoch_end=None if validates else True,
         enable_version_counter=False,
     )
@@ -255,21 +274,24 @@ class Fitted:
     images_per_second: float  # training images, both tasks, over fitting including its validations
     best: Path  # the checkpoint that validation chose
     best_epoch: int
+    steps: int  # of the optimizer; fewer than the budget's where a callback or max_time ended it
 
 
 def fit(trainer: pl.Trainer, module: JTLN, data: PairData, checkpoint: Path | None = None) -> None:
     """Fit the module; Ctrl-C stays a KeyboardInterrupt."""
-    with _interruptible(trainer):
+    with _interruptible():
         trainer.fit(module, data, ckpt_path=None if checkpoint is None else str(checkpoint), weights_only=True)
 
 
 @contextmanager
-def _interruptible(trainer: pl.Trainer) -> Iterator[None]:
-    """Keep Ctrl-C a KeyboardInterrupt, which Lightning would turn into an exit."""
+def _interruptible() -> Iterator[None]:
+    """Keep Ctrl-C a KeyboardInterrupt, which Lightning would turn into an exit, and give SIGTERM its exit code."""
     try:
         yield
-    except SystemExit:
-        if trainer.interrupted:
+    except SIGTERMException:
+        raise Preempted(signal.SIGTERM) from None
+    except SystemExit as end:
+        if isinstance(end.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None
         raise
 
@@ -284,14 +306,22 @@ def fit_best(trainer: pl.Trainer, module: JTLN, data: PairData, checkpoint: Path
         checkpoint: a ``last.ckpt`` to continue from.
     """
     started, first_step = time.perf_counter(), steps_done(checkpoint)
+    accumulated = trainer.accumulate_grad_batches
+    epoch, step = divmod(first_step, math.ceil(data.steps_per_epoch / accumulated))
+    data.first_batch = epoch * data.steps_per_epoch + step * accumulated
     fit(trainer, module, data, checkpoint)
     seconds = time.perf_counter() - started
     sizes = {"source": data.source_batch_size, "target": data.target_batch_size}
     images = (trainer.global_step - first_step) * sum(size for side, size in sizes.items() if module.reads(side))
     path = Path(trainer.checkpoint_callback.best_model_path)  # type: ignore[union-attr]
+    if not path.is_file():
+        raise UserError(
+            f"expected the end of an epoch before the training stopped, but got {trainer.global_step} steps: lower "
+            "steps_per_epoch, or raise trainer.max_time"
+        )
     best = torch.load(path, map_location="cpu", weights_only=True)
     module.load_state_dict(best["state_dict"])
-    return Fitted(seconds, images / max(seconds, 1e-9), path, int(best["epoch"]))
+    return Fitted(seconds, images / max(seconds, 1e-9), path, int(best["epoch"]), trainer.global_step)
 
 
 def keep_untrained(trainer: pl.Trainer, module: JTLN) -> Fitted:
@@ -299,7 +329,7 @@ def keep_untrained(trainer: pl.Trainer, module: JTLN) -> Fitted:
     trainer.strategy.connect(module)
     path = Path(trainer.checkpoint_callback.dirpath or "", "best.ckpt")  # type: ignore[union-attr]
     trainer.save_checkpoint(path, weights_only=True)
-    return Fitted(0.0, 0.0, path, 0)
+    return Fitted(0.0, 0.0, path, 0, 0)
 
 
 def evaluate(trainer: pl.Trainer, module: JTLN, data: PairData) -> Metrics:
@@ -309,7 +339,7 @@ def evaluate(trainer: pl.Trainer, module: JTLN, data: PairData) -> Metrics:
     measures: list[tuple[Any, Any]] = [(trainer.validate, [])] if len(data.pair.target.val) else []
     for measure, loggers in [*measures, (trainer.test, trainer.loggers)]:
         trainer.loggers = loggers
-        with _interruptible(trainer):
+        with _interruptible():
             for part in measure(module, datamodule=data, verbose=False):
                 values.update(part)
 
@@ -347,7 +377,9 @@ def csv_logger(folder: Path, keep_steps: int = 0) -> CSVLogger:
     _quiet_lightning()
     path, earlier = folder / "metrics.csv", folder / "metrics.csv.earlier"
     rows: list[dict[str, str]] = []
-    if not keep_steps:
+    if getattr(rank_zero_only, "rank", 0) != 0:
+        pass  # the first process has the file
+    elif not keep_steps:
         earlier.unlink(missing_ok=True)
     elif earlier.is_file() or path.is_file():
         if not earlier.is_file():  # else an earlier resumption was cut off here
@@ -378,6 +410,7 @@ def _quiet_lightning() -> None:
         ".*Checkpoint directory.*",
         ".*isinstance.treespec, LeafSpec.*",
         ".*GPU available but not used.*",
+        ".*resuming from a checkpoint that ended before the epoch ended.*",  # the loaders go on from that step
         ".*total number of parameters detected may be inaccurate.*",
         ".*recommended to use `self.log.*sync_dist=True.*",  # torchmetrics has counted over all processes
     ):

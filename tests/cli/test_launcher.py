@@ -48,8 +48,14 @@ def test_a_study_whose_one_job_fails(launcher: list[str], capsys: pytest.Capture
     assert times == [path.stat().st_mtime_ns for path in sorted(Path().glob("studies/runs/*/result.json"))]
 
 
-def test_a_sweep_whose_one_job_fails_in_another_process(capsys: pytest.CaptureFixture[str]) -> None:
-    call = ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *TINY, "method=consecutive"]
-    assert main([*call, "dataset.shots=100000,1", "hydra.sweep.dir=out"]) == 1
-    assert "failed: job 0: " in capsys.readouterr().out
-    assert [each["shots"] for each in results("out/*/result.json")] == [1]
+@pytest.mark.parametrize(
+    "launcher", [["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], ["hydra/launcher=submitit_local"]]
+)
+def test_a_sweep_whose_one_job_fails_in_another_process(
+    launcher: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ["debug=smoke", "trunk.width=0.05", "pretrain=none", "method=consecutive", "report=false"]
+    subfolder = "hydra.sweep.subdir=rate/${optimizer.lr}"  # a folder in a folder
+    assert main(["-m", *launcher, *small, "optimizer.lr=-1,0.01", "hydra.sweep.dir=out", subfolder]) == 1
+    assert "failed: job rate/-1: " in capsys.readouterr().out
+    assert [path.parent.name for path in Path("out").rglob("result.json")] == ["0.01"]

@@ -66,6 +66,16 @@ def test_a_finished_run_is_not_resumed(
 
 
 @pytest.mark.slow
+def test_what_to_type_after_a_signal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def job(config: DictConfig) -> None:
+        raise SystemExit(128 + 15)
+
+    assert run_hydra(["seed=3", f"hydra.run.dir={tmp_path}"], job) == 143
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.endswith(f"python train.py resume={tmp_path}")
+
+
+@pytest.mark.slow
 def test_what_to_type_after_an_interruption(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def job(config: DictConfig) -> None:
         raise KeyboardInterrupt

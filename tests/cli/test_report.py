@@ -318,9 +318,9 @@ def test_the_runs_of_a_study_have_its_folders_name_as_their_wandb_group(planned:
         return launches[-1].extra
 
     none = ("report=false",)
-    assert extra() == extra("logger=wandb", "logger.group=mine") == none
-    assert extra("logger=wandb", "epochs=3") == ("logger.group=quick-fashion_epochs-3", *none)
-    group = "logger.group=quick-fashion_study.overrides-logger-wandb-"
+    assert extra() == extra("logger=wandb", "logger.wandb.group=mine") == none
+    assert extra("logger=wandb", "epochs=3") == ("logger.wandb.group=quick-fashion_epochs-3", *none)
+    group = "logger.wandb.group=quick-fashion_study.overrides-logger-wandb-"
     assert extra("study.overrides=['logger=wandb']") == (group, *none)
     csv, wandb = (study.rows[0].job({}, study.labels[0], 0, None) for study in planned[:2])
     assert csv.settings == wandb.settings  # a run that is finished counts, wherever it was logged

@@ -39,6 +39,42 @@ def test_a_folder_in_which_a_run_is_under_way(tmp_path: Path, capsys: pytest.Cap
     assert main([*RUN, "hydra.run.dir=mine"]) == 0
 
 
+@pytest.mark.slow
+def test_a_run_is_not_begun_anew_in_its_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With resume=auto the same command starts it, goes on with it, and leaves it alone once it is finished."""
+    here = [*RUN, "report=false", "hydra.run.dir=mine"]
+    assert main([*here, "resume=auto"]) == 0
+    capsys.readouterr()
+    result = (tmp_path / "mine" / "result.json").read_bytes()
+    assert main(here) == 2
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.startswith(f"error: expected a folder without a run for hydra.run.dir, but there is one in {tmp_path}")
+    assert "resume=auto" in told
+    assert main([*here, "resume=auto"]) == 0
+    assert (tmp_path / "mine" / "result.json").read_bytes() == result
+    assert main([*here, "resume=auto", "epochs=3", "debug.batch_size=8"]) == 0
+    (tmp_path / "mine" / "result.json").unlink()  # killed after the last epoch
+    capsys.readouterr()
+    assert main([*here, "resume=auto"]) == 0
+    assert "resumed    after 2 steps" in capsys.readouterr().out
+    assert main([*here, "resume=auto", "seed=1"]) == 2
+    assert "seed (then 0, now 1)" in capsys.readouterr().err
+    assert main([*RUN, "resume=auto"]) == 2
+    assert "give hydra.run.dir=DIR" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_runs_of_a_sweep_are_not_begun_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call = ["-m", *RUN, "report=false", "hydra.sweep.dir=out"]
+    assert main([*call, "seed=0", "resume=auto"]) == 0
+    time = (tmp_path / "out" / "0" / "result.json").stat().st_mtime_ns
+    assert main([*call, "seed=0,1"]) == 2
+    assert "for hydra.sweep.dir, but there is one in out/0: give resume=auto" in capsys.readouterr().err
+    assert main([*call, "seed=0,1", "resume=auto"]) == 0
+    assert (tmp_path / "out" / "0" / "result.json").stat().st_mtime_ns == time
+    assert json.loads((tmp_path / "out" / "1" / "result.json").read_text())["seed"] == 1
+
+
 def test_without_locks_a_fault_is_not_blamed_on_them(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

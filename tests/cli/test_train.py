@@ -6,6 +6,7 @@ import csv
 import json
 import re
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,9 @@ WITHIN = [name for name in FILES if name.count("/") == 2 and not name.startswith
 QUICK = ["trunk.width=0.05", "trainer.progress_bar=false"]
 PHOTOGRAPHS = ["aircraft", "caltech101", "caltech256", "cars", "cub200", "dtd", "flowers102", "food101", "imagenet"]
 PHOTOGRAPHS += ["office31", "pets", "places365"]
+
+# What a file needs that no test brings.
+PACKAGES = {"logger/tensorboard": "tensorboard", "logger/mlflow": "mlflow"}
 
 AT_ONCE = ("head/cosine", "method/linear_probe")  # the others are slow
 
@@ -55,8 +59,8 @@ NEEDS: dict[str, list[str]] = {
 def train(tmp_path: Path) -> Callable[..., tuple[int, Path]]:
     """``train("cost=uniform", ...)`` runs ``python train.py debug=smoke ...``; returns exit code and run folder."""
 
-    def run(*overrides: str) -> tuple[int, Path]:
-        folder = tmp_path / "run"
+    def run(*overrides: str, name: str = "run") -> tuple[int, Path]:
+        folder = tmp_path / name
         quick = QUICK[:1] if not any(each.startswith("trunk=") for each in overrides) else []
         return main([*QUICK[1:], *quick, "debug=smoke", *overrides, f"hydra.run.dir={folder}"]), folder
 
@@ -82,12 +86,19 @@ def result_of(folder: Path) -> dict[str, Any]:
     ],
 )
 def test_every_configuration_file_runs(
-    choice: str, train: Callable[..., tuple[int, Path]], request: pytest.FixtureRequest
+    choice: str,
+    train: Callable[..., tuple[int, Path]],
+    request: pytest.FixtureRequest,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     group, name = choice.split("/")
     if choice not in DRAWN:
         request.getfixturevalue("no_drawing")
     code, folder = train(f"{group}={name}", *NEEDS.get(choice, []))
+    if (package := PACKAGES.get(choice)) is not None and find_spec(package) is None:
+        assert code == 2
+        assert f"pip install {package}" in capsys.readouterr().err
+        return
     assert code == 0
     result, config = result_of(folder), OmegaConf.load(folder / "config.yaml")
     assert result["synthetic_images"] is True
@@ -174,7 +185,7 @@ def test_a_uniform_cost_matches_nothing(
     assert "is matched with" not in told
     assert result_of(folder)["transport"]["strongest"] == {}
     assert (
-        train("cost=wordnet", "transport.calibrate=false")[0] == 0
+        train("cost=wordnet", "transport.calibrate=false", name="related")[0] == 0
     )  # of synthetic images a calibration may find no relation
     assert "is matched with" in capsys.readouterr().out
 

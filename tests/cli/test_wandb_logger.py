@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import re
 import struct
 import time
 from collections.abc import Iterator
@@ -10,10 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from omegaconf import OmegaConf
 
+from jtln.cli.overrides import config_dir
 from jtln.cli.train import main
-from jtln.cli.wandb_logger import ID_FILE
+from jtln.cli.wandb_logger import ID_FILE, _id
+from jtln.reporting.numbers import GOALS
+from jtln.reporting.predictions import read_predictions
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("in_a_folder_of_its_own", "no_drawing")]
 
@@ -64,6 +70,8 @@ class Logged:
         config: its configuration, nested.
         values: key -> the last value that was logged or is in the summary.
         exit_codes: of its ends.
+        artifacts: name, without the run's id -> the files of the artifact.
+        better: metric -> which of its values the summary has, "max" or "min".
     """
 
     def __init__(self, path: Path) -> None:
@@ -84,6 +92,13 @@ class Logged:
                 node[last] = json.loads(item.value_json)
         items = [item for each in found for item in (*each.summary.update, *each.history.item)]
         self.values = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
+        made = [each.artifact for each in found if each.HasField("artifact")]
+        self.artifacts = {
+            each.name.replace(f"-{self.run.run_id}", ""): [item.path for item in each.manifest.contents]
+            for each in made
+        }
+        metrics = [each.metric for each in found if each.HasField("metric")]
+        self.better = {each.name: "max" if each.summary.max else "min" for each in metrics if each.HasField("summary")}
         self.exit_codes = [each.exit.exit_code for each in found if each.HasField("exit")]
 
 
@@ -126,6 +141,7 @@ def test_each_job_is_a_wandb_run_of_its_own(tmp_path: Path) -> None:
         assert {key: config[key] for key in composed.keys() - smaller} == {
             key: value for key, value in composed.items() if key not in smaller
         }
+        del config["_wandb"]  # W&B's own
         assert "${" not in json.dumps(config)  # nothing is left to resolve
 
         test = result_of(folder / str(job))["target"]["test"]["accuracy"]
@@ -133,6 +149,77 @@ def test_each_job_is_a_wandb_run_of_its_own(tmp_path: Path) -> None:
         assert "train/loss" in found.values
         assert {"confusion", "training"} <= {key.partition("/")[0] for key in found.values}  # the plots
     assert runs[0] != runs[1]
+
+
+def table(folder: Path, logged: Logged, name: str) -> tuple[list[str], list[list[Any]]]:
+    """Return the columns and rows of a table that was logged."""
+    (path,) = folder.glob(f"wandb/offline-run-*/files/{logged.values[f'{name}/path']}")
+    read = json.loads(path.read_text(encoding="utf-8"))
+    return read["columns"], read["data"]
+
+
+def test_tables_rates_and_the_best_checkpoint(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert main([*QUICK, "method=jtln", "cost=uniform", f"hydra.run.dir={folder}"]) == 0
+    found, result = logged(folder), result_of(folder)
+    assert found.values["lr-AdamW/heads"] > 0  # in the last step
+    assert found.values["lr-AdamW/trunk"] == pytest.approx(found.values["lr-AdamW/heads"])  # of method=jtln
+    for split in ("val", "best/test"):
+        assert found.better[f"{split}/target/accuracy"] == "max"
+        assert found.better[f"{split}/target/ece"] == "min"
+    assert found.better["train/loss"] == "min"
+
+    target = ["Pullover", "Shirt", "Sneaker", "Bag"]
+    columns, rows = table(folder, found, "cost_table")
+    assert columns == ["source class", *target]
+    with open(folder / "cost.csv", newline="", encoding="utf-8") as file:
+        header, *given = list(csv.reader(file))
+    assert header[1:] == target
+    assert [[name, *map(float, cells)] for name, *cells in given] == rows
+    columns, rows = table(folder, found, "plan_table")
+    assert (columns[1:], len(rows)) == (target, 6)
+    assert sum(sum(cells) for _, *cells in rows) == pytest.approx(1.0, abs=1e-3)
+
+    kept = read_predictions(folder)
+    columns, rows = table(folder, found, "confusion_matrix_table")
+    counts = {(row[0], row[1]): row[2] for row in rows}
+    pairs = list(zip(kept.label.tolist(), kept.predicted.tolist(), strict=True))
+    assert counts == {(a, b): pairs.count((i, j)) for i, a in enumerate(target) for j, b in enumerate(target)}
+    columns, rows = table(folder, found, "predictions")
+    assert columns == ["image", "name", "class", "predicted", "right", "confidence", "nll"]
+    assert len(rows) == result["target"]["test"]["n"]
+    assert sum(row[4] for row in rows) / len(rows) == pytest.approx(result["target"]["test"]["accuracy"])
+    assert [row[6] for row in rows] == pytest.approx(sorted(kept.nll.tolist(), reverse=True))
+    pictures = [path for path in found.artifacts["run-predictions"] if path.endswith(".png")]
+    assert len(pictures) == len(rows)
+
+    assert found.artifacts["model"] == ["best.ckpt"]
+    assert main([*QUICK, "method=jtln", "cost=uniform", "logger.wandb.checkpoint=false", "hydra.run.dir=other"]) == 0
+    assert "model" not in logged(tmp_path / "other").artifacts
+
+
+def test_the_sweep_file_of_the_header_runs_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+    """W&B's agent puts the values of a trial in place of ${args_no_hyphens}."""
+    header = (config_dir() / "logger" / "wandb.yaml").read_text(encoding="utf-8").partition("\nwandb:")[0]
+    sweep = yaml.safe_load("\n".join(re.findall(r"^#   (.*)$", header, re.MULTILINE)))
+    assert sweep["program"] == "train.py"
+    _, split, head, metric = sweep["metric"]["name"].split("/")
+    assert (split, head, sweep["metric"]["goal"]) == ("val", "target", GOALS[metric])
+    *start, rest = sweep["command"]
+    assert (start[:3], rest) == (["${env}", "${interpreter}", "${program}"], "${args_no_hyphens}")
+    parameters = sweep["parameters"].items()
+    trial = [f"{key}={values.get('values', [values.get('max')])[0]}" for key, values in parameters]
+    assert main([*start[3:], *trial, "--cfg", "job"]) == 0
+    composed = OmegaConf.create(capsys.readouterr().out)
+    assert (composed.optimizer.lr, composed.logger.wandb.project) == (0.01, "jtln")
+
+
+def test_the_run_of_a_wandb_sweep_has_the_agents_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_SWEEP_ID", "s1")
+    monkeypatch.setenv("WANDB_RUN_ID", "r1")
+    assert _id(tmp_path / "run") == "r1"
+    monkeypatch.delenv("WANDB_SWEEP_ID")
+    assert _id(tmp_path / "other") not in ("r1", "")
 
 
 def test_a_resumed_run_goes_on_in_the_same_wandb_run(tmp_path: Path) -> None:
@@ -151,7 +238,7 @@ def test_a_resumed_run_goes_on_in_the_same_wandb_run(tmp_path: Path) -> None:
 
 
 def test_name_group_and_tags_that_are_given(tmp_path: Path) -> None:
-    given = ["logger.name=mine", "logger.group=ours", "logger.tags=[first,second]", "logger.project=toys"]
+    given = [f"logger.wandb.{each}" for each in ("name=mine", "group=ours", "tags=[first,second]", "project=toys")]
     assert main([*SMALL, *given, f"hydra.run.dir={tmp_path}/run"]) == 0
     run = logged(tmp_path / "run").run
     assert (run.display_name, run.run_group, run.project) == ("mine", "ours", "toys")

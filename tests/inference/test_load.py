@@ -20,6 +20,7 @@ from jtln.errors import UserError
 from jtln.heads import Cosine, Discriminant, Head, Linear
 from jtln.inference import Classifier, load
 from jtln.inference.classifier import KEY, Description
+from jtln.module import JTLN
 from jtln.trunks import alexnet, from_module, from_torchvision
 
 ALEXNET = {"_target_": "jtln.trunks.alexnet", "width": 0.05}
@@ -79,6 +80,34 @@ def test_the_fitted_head_takes_the_place_of_the_trained_one(write: Write, head: 
     assert not torch.allclose(expected(written, fitted), expected(written, written.target_head), atol=1e-3)
     torch.testing.assert_close(probabilities(load(written.path)), expected(written, fitted))
     torch.testing.assert_close(probabilities(load(written.path, "source")), expected(written, written.source_head))
+
+
+@pytest.mark.parametrize("head", [Linear(), Cosine(), Discriminant(shrinkage=0.4)])
+def test_the_lightning_module_of_a_checkpoint(write: Write, head: Head) -> None:
+    """Without a further argument, and with the head that the run ended with."""
+    fitted = head.classifier(write().trunk.dim, 4)
+    for value in fitted.state_dict().values():
+        value.uniform_(0.1, 1)
+    written = write(head=head, fitted=fitted) if head.replaces else write()
+    module = JTLN.load_from_checkpoint(str(written.path)).eval()
+    images = (IMAGES[:, :, 2:18, 2:18].float() / 255 - 0.5) / 0.5
+    with torch.no_grad():
+        source, target = module(images)
+        features = written.trunk(images)
+        torch.testing.assert_close(source, written.source_head(features))
+        torch.testing.assert_close(target, (fitted if head.replaces else written.target_head)(features))
+    assert module.trunk.frozen  # as in training
+    assert [term.name for term in module.terms] == ["target_loss"]
+
+
+def test_a_lightning_module_whose_trunk_is_not_this_packages(write: Write, tmp_path: Path) -> None:
+    written = write(trunk={"_target_": "mine.trunk"})
+    with pytest.raises(UserError, match=r"mine\.trunk: .*trunk="):
+        JTLN.load_from_checkpoint(written.path)
+    assert JTLN.load_from_checkpoint(written.path, trunk=alexnet(16, "none", 0.05)).target_head.out_features == 4
+    torch.save({"weights": 1}, tmp_path / "other.ckpt")
+    with pytest.raises(UserError, match=r"other\.ckpt.*state_dict"):
+        JTLN.load_from_checkpoint(tmp_path / "other.ckpt")
 
 
 def test_weights_that_training_began_with_are_not_fetched(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from runs import column
 from torch import nn
 from two_processes import run_in_two
 from uneven import uneven_pair
@@ -157,11 +158,13 @@ def test_two_processes_write_one_folder(tmp_path: Path) -> None:
         assert result["hardware"].startswith("2 x cpu")
         assert (result["target"]["test"]["n"], result["source"]["test"]["n"]) == (8, 12)
 
+    curve = column(folder / "1", "train/loss")
     again = run_train(tmp_path, f"resume={folder}/1")
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("resumed    after 2 steps") == 1
     assert found(tmp_path) == {f"multirun/{folder.name}/{name}" for name in files}
     assert json.loads((folder / "1/result.json").read_text())["target"] == results[1]["target"]
+    assert column(folder / "1", "train/loss") == curve
 
 
 @pytest.mark.slow

@@ -92,6 +92,8 @@ def test_what_a_run_sets_itself_is_refused(key: str) -> None:
     [
         ({"precision": "64-true"}, "precision.*64-true"),
         ({"precision": "bf16-true"}, "precision.*bf16-true"),
+        ({"strategy": "ddp_spawn"}, "strategy.*ddp,.*ddp_spawn"),
+        ({"strategy": "fsdp"}, "strategy.*ddp,.*fsdp"),
         ({"gradient_clip_val": -1}, "gradient_clip_val.*-1"),
         ({"gradient_clip_val": float("nan")}, "gradient_clip_val.*nan"),
         ({"accumulate_grad_batches": 0}, "accumulate_grad_batches.*0"),
