@@ -14,7 +14,7 @@ _BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
 
 def is_optimized() -> bool:
-    """Tell whether a sweeper reads what this run returns: any but Hydra's basic one."""
+    """Return True if a sweeper reads what this run returns, as any does but Hydra's basic one."""
     hydra = HydraConfig.get()
     return hydra.mode == RunMode.MULTIRUN and hydra.sweeper.get("_target_") != _BASIC
 

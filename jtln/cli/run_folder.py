@@ -72,7 +72,7 @@ def own_folder(resume: str | None = None) -> Iterator[None]:
 
 
 def is_under_way(folder: Path) -> bool:
-    """Tell whether the folder holds a checkpoint to go on from."""
+    """Return True if the folder holds a checkpoint to go on from."""
     return (folder / "checkpoints" / "last.ckpt").is_file()
 
 

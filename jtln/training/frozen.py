@@ -119,7 +119,7 @@ def feature_precision(asked: str, device: torch.device) -> str:
 
 
 def _has_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 in hardware; PyTorch emulates it elsewhere, slower than float32."""
+    """Return True if the device multiplies bfloat16 in hardware: elsewhere PyTorch emulates it, slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     there: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}

@@ -1,4 +1,4 @@
-"""What a W&B run holds beside the curves: tables, plots, the best checkpoint, and which way each metric is better."""
+"""The content of a W&B run beside the curves: tables, plots, the best checkpoint, the direction of each metric."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class RunLogger(WandbLogger):
         self.keeps_checkpoint = checkpoint
 
     def define_metrics(self) -> None:
-        """Tell W&B which way each metric is better, before any is logged: its summary has the best of each curve."""
+        """Give W&B the direction of each metric before any is logged, so that its summary has the best of each curve."""
         step = "trainer/global_step"
         for head in HEADS:
             for metric, goal in GOALS.items():
