@@ -33,7 +33,7 @@ class RunLogger(WandbLogger):
         self.keeps_checkpoint = checkpoint
 
     def define_metrics(self) -> None:
-        """Give W&B the direction of each metric before any is logged, so that its summary has the best of each curve."""
+        """Give W&B the direction of each metric, before any is logged: its summary has the best of each curve."""
         step = "trainer/global_step"
         for head in HEADS:
             for metric, goal in GOALS.items():
