@@ -16,10 +16,8 @@ def summary(evidence: DatasetEvidence) -> list[str]:
             "The transport terms cannot be judged from these runs: that takes runs of a method that has them, "
             "jtln_annealed or jtln, under an informative cost beside runs of other methods, with the same seeds."
         ]
-    sentences = [
-        f"Chosen on validation among the informative costs: "
-        f"{'; '.join(f'{name} at {labels}' for labels, name in evidence.chosen.items())}."
-    ]
+    chosen = "; ".join(f"{name} at {labels}" for labels, name in evidence.chosen.items())
+    sentences = [f"Chosen on validation among the informative costs: {chosen}."] if chosen else []
     by_other: dict[tuple[str, str], list[Comparison]] = {}
     for claim in evidence.claims:
         row = "" if claim.row == evidence.chosen.get(claim.labels) else f"{claim.row} over "
