@@ -39,7 +39,10 @@ def is_fetched(weights: str) -> bool:
 def check_weights(weights: str) -> None:
     """Raise a UserError where ``weights`` is neither "none", a download nor a file that is there."""
     if weights != "none" and not is_fetched(weights) and not Path(weights).expanduser().is_file():
-        raise UserError(f"expected trunk.weights to be auto, imagenet, none or a file, but there is no file {weights}")
+        raise UserError(
+            "expected trunk.weights to be auto, imagenet, none or a file, but there is no file: "
+            f"trunk.weights={weights}"
+        )
 
 
 def with_weights(trunk: Trunk, weights: str, torchvision_name: str | None, match: str = "name") -> Trunk:

@@ -128,7 +128,7 @@ def test_the_figures_are_those_of_a_regression_on_timms_features(photographs: Pa
 @pytest.mark.slow
 def test_without_a_prior_it_is_scikit_learns(photographs: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    train(folder, photographs, "experiment=photographs", "head.prior=0", "head.power=1.0")
+    train(folder, photographs, "experiment=photographs", "head.prior=0", "head.power=1.0", "head.temperature=null")
     kept = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)["head"]["state"]["weight"]
     with open(folder / "split.csv", newline="", encoding="utf-8") as file:
         chosen = [row for row in csv.DictReader(file) if row["part"] == "train"]
