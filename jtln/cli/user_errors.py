@@ -227,9 +227,9 @@ def check_types(config: DictConfig, overrides: Sequence[str] | None = None, befo
             raise UserError(f"expected {wanted} for {key}, but got {new!r}")
 
 
-# A number, a share, a word or a list of names: jtln.data.category_pair and jtln.heads check them.
+# A number or null, a share, a word or a list of names: jtln.data.category_pair and jtln.heads check them.
 _OF_SEVERAL_TYPES = frozenset(
-    ["head.prior"]
+    ["head.prior", "head.temperature"]
     + [f"dataset.{key}" for key in ("target_classes", "source_classes", "validation", "source_validation", "decoded")]
 )
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}

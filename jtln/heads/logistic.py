@@ -96,7 +96,8 @@ class Logistic(Head):
         for key in ("inverse_penalty", "length"):
             if not (isinstance(getattr(self, key), int | float) and 0 < getattr(self, key) < math.inf):
                 raise UserError(f"expected a number {key} > 0, but got {getattr(self, key)!r}")
-        if self.temperature is not None and not 0 < self.temperature < math.inf:
+        number = isinstance(self.temperature, int | float) and not isinstance(self.temperature, bool)
+        if self.temperature is not None and not (number and 0 < self.temperature < math.inf):
             raise UserError(f"expected a number temperature > 0, or null, but got {self.temperature!r}")
         if not (isinstance(self.power, int | float) and 0 < self.power <= 1):
             raise UserError(f"expected power in (0, 1], but got {self.power!r}")

@@ -176,6 +176,8 @@ def test_left_out_labels_are_scored_by_the_heads_own_regression() -> None:
         ({"prior": "much"}, "prior >= 0, or auto, but got 'much'"),
         ({"inverse_penalty": 0}, "inverse_penalty > 0, but got 0"),
         ({"length": math.inf}, "length > 0, but got inf"),
+        ({"temperature": 0}, "temperature > 0, or null, but got 0"),
+        ({"temperature": True}, "temperature > 0, or null, but got True"),
         ({"power": 2}, r"power in \(0, 1\], but got 2"),
         ({"normalization": "all"}, "normalization"),
         ({"normalization": "mean", "power": 0.5}, "power=1"),
