@@ -30,7 +30,7 @@ MISTAKES = {
     "transport.epsilon=0": "transport: expected a finite number epsilon > 0, but got 0",
     "method.lambda_ot=-1": "method: expected a number lambda_ot >= 0, but got -1",
     "dataset.source_classes=[Foo,Bar]": "Sandal",
-    "trunk.weights=/nope": "auto, imagenet, none or a file, but there is no file /nope",
+    "trunk.weights=/nope": "trunk.weights=/nope",
     "lr=3": "did you mean pretrain.optimizer.lr or optimizer.lr?",
     "shots=5": "did you mean dataset.shots?",
     "cost@cost.of=centroid": "none of them has cost@cost.of",
