@@ -56,7 +56,7 @@ class Head(ABC):
 
     Attributes:
         prior: alpha >= 0, the weight of the transported prior log q(x) in the target logits
-            (:mod:`jtln.transport.prior`); 0 leaves it out; "auto" chooses it on labelled images that are left out.
+            (:mod:`jtln.transport.prior`); 0 leaves it out; "auto" chooses it by the likelihood of the labelled images.
 
     Class attributes:
         name: what results are filed under.

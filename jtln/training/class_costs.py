@@ -157,12 +157,13 @@ def read_prior(
     features: Features,
     source_head: nn.Linear,
     settings: TransportSettings,
+    calibrates: bool,
     learns: bool,
     unknown_targets: Sequence[int] = (),
 ) -> RunPrior:
     """Form the prior, and choose its weight where the head asks for that.
 
-    The labelled images choose how sharp the plan is, if ``settings.calibrate``. With ``prior="auto"`` those that are
+    The labelled images choose how sharp the plan is, where it is to be calibrated. With ``prior="auto"`` those that are
     left out in turn choose alpha among shares of what :class:`RelationFit` gives; where every class has one label, it
     is that. It is 0 where the labelled images are no likelier under q than by chance.
 
@@ -172,30 +173,29 @@ def read_prior(
         features: under the trunk as training starts from it.
         source_head: likewise.
         settings: of the cost's use.
+        calibrates: whether the labelled images choose epsilon; else it is that of the settings.
         learns: whether the gradient reaches the source head through q.
         unknown_targets: target classes that the cost knows nothing of.
     """
     rows, labels, logits = labelled(features, source_head)
     assert logits is not None
     width = float(cost.max() - cost.min())
-    calibrates = settings.calibrate and width > 1e-6
-    epsilons = [share * width for share in EPSILONS] if calibrates else [settings.epsilon]
+    epsilons = [share * width for share in EPSILONS] if calibrates and width > 1e-6 else [settings.epsilon]
     probabilities = (logits.float() / settings.temperature).softmax(1)
     fit = fit_relation(cost.cpu(), probabilities, labels, epsilons, settings.rows, unknown_targets)
-    prior = TransportedPrior(fit.rows, 0.0, settings.temperature, learns).to(features.device)
+    prior = TransportedPrior(fit.rows, 0.0, settings.temperature, learns)
     folds: dict[float, float] = {}
     if head.prior == AUTO:
         alpha = fit.alpha
         if alpha > 0:
             regressed = head if isinstance(head, Logistic) else Logistic()
-            log_q = (probabilities @ fit.rows).log()
-            folds = alpha_nll(regressed, rows, labels, log_q, [share * alpha for share in SHARES])
+            folds = alpha_nll(regressed, rows, labels, prior.log_q(logits), [share * alpha for share in SHARES])
         alpha = min(folds, key=lambda each: folds[each]) if folds else alpha
     else:
         alpha = float(head.prior)
     prior.alpha.fill_(alpha)
     of_class = probabilities.new_zeros(len(fit.rows.t()), len(fit.rows)).index_add_(0, labels, probabilities)  # (T, S)
-    return RunPrior(prior, alpha, fit, of_class.t() * fit.rows, folds)
+    return RunPrior(prior.to(features.device), alpha, fit, of_class.t() * fit.rows, folds)
 
 
 class FollowFeatures(Callback):

@@ -13,7 +13,7 @@ from pytorch_lightning.loggers import Logger
 from jtln.costs import Cost
 from jtln.data.pairs import PairSpec
 from jtln.errors import UserError
-from jtln.heads import Head
+from jtln.heads import AUTO, Head
 from jtln.methods import Method
 from jtln.module import Optimization
 from jtln.training.pretraining import Pretraining
@@ -97,8 +97,8 @@ class Experiment:
     @property
     def calibrates(self) -> bool:
         """True if the labelled images calibrate the cost, which must be fixed, under a trained source head."""
-        fixed = self.cost.updates == "never"
-        return self.uses_plan and fixed and self.transport.calibrate and self.source_head_trained
+        fixed = self.uses_cost and self.cost.updates == "never"
+        return fixed and self.transport.calibrate and self.source_head_trained
 
     @property
     def source_head_trained(self) -> bool:
@@ -177,6 +177,11 @@ def check_fit(
         raise UserError(
             "expected a cost that is read before training for a prior, which does not follow it, but got "
             f"update={cost.updates} of cost={cost_name}: give cost.update=once"
+        )
+    if head.prior == AUTO and cost.updates != "never":
+        raise UserError(
+            f"expected a cost that has not seen the labelled images for head.prior=auto, which they choose, but "
+            f"cost={cost_name} is read off them: give head.prior=0.5, for instance"
         )
     images = {
         f"head={head.name}": head.reads_source,

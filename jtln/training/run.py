@@ -139,11 +139,14 @@ def run(experiment: Experiment) -> dict[str, Any]:
     if experiment.uses_cost:
         settings = experiment.transport
         calibrates = experiment.calibrates and trained
-        cost = read_cost(experiment.cost, pair, features, source_head.to(device), settings, calibrates)
+        for_plan = calibrates and experiment.uses_plan
+        cost = read_cost(experiment.cost, pair, features, source_head.to(device), settings, for_plan)
         if experiment.head.prior != 0:
             learns = experiment.method.keeps_source
             unknown = experiment.cost.unknown(pair.source.classes, pair.target.classes).target
-            prior = read_prior(experiment.head, cost.given, features, source_head, settings, learns, unknown)
+            prior = read_prior(
+                experiment.head, cost.given, features, source_head, settings, calibrates, learns, unknown
+            )
     if follow is not None and cost is not None:
         follow.matrix = cost.used
     module = JTLN(
@@ -182,15 +185,18 @@ def run(experiment: Experiment) -> dict[str, Any]:
         shown = matrix if follow is not None or cost is None else cost.given
         assert predictions.found is not None
         seconds = time.perf_counter() - started
-        related = None if prior is None else prior.shares
-        if prior is None and matrix is not None:
-            related = class_plan(matrix, experiment.transport.epsilon)
+        between_classes = None
+        if prior is not None:
+            between_classes = prior.relation.rows / len(prior.relation.rows)
+        elif matrix is not None:
+            between_classes = class_plan(matrix, experiment.transport.epsilon)
+        related = between_classes if prior is None else prior.shares
         write_results(experiment, pair, module, result, shown, related, plan, predictions.found, seconds)
         for logger in experiment.loggers:
             log_summary(logger, result, experiment.config, experiment.folder)
             if isinstance(logger, RunLogger):
-                found = _plan_between(experiment, matrix) if plan is None else plan["plan"]
-                logger.log_result(result, pair, predictions.found, fitted.best, matrix, found)
+                found = between_classes if plan is None else plan["plan"]
+                logger.log_result(result, pair, predictions.found, fitted.best, shown, found)
     return result
 
 
@@ -251,11 +257,6 @@ def _matrix_in_use(module: JTLN, follow: FollowFeatures | None, cost: RunCost | 
     if follow is not None:
         return follow.matrix
     return None if cost is None else cost.used
-
-
-def _plan_between(experiment: Experiment, cost: Tensor | None) -> Tensor | None:
-    """Return the plan (S, T) between the classes under a cost (S, T)."""
-    return None if cost is None else class_plan(cost, experiment.transport.epsilon)
 
 
 def start_target_head(module: JTLN, features: Features) -> HeadFit | None:

@@ -52,15 +52,16 @@ class RunLogger(WandbLogger):
         cost: Tensor | None = None,
         plan: Tensor | None = None,
     ) -> None:
-        """Log what came of a run.
+        """Log the outcome of a run.
 
         Args:
             result: the content of ``result.json``.
             pair: whose images were tested.
             predictions: for the target's test images.
             best: the best checkpoint.
-            cost: (S, T); None where the run has none.
-            plan: (S, T), the transport plan between what both heads predict, or between the classes; None likewise.
+            cost: (S, T), that of ``cost.csv``; None where the run has none.
+            plan: (S, T) of sum 1, the transport plan between what both heads predict, or between the classes, which is
+                that of the prior where the run has one; None likewise.
         """
         import wandb
 

@@ -160,8 +160,9 @@ def table(folder: Path, logged: Logged, name: str) -> tuple[list[str], list[list
 
 def test_tables_rates_and_the_best_checkpoint(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    assert main([*QUICK, "method=jtln", "cost=uniform", f"hydra.run.dir={folder}"]) == 0
+    assert main([*QUICK, "method=jtln", "cost=wordnet", "transport.calibrate=true", f"hydra.run.dir={folder}"]) == 0
     found, result = logged(folder), result_of(folder)
+    assert result["calibration"] is not None  # cost.csv has the cost before that
     assert found.values["lr-AdamW/heads"] > 0  # in the last step
     assert found.values["lr-AdamW/trunk"] == pytest.approx(found.values["lr-AdamW/heads"])  # of method=jtln
     for split in ("val", "best/test"):
@@ -175,7 +176,9 @@ def test_tables_rates_and_the_best_checkpoint(tmp_path: Path) -> None:
     with open(folder / "cost.csv", newline="", encoding="utf-8") as file:
         header, *given = list(csv.reader(file))
     assert header[1:] == target
-    assert [[name, *map(float, cells)] for name, *cells in given] == rows
+    assert [name for name, *_ in rows] == [name for name, *_ in given]
+    for (_, *cells), (_, *written) in zip(rows, given, strict=True):
+        assert cells == pytest.approx([float(each) for each in written], abs=5e-7)  # the file has six digits
     columns, rows = table(folder, found, "plan_table")
     assert (columns[1:], len(rows)) == (target, 6)
     assert sum(sum(cells) for _, *cells in rows) == pytest.approx(1.0, abs=1e-3)

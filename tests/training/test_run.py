@@ -487,3 +487,11 @@ def test_a_published_head_starts_the_source_head(experiment: Experiment) -> None
 def test_a_prior_needs_a_cost_that_stays(experiment: Experiment, update: str) -> None:
     with pytest.raises(UserError, match=f"update={update}"):
         replace(experiment, head=Linear(prior=0.5), cost=CentroidCost(update=update))
+
+
+def test_labels_that_a_cost_was_read_from_choose_no_prior(experiment: Experiment) -> None:
+    """They would be likelier under it than labels that it has not seen."""
+    with pytest.raises(UserError, match=r"head\.prior=auto.*cost=centroid"):
+        replace(experiment, head=Linear(prior="auto"), cost=CentroidCost(update="once"))
+    found = run(replace(experiment, head=Linear(prior=0.5), cost=CentroidCost(update="once")))["prior"]
+    assert (found["alpha"], found["epsilon"]) == (0.5, experiment.transport.epsilon)
