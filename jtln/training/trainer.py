@@ -9,7 +9,7 @@ import os
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from jtln.data.pairs import Pair
 from jtln.data.transforms import Augment, CentreCrop, ToFloat, Views
 from jtln.errors import UserError
 from jtln.module import HEADS, JTLN
-from jtln.storage import save_torch
+from jtln.storage import read_torch, save_torch
 from jtln.training.callbacks import CheckFinite, Progress, SeedEpochs, TransportDiagnostics
 from jtln.trunks.base import Trunk
 
@@ -265,20 +265,25 @@ def _interruptible(trainer: pl.Trainer) -> Iterator[None]:
         raise
 
 
-def fit_best(trainer: pl.Trainer, module: JTLN, data: PairData, checkpoint: Path | None = None) -> Fitted:
+def fit_best(
+    trainer: pl.Trainer, module: JTLN, data: PairData, checkpoint: Path | None = None, first_step: int = 0
+) -> Fitted:
     """Fit, and leave the module with the weights that validation chose.
 
     Args:
         checkpoint: a ``last.ckpt`` to continue from.
+        first_step: the steps behind it.
     """
-    started, first_step = time.perf_counter(), steps_done(checkpoint)
+    started = time.perf_counter()
     fit(trainer, module, data, checkpoint)
     seconds = time.perf_counter() - started
     sizes = {"source": data.source_batch_size, "target": data.target_batch_size}
     images = (trainer.global_step - first_step) * sum(size for side, size in sizes.items() if module.reads(side))
     path = Path(trainer.checkpoint_callback.best_model_path)  # type: ignore[union-attr]
-    best = torch.load(path, map_location="cpu", weights_only=True)
-    module.load_state_dict(best["state_dict"])
+    best = read_torch(path)
+    own = module.state_dict()  # without a trunk whose features are computed; a checkpoint of a finished run has it
+    state = {name: value for name, value in best["state_dict"].items() if name in own or not name.startswith("trunk.")}
+    module.load_state_dict(state)
     return Fitted(seconds, images / max(seconds, 1e-9), path, int(best["epoch"]))
 
 
@@ -314,16 +319,24 @@ def evaluate(trainer: pl.Trainer, module: JTLN, data: PairData) -> Metrics:
 
 
 def steps_done(checkpoint: Path | None) -> int:
-    """The steps behind a checkpoint; 0 without one."""
+    """Return the steps behind a ``last.ckpt``, 0 without one.
+
+    Raises:
+        UserError: the checkpoint is damaged, or the ``best.ckpt`` beside it, with which the run would end, is.
+    """
     if checkpoint is None:
         return 0
+    path = checkpoint
     try:
-        return int(torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)["global_step"])
-    except Exception as error:  # what torch.load raises depends on where the file was cut off
+        steps = int(read_torch(path)["global_step"])
+        path = checkpoint.with_name("best.ckpt")
+        read_torch(path)["state_dict"]
+        return steps
+    except Exception as error:  # what it is depends on where the file was cut off
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"expected a whole checkpoint to go on from in {checkpoint}, but it cannot be read ({reason}): start the "
-            "run anew, in another folder"
+            f"expected a whole checkpoint to go on from in {path}, but it cannot be read ({reason}): start the run "
+            "anew, in another folder"
         ) from error
 
 
@@ -340,7 +353,7 @@ def csv_logger(folder: Path, keep_steps: int = 0) -> CSVLogger:
     elif earlier.is_file() or path.is_file():
         if not earlier.is_file():  # else an earlier resumption was cut off here
             os.replace(path, earlier)
-        with open(earlier, newline="", encoding="utf-8") as file:
+        with open(earlier, newline="", encoding="utf-8", errors="replace") as file, suppress(csv.Error):
             rows = [row for row in csv.DictReader(file) if (row.get("step") or "").isdigit()]
     logger = CSVLogger(folder.parent, name=folder.name, version="", flush_logs_every_n_steps=10)
     for row in rows:
