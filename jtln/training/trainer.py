@@ -38,6 +38,7 @@ REFUSED = {  # options of pl.Trainer that a run sets itself, for its phases diff
     "min_epochs": _BUDGET,
     "max_steps": _BUDGET,
     "min_steps": _BUDGET,
+    "max_time": _BUDGET,
     "limit_train_batches": _BUDGET,
     "limit_val_batches": "dataset.validation and dataset.source_validation say how many images validate",
     "limit_test_batches": "dataset.test says how many images are tested",

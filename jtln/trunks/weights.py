@@ -89,10 +89,19 @@ def _published(left: dict[str, Tensor], dim: int, head: str) -> PublishedHead | 
     return found.get(head) or (next(iter(found.values())) if len(found) == 1 else None)
 
 
-def _fetch_imagenet(name: str, which: str) -> dict[str, Any]:
+def check_fetched(name: str, which: str) -> None:
+    """Raise a UserError unless torchvision has such weights of a network that it has."""
+    if name not in torchvision.models.list_models(module=torchvision.models):
+        return  # which is said when the network is made
     there = torchvision.models.get_model_weights(name).__members__
     if which not in there:
         raise unknown(f"weights of {name} for trunk.weights", which, ["imagenet", *there])
+
+
+def _fetch_imagenet(name: str, which: str) -> dict[str, Any]:
+    there = torchvision.models.get_model_weights(name).__members__
+    if which != "DEFAULT":
+        check_fetched(name, which)
     try:
         return there[which].get_state_dict(check_hash=True)
     except (urllib.error.URLError, OSError, RuntimeError) as error:

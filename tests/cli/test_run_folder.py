@@ -27,6 +27,7 @@ def test_runs_of_the_same_time_have_a_folder_each(tmp_path: Path) -> None:
     assert not any((path / ".lock").exists() for path in folders)
 
 
+@pytest.mark.slow
 def test_a_folder_in_which_a_run_is_under_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine").mkdir()
     with FileLock(tmp_path / "mine" / ".lock"):
