@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.nn import Parameter
 
 from jtln.cli.loggers import make_callbacks, make_loggers
-from jtln.cli.overrides import at_least, config_dir, config_dir_given, key_of, overrides_given
+from jtln.cli.overrides import at_least, config_dir, config_dir_given, files, key_of, overrides_given
 from jtln.cli.run_folder import AUTO, is_under_way
 from jtln.data.pairs import PairSpec
 from jtln.data.transforms import VIEWS
@@ -42,7 +42,7 @@ from jtln.training.trainer import Budget, TrainerSettings
 from jtln.transport import TransportSettings
 from jtln.trunks import Trunk
 from jtln.trunks.alexnet import SMALLEST_FULL
-from jtln.trunks.weights import check_weights, is_fetched, weights_digest
+from jtln.trunks.weights import check_fetched, check_weights, is_fetched, weights_digest
 
 MOST_PIXELS = 4096  # a side of an image as the network sees it: more is a slip of the keyboard, too
 MOST_VIEWS = 1000  # of a training image, each of which goes through the network
@@ -60,7 +60,7 @@ def build(config: DictConfig) -> Experiment:
     # What follows the seed (dataset.split_seed=${seed}) is the same in all runs of a row.
     of_row: Any = OmegaConf.to_container(OmegaConf.merge(config, {"seed": "*"}), resolve=True)
     smoke = bool(config.debug.smoke)
-    _check_keys(config)
+    _check_keys(config, choices)
     _check_finite(settings)
     budget, seed = _budget(config), _seed(config, "seed")
     if config.pretrain.source:
@@ -132,11 +132,22 @@ def check(config: DictConfig, spec: PairSpec) -> None:
         _pretraining(config)
 
 
-def _check_keys(config: DictConfig) -> None:
-    """Raise a UserError for a key at the top that no file has: it was given with + and would do nothing."""
+def _check_keys(config: DictConfig, choices: DictConfig) -> None:
+    """Raise a UserError for a key that no file has: it was given with + and would do nothing.
+
+    The keys of the other groups are arguments of what is called with them.
+    """
     for key in map(str, config):
         if key not in _top_keys():
             raise unknown("key", key, sorted(key for key in _top_keys() if " " not in key))
+    known: dict[str, frozenset[str]] = {"batch_size": frozenset(["source", "target"])}
+    for group in ("pretrain", "debug"):  # a protocol sets those of pre-training without choosing it
+        if str(choices[group]) in files(group):  # else it is the user's own
+            known[group] = frozenset().union(*(_keys_of(group, name) for name in files(group)))
+    for group, keys in known.items():
+        for key in map(str, config[group]):
+            if key not in keys:
+                raise unknown(f"key in '{group}'", key, sorted(keys))
 
 
 def _check_finite(values: Any, key: str = "") -> None:
@@ -147,6 +158,16 @@ def _check_finite(values: Any, key: str = "") -> None:
             _check_finite(value, f"{key}.{name}".lstrip("."))
     elif isinstance(values, float) and not math.isfinite(values):
         raise UserError(f"expected a finite number for {key}, but got {values}")
+
+
+@functools.cache
+def _keys_of(group: str, name: str) -> frozenset[str]:
+    """Return the keys of a group's file."""
+    content = yaml.safe_load((config_dir() / group / f"{name}.yaml").read_text(encoding="utf-8"))
+    inner = [
+        str(each).partition("@")[2] for one in content.pop("defaults", ()) if isinstance(one, dict) for each in one
+    ]
+    return frozenset([*content.get(group, content), *inner])  # a file for the whole configuration names its group
 
 
 @functools.cache
@@ -335,9 +356,14 @@ def _shrunk(config: DictConfig) -> DictConfig:
     }
     if config.pretrain.source:
         small["pretrain"] = {"epochs": 1, "steps_per_epoch": 1, "batch_size": size}
-    weights = str(config.trunk.get("weights"))
-    if is_fetched(weights) and config.trunk.get("_target_") != "jtln.trunks.efficientnet_lite":  # whose are at hand
-        of_alexnet = config.trunk.get("_target_") == "jtln.trunks.alexnet"
+    weights, kind = str(config.trunk.get("weights")), str(config.trunk.get("_target_")).removeprefix("jtln.trunks.")
+    of_torchvision = kind in ("alexnet", "from_torchvision")
+    # Lite's are at hand; a timm model's other weights are files.
+    fetched = is_fetched(weights) if of_torchvision else weights == "auto" and kind != "efficientnet_lite"
+    if fetched:
+        of_alexnet = kind == "alexnet"
+        if of_torchvision and weights not in ("auto", "imagenet"):
+            check_fetched("alexnet" if of_alexnet else str(config.trunk.name), weights)
         if of_alexnet and weights != "auto" and config.dataset.get("image_size", SMALLEST_FULL) < SMALLEST_FULL:
             instantiate(_trunk_settings(config), image_size=config.dataset.image_size)  # refuses what has no weights
         small["trunk"] = {"weights": "none"}

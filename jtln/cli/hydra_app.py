@@ -57,9 +57,10 @@ def run_hydra(arguments: list[str], job: Callable[[DictConfig], Any]) -> int:
         check_overrides(arguments)
         check_choices(arguments)
         sweep = _sweep_folder(arguments)
-        sys.argv[1:] = options_first(
-            [*with_defaults(resumed(arguments)), *([] if sweep is None else [f'hydra.sweep.dir="{sweep}"'])]
-        )
+        further = [] if sweep is None else [f'hydra.sweep.dir="{sweep}"']
+        if {"--cfg", "-c"} & set(arguments) and "--resolve" in arguments:
+            further.append("hydra.job.num=0")  # which has no value where no job runs, so that nothing could follow it
+        sys.argv[1:] = options_first([*with_defaults(resumed(arguments)), *further])
         decorate = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")
         decorate(lambda config: _guarded(job, config))()
     except BrokenPipeError:

@@ -6,14 +6,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 
+from jtln.cli.overrides import config_dir
 from jtln.cli.wandb_logger import wandb_logger
-from jtln.errors import UserError
+from jtln.errors import UserError, unknown
 
 _CSV = "csv"  # metrics.csv is written anyway
 _WANDB = "wandb"  # without a _target_ it is :func:`wandb_logger`
@@ -37,6 +39,10 @@ def make_loggers(
 
 
 def _check_wandb(settings: Any) -> None:
+    known = yaml.safe_load((config_dir() / "logger" / f"{_WANDB}.yaml").read_text(encoding="utf-8"))[_WANDB]
+    for key in map(str, settings):
+        if key not in known:
+            raise unknown("key in 'logger.wandb'", key, sorted(known))
     for key in ("project", "entity", "group", "name"):
         if not isinstance(settings.get(key), str | None):
             raise UserError(f"expected text or null for logger.wandb.{key}, but got {settings[key]}")

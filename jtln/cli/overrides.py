@@ -83,6 +83,9 @@ def check_overrides(arguments: Sequence[str]) -> None:
     deleted takes the value of the code.
     """
     known = set(groups())
+    modes = [each for each in arguments if each in ("-m", "--multirun", "-c", "--cfg", "-i", "--info", "-sc")]
+    if len(modes) > 1:
+        raise UserError(f"expected one of these options at a time, but got {' and '.join(modes)}: leave one out")
     for argument in arguments:
         if re.match(r"(--config-name|-cn|--config-path|-cp)\b", argument):
             raise UserError(
@@ -118,9 +121,9 @@ def options_first(arguments: list[str]) -> list[str]:
     """Return the same arguments with the options in front that Hydra does not take between values."""
     options, others, left = [], [], iter(arguments)
     for argument in left:
-        if argument in ("--config-dir", "-cd"):
+        if argument in ("--config-dir", "-cd", "--cfg", "-c", "--package", "-p"):
             options += [argument, *islice(left, 1)]
-        elif argument in ("-m", "--multirun") or argument.startswith("--config-dir="):
+        elif argument in ("-m", "--multirun", "--resolve") or argument.startswith("--config-dir="):
             options.append(argument)
         else:
             others.append(argument)

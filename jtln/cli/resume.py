@@ -103,7 +103,11 @@ def check_unchanged(config: str, folder: Path) -> None:
     begun = folder / "config.yaml"
     if not begun.is_file() or not (folder / "checkpoints" / "last.ckpt").is_file():
         return
-    then, now = (_flat(OmegaConf.to_container(each)) for each in (OmegaConf.load(begun), OmegaConf.create(config)))
+    try:
+        then, now = (_flat(OmegaConf.to_container(each)) for each in (OmegaConf.load(begun), OmegaConf.create(config)))
+    except (OmegaConfBaseException, YAMLError, ValueError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"expected the run's settings in {begun}, but it cannot be read: {reason}") from error
     nothing = "nothing"
     changed = [
         f"{key} (then {then.get(key, nothing)}, now {now.get(key, nothing)})"

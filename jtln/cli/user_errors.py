@@ -60,15 +60,18 @@ def _located(message: str, error: BaseException) -> str:
 def _not_made(error: InstantiationException, overrides: Sequence[str]) -> str:
     """Name what could not be made, and the values that were given for it: Python's own words help nobody."""
     text = str(error)
-    target, key = (re.search(each, text) for each in (r"target '([^']+)'", r"full_key: ([\w.]+)"))
+    found, place = (re.search(each, text) for each in (r"target '([^']+)'", r"full_key: ([\w.]+)"))
+    what = "the configuration" if found is None else found[1]
+    key = "" if place is None else place[1]
+    if not key and what.startswith("jtln.trunks."):
+        key = "trunk"  # which is made of the values by themselves
     surplus = re.search(r"unexpected keyword argument '(\w+)'", text)
-    if surplus is not None and target is not None and key is not None:  # of a file that goes with another class
-        chosen = [each for each in overrides if key_of(each).startswith(f"{key[1]}/")]
-        origin = f", of {' and '.join(chosen)}: leave that out" if chosen else f": choose another {key[1]}"
-        return f"expected keys that {target[1]} takes, but got {key[1]}.{surplus[1]}{origin}"
+    if surplus is not None and key:  # of a file that goes with another class
+        chosen = [each for each in overrides if key_of(each).startswith(f"{key}/")]
+        origin = f", of {' and '.join(chosen)}: leave that out" if chosen else f": choose another {key}"
+        return f"expected keys that {what} takes, but got {key}.{surplus[1]}{origin}"
     values = [each for each in overrides if key_of(each) not in groups() and not each.startswith("hydra")]
-    near = [each for each in values if key is None or key_of(each).startswith(key[1].partition(".")[0])]
-    what = "the configuration" if target is None else target[1]
+    near = [each for each in values if not key or key_of(each).partition(".")[0] == key.partition(".")[0]]
     reason = (str(error.__cause__ or error).strip().splitlines() or [""])[0]
     given = ", ".join(near) or reason
     return f"expected values that {what} takes, but got {given}"

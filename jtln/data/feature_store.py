@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import warnings
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -58,9 +60,9 @@ class FeatureImages(ImageSet):
 class FeatureStore:
     """The features of one network and one way to see images, for every image that a run has asked for.
 
-    Rows lie one after another in KEY.f32, and KEY.txt says which image each is of. It is written after them, whole or
-    not at all: rows that it does not name, of a process that was killed, are written over. One process writes at a
-    time.
+    Rows lie one after another in KEY.f32, and KEY.txt says which image each is of, and its checksum. It is written
+    after them, whole or not at all: rows that it does not name, of a process that was killed, are written over. One
+    process writes at a time. Rows are compared with their checksums when a run asks for them.
 
     Args:
         cache: the folder that runs share; None keeps nothing.
@@ -75,16 +77,20 @@ class FeatureStore:
 
     def known(self) -> dict[str, int]:
         """Return the row of each image that is kept, by its digest; nothing where the files are not whole."""
+        return {digest: row for row, (digest, _) in enumerate(self._index())}
+
+    def _index(self) -> list[tuple[str, int]]:
+        """Return digest and checksum of each row that is kept; nothing where the files are not whole."""
         if self.path is None:
-            return {}
+            return []
         try:
             index = self.path.with_suffix(".txt")
             status = index.stat()
             rows = _rows(index, (status.st_ino, status.st_mtime_ns, status.st_size))
             whole = self.path.stat().st_size >= len(rows) * self._bytes
         except (OSError, ValueError):
-            return {}
-        return rows if whole else {}
+            return []
+        return rows if whole else []
 
     def features(
         self, images: ImageSet, compute: Compute, draws: bool = False, what: str = "features"
@@ -100,13 +106,17 @@ class FeatureStore:
         digests = images.digests()
         if self.path is None:
             return self._in_memory(images, digests, compute, draws, what)
-        if set(digests) - set(self.known()):
+        if damaged := self._is_damaged(set(digests)):
+            warnings.warn(f"{self.path} is damaged, and its features are computed anew", stacklevel=2)
+        if damaged or set(digests) - set(self.known()):
             with kept_if_possible("features", "every run computes them again"):
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 with one_at_a_time(self.path.with_suffix(".lock"), "waiting for another run, which computes features"):
+                    if damaged and self._is_damaged(set(digests)):  # else another run has mended it
+                        self._drop()
                     self._append(images, digests, compute, what)
         known = self.known()
-        if set(digests) - set(known):
+        if set(digests) - set(known) or (damaged and self._is_damaged(set(digests))):
             return self._in_memory(images, digests, compute, draws, what)
         if not digests:
             return FeatureImages(np.zeros((0, *self.shape), np.float32), np.zeros(0, int), images.labels, images.names)
@@ -118,24 +128,41 @@ class FeatureStore:
     def _bytes(self) -> int:
         return 4 * self.shape[0] * self.shape[1]
 
+    def _is_damaged(self, digests: set[str]) -> bool:
+        """Return True if the row of one of these images is not what was written."""
+        index = self._index()
+        if not index or self.path is None:
+            return False
+        rows = np.memmap(self.path, dtype=np.float32, mode="r", shape=(len(index), *self.shape))
+        return any(zlib.crc32(row) != crc for row, (digest, crc) in zip(rows, index, strict=True) if digest in digests)
+
+    def _drop(self) -> None:
+        """Delete both files: a run that has them open keeps what it has."""
+        assert self.path is not None
+        for path in (self.path.with_suffix(".txt"), self.path):
+            path.unlink(missing_ok=True)
+
     def _append(self, images: ImageSet, digests: list[str], compute: Compute, what: str) -> None:
         assert self.path is not None
-        known = self.known()
-        missing: dict[str, int] = {}
+        known, sums = self._index(), list[int]()
+        there, missing = {digest for digest, _ in known}, dict[str, int]()
         for index, digest in enumerate(digests):
-            if digest not in known:
+            if digest not in there:
                 missing.setdefault(digest, index)
         with open(self.path, "r+b" if self.path.exists() else "w+b") as file:
             file.truncate(len(known) * self._bytes)
             file.seek(0, os.SEEK_END)
             try:
                 for rows in _watched(compute(images.subset(list(missing.values()))), len(missing), what):
-                    file.write(rows.contiguous().numpy().tobytes())
+                    values = rows.contiguous().numpy()
+                    sums += [zlib.crc32(row) for row in values]
+                    file.write(values.tobytes())
             finally:  # what is whole is kept, also where Ctrl-C or a broken image ends the pass
                 file.flush()
                 os.fsync(file.fileno())
                 done = (file.tell() - len(known) * self._bytes) // self._bytes
-                text = "\n".join([*known, *list(missing)[:done]])
+                kept = [*known, *zip(list(missing)[:done], sums, strict=False)]
+                text = "\n".join(f"{digest} {crc:08x}" for digest, crc in kept)
                 with replacing(self.path.with_suffix(".txt")) as index_file:
                     index_file.write(f"{_seal(text)}\n{text}".encode("ascii"))
 
@@ -148,8 +175,8 @@ class FeatureStore:
 
 
 @functools.lru_cache(maxsize=4)  # runs of a study in one process read the same ones
-def _rows(index: Path, state: tuple[int, int, int]) -> dict[str, int]:
-    """Return the row of each image that an index names; a ValueError where the index is not whole.
+def _rows(index: Path, state: tuple[int, int, int]) -> list[tuple[str, int]]:
+    """Return digest and checksum of each row that an index names; a ValueError where the index is not whole.
 
     Args:
         index: the file.
@@ -158,7 +185,7 @@ def _rows(index: Path, state: tuple[int, int, int]) -> dict[str, int]:
     sealed, _, text = index.read_text(encoding="ascii").partition("\n")
     if sealed != _seal(text):
         raise ValueError(f"{index} is damaged")
-    return {digest: row for row, digest in enumerate(text.split())}
+    return [(digest, int(crc, 16)) for digest, _, crc in (line.partition(" ") for line in text.splitlines())]
 
 
 def _watched(batches: Iterator[Tensor], total: int, what: str) -> Iterator[Tensor]:

@@ -17,6 +17,7 @@ from jtln.errors import UserError, unknown
 from jtln.heads import Cosine, Discriminant, FreeLunch, Head, Linear, Logistic
 from jtln.inference.classifier import KEY, Classifier, Description, Informed
 from jtln.module import not_finite
+from jtln.storage import read_torch
 from jtln.transport import TransportedPrior
 from jtln.trunks.rebuild import TRUNKS
 from jtln.trunks.weights import is_fetched
@@ -46,7 +47,7 @@ def load(run: str | Path, head: str = "target", views: str | None = None, trust:
         raise unknown("head", head, TASKS)
     path = checkpoint_of(run)
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = read_torch(path)
         state, said = checkpoint["state_dict"], Description(**checkpoint["hyper_parameters"][KEY])
     except OSError:
         raise

@@ -25,7 +25,7 @@ from jtln.distributed import first_decides
 from jtln.errors import UserError
 from jtln.methods import Method
 from jtln.module import JTLN, Optimization, not_finite
-from jtln.storage import clear_leftovers, kept_if_possible, save_torch
+from jtln.storage import clear_leftovers, kept_if_possible, read_torch, save_torch
 from jtln.training.trainer import Budget, TrainerSettings, fit, make_trainer, pair_data
 from jtln.trunks import Trunk
 
@@ -210,7 +210,7 @@ def _read(path: Path, key: str) -> Pretrained | None:
     if not path.is_file():
         return None
     try:
-        kept = torch.load(path, map_location="cpu", weights_only=True)
+        kept = read_torch(path)
         if (name := not_finite(kept["state"])) is not None:
             raise ValueError(f"{name} is not finite")
         return Pretrained(kept["state"], key, True, kept["accuracy"])

@@ -25,7 +25,7 @@ from jtln.errors import UserError
 from jtln.heads import Head, HeadFit, HeadInputs, Logistic, SourcePlan
 from jtln.inference.classifier import KEY, Description
 from jtln.module import JTLN
-from jtln.storage import save_torch
+from jtln.storage import read_torch, save_torch
 from jtln.training.callbacks import CollectPredictions
 from jtln.training.class_costs import FollowFeatures, RunCost, read_cost, read_prior, source_plan
 from jtln.training.experiment import Experiment
@@ -167,7 +167,7 @@ def run(experiment: Experiment) -> dict[str, Any]:
 
     if checkpoint is None:
         start_target_head(module, features)
-    fitted = fit_best(trainer, module, data, checkpoint) if module.terms else keep_untrained(trainer, module)
+    fitted = fit_best(trainer, module, data, checkpoint, done) if module.terms else keep_untrained(trainer, module)
     matrix = _matrix_in_use(module, follow, cost)
     between = None
     if cost is not None and experiment.head.reads_plan and not len(pair.target.val):
@@ -359,7 +359,7 @@ def _complete(path: Path, head: Head, module: JTLN, trunk: Trunk | None) -> None
     """
     if not head.replaces and trunk is None:
         return
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    checkpoint = read_torch(path)
     if head.replaces:
         kind = f"{type(head).__module__}.{type(head).__qualname__}"
         state = {name: value.detach().cpu() for name, value in module.target_head.state_dict().items()}

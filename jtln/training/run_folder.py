@@ -60,7 +60,9 @@ def check_split(folder: Path, pair: Pair) -> None:
         with open(folder / "split.csv", newline="", encoding="utf-8") as file:
             begun = {tuple(row) for row in list(csv.reader(file))[1:]}
         fingerprints = json.loads((folder / "data.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        if not isinstance(fingerprints, dict):
+            raise ValueError(f"{type(fingerprints).__name__} in data.json")
+    except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"expected the split that the run in {folder} was begun with, but got: {error}") from error
     now = {tuple(map(writable, row)) for row in _split(pair)}
     if begun != now:

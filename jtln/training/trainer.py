@@ -10,7 +10,7 @@ import signal
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from jtln.data.pairs import Pair
 from jtln.data.transforms import Augment, CentreCrop, ToFloat, Views
 from jtln.errors import UserError
 from jtln.module import HEADS, JTLN
-from jtln.storage import save_torch
+from jtln.storage import read_torch, save_torch
 from jtln.training.callbacks import CheckFinite, Progress, SeedEpochs, TransportDiagnostics
 from jtln.training.preemption import Preempted, SaveOnSignal
 from jtln.trunks.base import Trunk
@@ -296,7 +296,9 @@ def _interruptible() -> Iterator[None]:
         raise
 
 
-def fit_best(trainer: pl.Trainer, module: JTLN, data: PairData, checkpoint: Path | None = None) -> Fitted:
+def fit_best(
+    trainer: pl.Trainer, module: JTLN, data: PairData, checkpoint: Path | None = None, first_step: int = 0
+) -> Fitted:
     """Fit, and leave the module with the weights that validation chose.
 
     Args:
@@ -304,8 +306,9 @@ def fit_best(trainer: pl.Trainer, module: JTLN, data: PairData, checkpoint: Path
         module: trained in place.
         data: the loaders.
         checkpoint: a ``last.ckpt`` to continue from.
+        first_step: the steps behind it.
     """
-    started, first_step = time.perf_counter(), steps_done(checkpoint)
+    started = time.perf_counter()
     accumulated = trainer.accumulate_grad_batches
     epoch, step = divmod(first_step, math.ceil(data.steps_per_epoch / accumulated))
     data.first_batch = epoch * data.steps_per_epoch + step * accumulated
@@ -319,8 +322,10 @@ def fit_best(trainer: pl.Trainer, module: JTLN, data: PairData, checkpoint: Path
             f"expected the end of an epoch before the training stopped, but got {trainer.global_step} steps: lower "
             "steps_per_epoch, or raise trainer.max_time"
         )
-    best = torch.load(path, map_location="cpu", weights_only=True)
-    module.load_state_dict(best["state_dict"])
+    best = read_torch(path)
+    own = module.state_dict()  # without a trunk whose features are computed; a checkpoint of a finished run has it
+    state = {name: value for name, value in best["state_dict"].items() if name in own or not name.startswith("trunk.")}
+    module.load_state_dict(state)
     return Fitted(seconds, images / max(seconds, 1e-9), path, int(best["epoch"]), trainer.global_step)
 
 
@@ -356,16 +361,24 @@ def evaluate(trainer: pl.Trainer, module: JTLN, data: PairData) -> Metrics:
 
 
 def steps_done(checkpoint: Path | None) -> int:
-    """Return the steps behind a checkpoint; 0 without one."""
+    """Return the steps behind a ``last.ckpt``, 0 without one.
+
+    Raises:
+        UserError: the checkpoint is damaged, or the ``best.ckpt`` beside it, with which the run would end, is.
+    """
     if checkpoint is None:
         return 0
+    path = checkpoint
     try:
-        return int(torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)["global_step"])
-    except Exception as error:  # what torch.load raises depends on where the file was cut off
+        steps = int(read_torch(path)["global_step"])
+        path = checkpoint.with_name("best.ckpt")
+        read_torch(path)["state_dict"]
+        return steps
+    except Exception as error:  # what it is depends on where the file was cut off
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"expected a whole checkpoint to go on from in {checkpoint}, but it cannot be read ({reason}): start the "
-            "run anew, in another folder"
+            f"expected a whole checkpoint to go on from in {path}, but it cannot be read ({reason}): start the run "
+            "anew, in another folder"
         ) from error
 
 
@@ -384,7 +397,7 @@ def csv_logger(folder: Path, keep_steps: int = 0) -> CSVLogger:
     elif earlier.is_file() or path.is_file():
         if not earlier.is_file():  # else an earlier resumption was cut off here
             os.replace(path, earlier)
-        with open(earlier, newline="", encoding="utf-8") as file:
+        with open(earlier, newline="", encoding="utf-8", errors="replace") as file, suppress(csv.Error):
             rows = [row for row in csv.DictReader(file) if (row.get("step") or "").isdigit()]
     logger = CSVLogger(folder.parent, name=folder.name, version="", flush_logs_every_n_steps=10)
     for row in rows:

@@ -39,10 +39,14 @@ def is_fetched(weights: str) -> bool:
 def check_weights(weights: str) -> None:
     """Raise a UserError where ``weights`` is neither "none", a download nor a file that is there."""
     if weights != "none" and not is_fetched(weights) and not Path(weights).expanduser().is_file():
-        raise UserError(
-            "expected trunk.weights to be auto, imagenet, none or a file, but there is no file: "
-            f"trunk.weights={weights}"
-        )
+        raise _no_file(weights)
+
+
+def _no_file(weights: str) -> UserError:
+    return UserError(
+        f"expected trunk.weights to be auto, none, a file, or imagenet for a network of torchvision's, but there is no "
+        f"file: trunk.weights={weights}"
+    )
 
 
 def with_weights(trunk: Trunk, weights: str, torchvision_name: str | None, match: str = "name") -> Trunk:
@@ -106,10 +110,19 @@ def _published(left: dict[str, Tensor], dim: int, head: str) -> PublishedHead | 
     return found.get(head) or (next(iter(found.values())) if len(found) == 1 else None)
 
 
-def _fetch_imagenet(name: str, which: str) -> dict[str, Any]:
+def check_fetched(name: str, which: str) -> None:
+    """Raise a UserError unless torchvision has such weights of a network that it has."""
+    if name not in torchvision.models.list_models(module=torchvision.models):
+        return  # which is said when the network is made
     there = torchvision.models.get_model_weights(name).__members__
     if which not in there:
         raise unknown(f"weights of {name} for trunk.weights", which, ["imagenet", *there])
+
+
+def _fetch_imagenet(name: str, which: str) -> dict[str, Any]:
+    there = torchvision.models.get_model_weights(name).__members__
+    if which != "DEFAULT":
+        check_fetched(name, which)
     try:
         return there[which].get_state_dict(check_hash=True)
     except (urllib.error.URLError, OSError, RuntimeError) as error:
@@ -128,7 +141,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: there is no such file, or it holds no tensors by name.
     """
-    check_weights(str(path))
+    if not path.is_file():
+        raise _no_file(str(path))
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file

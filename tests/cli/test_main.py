@@ -31,6 +31,18 @@ def test_train(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     assert "seed: 7" in capsys.readouterr().out
 
 
+def test_a_whole_configuration_is_resolved(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch, "train", "seed=7", "--cfg", "all", "--resolve") == 0
+    printed = capsys.readouterr().out
+    assert "  split_seed: 0" in printed
+    assert "${" not in printed.replace("${hydra:help", "")
+
+
+def test_one_mode_at_a_time(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch, "train", "-m", "seed=1,2", "--cfg", "job") == 2
+    assert capsys.readouterr().err.startswith("error: expected one of these options at a time, but got -m and --cfg")
+
+
 def test_a_process_that_lightning_starts(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Lightning repeats the arguments as training saw them, without the command."""
     monkeypatch.setenv("LOCAL_RANK", "1")

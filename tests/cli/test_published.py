@@ -170,7 +170,7 @@ def test_methods_and_heads_that_read_no_source_image(
     ("overrides", "named"),
     [
         pytest.param(("head=discriminant",), "head=discriminant", marks=pytest.mark.slow),
-        (("cost=centroid",), "cost=centroid"),
+        pytest.param(("cost=centroid",), "cost=centroid", marks=pytest.mark.slow),
         pytest.param(("method=joint", "method.lambda_source=1"), "lambda_source", marks=pytest.mark.slow),
         pytest.param(("method=jtln", "method.ot_images=both"), "ot_images=both", marks=pytest.mark.slow),
         pytest.param(("pretrain=source",), "pretrain=source", marks=pytest.mark.slow),

@@ -1,4 +1,4 @@
-"""A run's folder is its own, and what lies in it or in the cache may be damaged, or not to be written."""
+"""A run's folder is its own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from jtln.cli.report import main as report
 from jtln.cli.run_folder import new_sweep_folder
 from jtln.cli.train import main
 
@@ -28,6 +27,7 @@ def test_runs_of_the_same_time_have_a_folder_each(tmp_path: Path) -> None:
     assert not any((path / ".lock").exists() for path in folders)
 
 
+@pytest.mark.slow
 def test_a_folder_in_which_a_run_is_under_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine").mkdir()
     with FileLock(tmp_path / "mine" / ".lock"):
@@ -99,26 +99,3 @@ def test_multiruns_of_the_same_second(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_multirun_that_is_refused_leaves_no_folder(tmp_path: Path) -> None:
     assert main(["-m", *RUN, "seed=1,2", "nonsense=1"]) == 2
     assert list((tmp_path / "multirun").iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("name", "told"),
-    [("checkpoints/last.ckpt", "expected a whole checkpoint to go on from"), ("overrides.yaml", "the run's arguments")],
-)
-def test_a_damaged_run_is_not_resumed(name: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*RUN, "hydra.run.dir=run"]) == 0
-    file = Path("run", name)
-    file.write_bytes(b"[" + file.read_bytes()[:40])
-    capsys.readouterr()
-    assert main(["resume=run", "epochs=9"]) == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("error: ")
-    assert told in error
-
-
-def test_a_report_names_the_results_that_it_cannot_read(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*RUN, "hydra.run.dir=runs/a"]) == 0
-    Path("runs/b").mkdir()
-    Path("runs/b/result.json").write_text("{")
-    assert report(["runs", "--output", "report"]) == 0
-    assert "left out, as its result cannot be read: runs/b/result.json" in capsys.readouterr().err

@@ -84,6 +84,24 @@ def test_files_that_are_not_whole_are_never_used(tmp_path: Path, damage: str) ->
     assert found.__getitems__([0, 1, 2])[0][:, 0, 0].tolist() == [1.0, 2.0, 3.0]
 
 
+def test_a_changed_byte_is_seen_where_it_matters(tmp_path: Path) -> None:
+    FeatureStore(tmp_path, "key", SHAPE).features(images(1, 2), Compute())
+    (path,) = tmp_path.rglob("*.f32")
+    data = bytearray(path.read_bytes())
+    data[-2] ^= 0xFF  # of the second image
+    path.write_bytes(data)
+    first, both = Compute(), Compute()
+    FeatureStore(tmp_path, "key", SHAPE).features(images(1), first)
+    assert first.seen == []
+    with pytest.warns(UserWarning, match=path.name):
+        found = FeatureStore(tmp_path, "key", SHAPE).features(images(1, 2), both)
+    assert both.seen == [1, 2]
+    assert found.__getitems__([0, 1])[0][:, 0, 0].tolist() == [1.0, 2.0]
+    again = Compute()
+    FeatureStore(tmp_path, "key", SHAPE).features(images(2, 1), again)
+    assert again.seen == []
+
+
 def test_without_a_folder_features_are_in_memory(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")

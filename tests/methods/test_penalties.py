@@ -303,6 +303,7 @@ def test_importance_is_what_the_loss_gains_without_the_filter(images: int, net: 
         assert torch.equal(net.trunk(net.images["target"]), rows)  # nothing is left switched off
 
 
+@pytest.mark.slow
 def test_importance_in_a_network_with_branches_and_a_relu_used_twice() -> None:
     trunk = from_torchvision(32, "resnet18", "none").eval()
     net = Net()
