@@ -88,6 +88,7 @@ def build(config: DictConfig) -> Experiment:
         seed=seed,
         augment=bool(config.augment),
         pretraining=_pretraining(config) if config.pretrain.source else None,
+        fits_source_head=_fits_source_head(config),
         pretraining_depends=_pretraining_depends(config),
         trunk=_plain(config.trunk),
         trunk_views=_views(config),
@@ -122,7 +123,7 @@ def check(config: DictConfig, spec: PairSpec) -> None:
     _transport(config)
     method, head, cost = _method(config), _head(config), instantiate(config.cost)
     name = type(cost).__name__.removesuffix("Cost").lower()
-    trained = bool(config.pretrain.source) or spec.classifier_rows is not None
+    trained = bool(config.pretrain.source) or _fits_source_head(config) or spec.classifier_rows is not None
     check_fit(method, head, cost, name, trained, spec.has_source_images, bool(config.trunk.get("freeze")))
     if (method.uses_transport or head.uses_cost) and cost.updates == "never":
         cost.matrix(spec.source_classes, spec.target_classes)  # a class that it does not know
@@ -378,6 +379,16 @@ def _pretraining(config: DictConfig) -> Pretraining:
     budget = Budget(settings.epochs, 1 if passes else settings.steps_per_epoch, settings.batch_size, 1)
     optimization = Optimization(_optimizer(config, "pretrain.optimizer"), 1.0, _schedule(config, "pretrain.schedule"))
     return Pretraining(budget, _seed(config, "pretrain.seed"), optimization, passes)
+
+
+def _fits_source_head(config: DictConfig) -> bool:
+    given = config.pretrain.get("source_head", False)
+    if not isinstance(given, bool) or (given and config.pretrain.source):
+        raise UserError(
+            "expected pretrain.source_head to be true or false, and false where pre-training trains it "
+            f"(pretrain.source=true), but got {given!r}: give pretrain=head"
+        )
+    return given
 
 
 def _seed(config: DictConfig, key: str) -> int:

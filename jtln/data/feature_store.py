@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,6 +19,7 @@ from jtln.data.images import ImageSet, as_indices
 from jtln.data.passes import Watch, one_at_a_time
 from jtln.storage import kept_if_possible, replacing
 
+KEPT_EVERY = 10.0  # seconds
 Compute = Callable[[ImageSet], Iterator[Tensor]]  # the features (B, V, D) of a set's images, in order
 
 
@@ -152,19 +154,30 @@ class FeatureStore:
         with open(self.path, "r+b" if self.path.exists() else "w+b") as file:
             file.truncate(len(known) * self._bytes)
             file.seek(0, os.SEEK_END)
+
+            def keep() -> None:
+                file.flush()
+                os.fsync(file.fileno())
+                done = (file.tell() - len(known) * self._bytes) // self._bytes
+                self._write_index([*known, *zip(list(missing)[:done], sums, strict=False)])
+
+            kept_at = time.monotonic()
             try:
                 for rows in _watched(compute(images.subset(list(missing.values()))), len(missing), what):
                     values = rows.contiguous().numpy()
                     sums += [zlib.crc32(row) for row in values]
                     file.write(values.tobytes())
+                    if time.monotonic() - kept_at > KEPT_EVERY:  # a process that is killed has no time for it
+                        keep()
+                        kept_at = time.monotonic()
             finally:  # what is whole is kept, also where Ctrl-C or a broken image ends the pass
-                file.flush()
-                os.fsync(file.fileno())
-                done = (file.tell() - len(known) * self._bytes) // self._bytes
-                kept = [*known, *zip(list(missing)[:done], sums, strict=False)]
-                text = "\n".join(f"{digest} {crc:08x}" for digest, crc in kept)
-                with replacing(self.path.with_suffix(".txt")) as index_file:
-                    index_file.write(f"{_seal(text)}\n{text}".encode("ascii"))
+                keep()
+
+    def _write_index(self, rows: list[tuple[str, int]]) -> None:
+        assert self.path is not None
+        text = "\n".join(f"{digest} {crc:08x}" for digest, crc in rows)
+        with replacing(self.path.with_suffix(".txt")) as file:
+            file.write(f"{_seal(text)}\n{text}".encode("ascii"))
 
     def _in_memory(
         self, images: ImageSet, digests: list[str], compute: Compute, draws: bool, what: str

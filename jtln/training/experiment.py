@@ -36,6 +36,7 @@ class Experiment:
         dataset, cost_name: the names that results are filed under.
         trunk: the configuration that ``make_trunk`` goes by.
         trunk_views: views of each training image whose features are computed, where the trunk is frozen.
+        fits_source_head: whether the source head is fitted to the trunk's features of the source images before the run.
         pretraining_depends: what the pre-trained trunk depends on beside the pair and ``pretraining``.
         cache: folder of what runs share; None keeps nothing.
         num_workers: processes that read images for each loader; None: as the data and the machine suggest.
@@ -65,6 +66,7 @@ class Experiment:
     seed: int = 0
     augment: bool = True
     pretraining: Pretraining | None = None
+    fits_source_head: bool = False
     pretraining_depends: dict[str, Any] = field(default_factory=dict)
     trunk: dict[str, Any] = field(default_factory=dict)
     trunk_views: int = 1
@@ -103,7 +105,8 @@ class Experiment:
     @property
     def source_head_trained(self) -> bool:
         """True if the source head is trained before the run: here, or by those who published the weights."""
-        return self.pretraining is not None or self.spec.classifier_rows is not None
+        trained_here = self.pretraining is not None or self.fits_source_head
+        return trained_here or self.spec.classifier_rows is not None
 
     @property
     def computes_features(self) -> bool:
@@ -121,8 +124,9 @@ class Experiment:
                 )
         if self.compare_target_only and not self.spec.validates:
             raise UserError("expected validation images for compare_target_only, but got dataset.validation=0")
-        if self.pretraining is not None and not self.spec.has_source_images:
-            raise UserError("expected source images for pretrain=source, but the source has none: give pretrain=none")
+        asked = {"pretrain=source": self.pretraining is not None, "pretrain=head": self.fits_source_head}
+        for key in (key for key, given in asked.items() if given and not self.spec.has_source_images):
+            raise UserError(f"expected source images for {key}, but the source has none: give pretrain=none")
 
     def check_fit(self, trained: bool) -> None:
         """Raise a UserError where the parts do not fit, see :func:`check_fit`.
@@ -207,5 +211,5 @@ def check_fit(
         if reads and not pretrained:
             raise UserError(
                 f"expected a source head that was trained on the source set for {reader}, but got pretrain=none: "
-                "give pretrain=source"
+                "give pretrain=source, or pretrain=head where the trunk has weights"
             )

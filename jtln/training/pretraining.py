@@ -1,4 +1,4 @@
-"""Train the trunk on the source set first, once for every run that starts from the same trunk."""
+"""Train the trunk on the source set first, once for every run that starts from the same trunk; or its head alone."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -19,10 +19,12 @@ from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 import jtln
+from jtln.data.features import Batch, Features
 from jtln.data.pairs import Pair
 from jtln.data.transforms import Augment
 from jtln.distributed import first_decides
 from jtln.errors import UserError
+from jtln.heads import HeadInputs, Logistic
 from jtln.methods import Method
 from jtln.module import JTLN, Optimization, not_finite
 from jtln.storage import clear_leftovers, kept_if_possible, read_torch, save_torch
@@ -31,6 +33,7 @@ from jtln.trunks import Trunk
 
 _FORMAT = 2  # of the cached file; raised when what a key stands for changes
 METHOD = Method("pretraining", lambda_target=0.0, lambda_source=1.0)
+MOST_SOURCE_IMAGES = 20_000  # that the source head is fitted to: a regression holds all of their features at once
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,30 @@ def pretrain(
                 clear_leftovers(path.parent, path.name)
                 save_torch({"state": trained.state, "accuracy": trained.accuracy}, path)
         return replace(trained, key=key)
+
+
+class _SourceAsTarget(NamedTuple):
+    """The source's features, where a head looks for the target's."""
+
+    features: Features
+
+    def of(self, side: str, part: str = "train", at_most: int | None = None) -> Iterable[Batch]:
+        return self.features.of("source", part, at_most or MOST_SOURCE_IMAGES)
+
+
+def fit_source_head(source_head: nn.Linear, features: Features) -> None:
+    """Fit the source head to the trunk's features as they are, by logistic regression (:mod:`jtln.heads.logistic`).
+
+    Its temperature is fitted on the source's validation images, or on training images left out in turn.
+
+    Args:
+        source_head: (D, S), changed in place.
+        features: of the pair; the regression reads at most 20,000 source images, evenly spread over the training part.
+    """
+    sizes = source_head.out_features, source_head.out_features
+    given = HeadInputs(_SourceAsTarget(features), sizes)
+    found = Logistic(normalization="mean").fit(source_head, given).classifier
+    source_head.load_state_dict(found.state_dict())
 
 
 def _train(

@@ -31,7 +31,7 @@ from jtln.training.class_costs import FollowFeatures, RunCost, read_cost, read_p
 from jtln.training.experiment import Experiment
 from jtln.training.frozen import PARTS, ComputedFeatures, feature_data, feature_precision
 from jtln.training.log import log, log_data, log_training
-from jtln.training.pretraining import Pretrained, pretrain
+from jtln.training.pretraining import Pretrained, fit_source_head, pretrain
 from jtln.training.run_folder import (
     check_split,
     describe,
@@ -110,7 +110,7 @@ def run(experiment: Experiment) -> dict[str, Any]:
         pretrained.load_into(trunk, source_head)
     elif has_weights:
         trained = take_published(source_head, trunk, experiment.spec)
-        experiment.check_fit(trained)
+        experiment.check_fit(trained or experiment.fits_source_head)
     data = _data(experiment, pair, trunk)
 
     if experiment.resume:
@@ -135,6 +135,9 @@ def run(experiment: Experiment) -> dict[str, Any]:
     if experiment.computes_features:
         data, trunk = _computed(experiment, data, network, trainer), ComputedFeatures(network)
     features = Features(trunk, data, device)
+    if experiment.fits_source_head:
+        fit_source_head(source_head, features)
+        trained = True
     cost = prior = None
     if experiment.uses_cost:
         settings = experiment.transport
@@ -421,7 +424,8 @@ def _pretrain(experiment: Experiment, pair: Pair) -> Pretrained | None:
 def _is_target_only(experiment: Experiment) -> bool:
     """Return True if the run uses nothing of the source: neither its images nor a term that needs them."""
     method = experiment.method
-    reads_source = method.keeps_source or experiment.uses_cost or experiment.pretraining is not None
+    trained_source = experiment.pretraining is not None or experiment.fits_source_head
+    reads_source = method.keeps_source or experiment.uses_cost or trained_source
     return not (reads_source or method.penalty is not None or experiment.trunk.get("freeze"))
 
 

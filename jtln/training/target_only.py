@@ -145,6 +145,7 @@ def compare_target_only(experiment: Experiment, images: int, train: Callable[[Ex
             experiment,
             method=Method("target_only"),
             pretraining=None,
+            fits_source_head=False,
             optimization=replace(experiment.optimization, trunk_lr_factor=factor),
         )
         curve = train(alone)
@@ -175,6 +176,6 @@ def _remedies(experiment: Experiment) -> str:
         "a weaker method.penalty": method.penalty is not None,
         "trunk.freeze=false": frozen,
         f"another trunk_lr_factor (now {rate})": not frozen,
-        "pretrain=none": experiment.pretraining is not None,
+        "pretrain=none": experiment.pretraining is not None or experiment.fits_source_head,
     }
     return "; ".join([*(words for words, fits in remedies.items() if fits), "method=target_only, if nothing else does"])

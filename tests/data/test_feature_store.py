@@ -70,6 +70,20 @@ def test_a_pass_that_is_cut_off_keeps_what_is_whole(tmp_path: Path) -> None:
     assert found.__getitems__([0, 1, 2])[0][:, 0, 0].tolist() == [1.0, 2.0, 3.0]
 
 
+def test_a_killed_pass_keeps_what_was_whole_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is killed writes nothing in the end: another store looks while the pass goes on."""
+    monkeypatch.setattr("jtln.data.feature_store.KEPT_EVERY", -1.0)
+    known = []
+
+    def compute(given: ImageSet) -> Iterator[Tensor]:
+        for rows in Compute()(given):
+            known.append(len(FeatureStore(tmp_path, "key", SHAPE).known()))
+            yield rows
+
+    FeatureStore(tmp_path, "key", SHAPE).features(images(1, 2, 3), compute)
+    assert known == [0, 1, 2]
+
+
 @pytest.mark.parametrize("damage", ["rows", "index", "torn"])
 def test_files_that_are_not_whole_are_never_used(tmp_path: Path, damage: str) -> None:
     FeatureStore(tmp_path, "key", SHAPE).features(images(1, 2), Compute())
