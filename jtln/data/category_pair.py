@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jtln.data.cache import Skipped, decoded
+from jtln.data.cache import Skipped, with_image_cache
 from jtln.data.collections.base import Collection
 from jtln.data.files import FITS, FileImages, Reader
 from jtln.data.grey_levels import OVERSHOOT, common_white
@@ -336,7 +336,7 @@ class CategoryPair(PairSpec):
         for part, images in parts.items():
             if isinstance(images, FileImages) and images.reader != reader:
                 images = images.read_by(reader)
-            ready[part], broken = decoded(images, self.cache, self.decoded, self.on_bad_image)
+            ready[part], broken = with_image_cache(images, self.cache, self.decoded, self.on_bad_image)
             _check_left(collection.classes, part, images.labels, ready[part].labels)
             folder = getattr(images, "root", None)
             skipped.extend(Skipped(str(Path(folder or "", image)), reason) for image, reason in broken)
