@@ -127,7 +127,7 @@ def test_a_wrong_checksum_is_no_copy(tmp_path: Path, serve: Callable[[Path], lis
         CUB200(tmp_path / "data").parts(READER)
     message = str(caught.value)
     assert "File not found or corrupted" in message
-    assert f"There is {tmp_path / 'data' / 'CUB_200_2011.tgz'}: if it is half a download, delete it" in message
+    assert f"There is {tmp_path / 'data' / 'CUB_200_2011.tgz'}: if its download is incomplete, delete it" in message
 
 
 def test_half_an_archive_is_named_and_what_came_of_it_is_not_taken_for_the_whole(
