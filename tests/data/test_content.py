@@ -24,7 +24,7 @@ from jtln.errors import UserError
 
 @pytest.fixture(autouse=True)
 def settled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files count as settled at once, and nothing is known of an earlier test's."""
+    """Files count as settled at once, and the cache of an earlier test is empty."""
     monkeypatch.setattr(module, "_SETTLED", -1.0)
     monkeypatch.setattr(module, "_memory", {})
 
@@ -39,7 +39,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def bitmaps(folder: Path, value: int, count: int = 4) -> list[Path]:
-    """BMP files, which are equally long whatever they show, with one time of change."""
+    """BMP files of equal length and equal times of change."""
     folder.mkdir(parents=True)
     paths = [folder / f"{index}.bmp" for index in range(count)]
     for index, path in enumerate(paths):
@@ -188,7 +188,7 @@ def test_a_cache_that_cannot_be_written_is_passed_over(tmp_path: Path) -> None:
 
 
 def test_what_has_just_changed_is_read_again(tmp_path: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """It could change within one tick of the file system's clock, and its times would be the same."""
+    """A file could change again within one tick of the file system's clock, with the same times."""
     monkeypatch.setattr(module, "_SETTLED", 600.0)
     paths = [str(path) for path in bitmaps(tmp_path / "a", 9, count=1)]
     for times in (1, 2):
@@ -241,7 +241,7 @@ def test_two_threads_read_once(tmp_path: Path, reads: list[str]) -> None:
 
 
 def test_images_that_change_while_they_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their pixels are not kept under the name of what they were."""
+    """Their pixels are not stored under the key of their earlier content."""
     paths = bitmaps(tmp_path / "a", 9)
     look = cache_module._Store._look
 

@@ -39,7 +39,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], list[str]]:
-    """``serve(file)`` lets every download give that file; returns the addresses that are asked for."""
+    """``serve(file)`` makes every download return that file, and returns the requested addresses."""
 
     def run(file: Path) -> list[str]:
         asked: list[str] = []
