@@ -1,4 +1,4 @@
-"""Cost metrics: what it costs to explain a source class by a target class."""
+"""Cost metrics between source and target classes."""
 
 from jtln.costs.base import Cost, SourceHead, Unknown, is_constant
 from jtln.costs.centroid import CentroidCost

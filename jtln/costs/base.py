@@ -1,4 +1,4 @@
-"""The interface of every cost metric: class sets in, cost matrix out."""
+"""The interface of all cost metrics: two class sets -> a cost matrix."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jtln.transport.sinkhorn import check_cost
 
 Batch = tuple[Tensor, Tensor]  # features (B, D), labels (B,)
 SCALES = ("max", "range", "none")
-MOST_NAMES = 5  # of classes, in a message
+MOST_NAMES = 5  # class names in a message
 
 
 def is_constant(cost: Tensor) -> bool:
@@ -33,28 +33,28 @@ class SourceHead(NamedTuple):
 
 
 class Unknown(NamedTuple):
-    """The classes that a cost has no knowledge of, by index, ascending."""
+    """The classes for which a cost has no information, by index, ascending."""
 
     source: tuple[int, ...] = ()
     target: tuple[int, ...] = ()
 
 
 class Cost(nn.Module):
-    """Prior knowledge about how source and target categories are related, as a matrix C (S, T).
+    """Prior knowledge about the relation of source and target classes, as a matrix C (S, T).
 
-    A metric implements :meth:`distances`. One that reads features is a module so that its state (class centroids, say)
-    moves to the device and into checkpoints with the network.
+    A metric implements :meth:`distances`. It is a module, so that state such as class centroids moves to the device and
+    into checkpoints with the network.
 
     Args:
-        scale: how :meth:`matrix` brings the distances to [0, 1]: "max" divides by the largest; "range" takes the
-            smallest away first, which spreads rows that are all far away; "none" leaves them as they are.
+        scale: how :meth:`matrix` scales the distances to [0, 1]: "max" divides by the largest; "range" subtracts the
+            smallest first, which spreads rows of large distances; "none" does not scale.
 
     Attributes:
-        updates: when the training reads features for it: "never", "once" (before the first step), "epoch" (before
-            each epoch) or "ema" (from every training batch).
+        updates: when training computes features for it: "never", "once" (before the first step), "epoch" (before each
+            epoch) or "ema" (from every training batch).
         needs_source_head: whether it reads the source head, which then has to be pre-trained.
         reads_source: whether it reads source images.
-        remedy: how to give a class knowledge that it lacks, for messages.
+        remedy: how to add missing information on a class, for messages.
     """
 
     updates: str = "never"
@@ -69,7 +69,7 @@ class Cost(nn.Module):
         self.scale = scale
 
     def prepare(self, sizes: tuple[int, int], dim: int) -> None:
-        """Make room for the state of (S, T) classes with features of ``dim`` numbers, where there is any."""
+        """Allocate the state, if there is any, for (S, T) classes and features of ``dim`` numbers."""
 
     def fit(
         self,
@@ -78,34 +78,34 @@ class Cost(nn.Module):
         sizes: tuple[int, int],
         head: SourceHead | None = None,
     ) -> None:
-        """Read the features of both training sets: for a metric that ``updates`` "once" or each "epoch".
+        """Read the features of both training sets, for a metric that ``updates`` "once" or each "epoch".
 
         Args:
             source: batches of features (B, D) and labels (B,) of source images, this process's share of them.
             target: the same of target images.
             sizes: (S, T), the numbers of classes.
-            head: the source head; a metric that ``needs_source_head`` cannot do without.
+            head: the source head; required if ``needs_source_head``.
         """
         raise NotImplementedError(f"{type(self).__name__} reads no features")
 
     def observe(self, source: Batch, target: Batch, sizes: tuple[int, int]) -> None:
-        """Read the features of one training batch: for a metric that ``updates`` by "ema"."""
+        """Read the features of one training batch, for a metric that ``updates`` by "ema"."""
         raise NotImplementedError(f"{type(self).__name__} reads no features")
 
     def distances(self, source: ClassSet, target: ClassSet) -> Tensor:
-        """(S, T) distances >= 0 in the metric's own unit; anything, NaN say, for a class that is :meth:`unknown`."""
+        """Return distances (S, T) >= 0 in the metric's own unit; any value for a class that is :meth:`unknown`."""
         raise NotImplementedError
 
     def unknown(self, source: ClassSet, target: ClassSet) -> Unknown:
-        """Return the classes that the metric has no knowledge of; :meth:`matrix` gives them neutral costs."""
+        """Return the classes for which the metric has no information; :meth:`matrix` gives them neutral costs."""
         return Unknown()
 
     def matrix(self, source: ClassSet, target: ClassSet) -> Tensor:
-        """Return the cost matrix: (S, T) float32, finite, >= 0, scaled as ``scale`` says. Carries no gradient.
+        """Return the cost matrix: (S, T) float32, finite, >= 0, scaled by ``scale``, without a gradient.
 
-        The costs of an :meth:`unknown` class are neutral: its column has each row's mean over the known target
-        classes, its row each column's mean over the known source classes, and two unknown classes have the mean over
-        all known pairs.
+        The costs of an :meth:`unknown` class are neutral: each entry of its column is the row's mean over the known
+        target classes, each entry of its row the column's mean over the known source classes, and the entry of two
+        unknown classes the mean over all known pairs.
 
         Raises:
             UserError: no source class or no target class is known, or the distances are not finite, are negative, or
@@ -116,7 +116,7 @@ class Cost(nn.Module):
             if len(indices) == len(classes):
                 names = ", ".join(classes.names[:MOST_NAMES]) + (", ..." if len(classes) > MOST_NAMES else "")
                 raise UserError(
-                    f"expected a {side} class that {type(self).__name__} has knowledge of, but it has none of all "
+                    f"expected a {side} class for which {type(self).__name__} has information, but it has none for all "
                     f"{len(classes)}: {names}. {self.remedy}"
                 )
         cost = self.distances(source, target).detach().float().contiguous()
@@ -127,8 +127,8 @@ class Cost(nn.Module):
             )
         cost = fill_neutral(cost, unknown)
         check_cost(cost)
-        if self.updates == "never" and not bool(cost.max() > 0):  # features may collapse for a while
-            raise UserError(f"expected a distance above 0 from {type(self).__name__}, but got zeros alone")
+        if self.updates == "never" and not bool(cost.max() > 0):  # Features may collapse temporarily.
+            raise UserError(f"expected a distance above 0 from {type(self).__name__}, but got only zeros")
         if self.scale == "range":
             cost = cost - cost.min()
         if self.scale != "none":
@@ -137,10 +137,10 @@ class Cost(nn.Module):
 
 
 def fill_neutral(cost: Tensor, unknown: Unknown) -> Tensor:
-    """Return a copy of C (S, T) in which the classes without knowledge have the means of the known entries.
+    """Return a copy of C (S, T) in which the entries of unknown classes are means of the known entries.
 
     Args:
-        cost: (S, T); the entries of unknown classes may be anything.
+        cost: (S, T); any values for unknown classes.
         unknown: fewer than S source and T target classes.
     """
     if not (unknown.source or unknown.target):

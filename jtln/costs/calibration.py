@@ -1,16 +1,17 @@
 """Calibration of a fixed cost: the plan between the classes, as sharp as the labelled images support.
 
-Under a cost C a source image of class i teaches the target head the soft label softmax(-C_i / eps). There a target
-class that is near to every source class counts as much as one that is near to this class alone, and how much the cost
-is worth is a guess. Both are settled before training. The optimal plan between the classes, each of equal mass on its
-side, does not change when a number is added to a row or a column: it keeps the cost of one pair relative to others,
+Under a cost C, the transport loss on a source image of class i gives the target head the soft label
+softmax(-C_i / eps). This label has two defects: a target class that is near to every source class counts as much as
+one that is near to class i only, and the sharpness eps is a guess. Calibration removes both before training. The
+optimal plan between the classes, with equal masses on each side, does not change if a constant is added to a row or a
+column of C. It keeps only the cost of a pair relative to the others,
 
-    R_ij = P_ij / sum_j P_ij,        P = argmin over g in Pi(1/S, 1/T) of <g, C> - e * H(g),
+    R_ij = P_ij / sum_j P_ij,        P = argmin over g in Pi(1/S, 1/T) of <g, C> - e * H(g).
 
-and with the pre-trained source head s it predicts a target image's class, q(x) = sum_i s_i(x) R_i. The labelled images
-choose e: the one at which their labels are most likely, or no plan at all (R = 1/T) where none makes them likelier than
-chance. Both transport terms then use the cost whose soft labels are the rows of R, -eps log R, up to a constant in each
-row. Scoring labels by a relation read through the source head is a LEEP score (Nguyen et al. 2020).
+With the pre-trained source head s, R predicts the class of a target image, q(x) = sum_i s_i(x) R_i. The chosen e has
+the least negative log-likelihood of the labelled images; if no plan is better than chance, R = 1/T. Both transport
+terms then use the cost -eps log R, whose soft labels are the rows of R, up to a constant in each row. The score of
+labels under a class posterior through the source head is a LEEP score (Nguyen et al. 2020).
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ from jtln.costs.base import is_constant
 from jtln.distributed import Batch, accumulation_dtype, all_reduce_sum
 from jtln.transport.prior import EPSILONS, shares
 
-_LEAST = 1e-8  # a share of a row's largest, which keeps the cost finite
+_LEAST = 1e-8  # lower bound of an entry, as a share of its row's largest, which keeps the cost finite
 
 
 class Calibration(NamedTuple):
     """The agreement of a cost with the labelled images."""
 
-    epsilon: float  # of the plan, as a share of the cost's range; infinite where no plan is likelier than chance
+    epsilon: float  # of the plan, as a share of the cost's range; infinite if no plan is better than chance
     nll: float  # mean negative log-likelihood of the labelled images under q, in nats
     chance: float  # log T
 
@@ -41,17 +42,17 @@ class Calibration(NamedTuple):
 def calibrate(
     cost: Tensor, epsilon: float, logits: Iterable[Batch], unknown_targets: Sequence[int] = ()
 ) -> tuple[Tensor, Calibration]:
-    """Return the cost for the transport loss, and the calibration that it rests on.
+    """Return the calibrated cost for the transport loss, and the calibration.
 
     Args:
-        cost: (S, T); a constant one comes back as it is.
-        epsilon: of the transport loss, > 0: the cost that comes out is in its units.
+        cost: (S, T); a constant cost is returned unchanged.
+        epsilon: of the transport loss, > 0: the unit of the calibrated cost.
         logits: batches of the pre-trained source head's logits (B, S) on labelled target images, and their labels (B,),
             this process's share.
-        unknown_targets: target classes that the cost knows nothing of, see :func:`jtln.transport.relation`.
+        unknown_targets: target classes for which the cost has no information, see :func:`jtln.transport.relation`.
 
     Returns:
-        (S, T) finite, >= 0, each row's least 0.
+        (S, T) finite, >= 0, with a minimum of 0 in each row; and its calibration.
     """
     targets = cost.shape[1]
     chance = math.log(targets)
@@ -61,7 +62,7 @@ def calibrate(
     batches = [(each.float().softmax(1), labels) for each, labels in logits]
     flat = torch.full_like(cost, 1 / targets)
     best = flat, Calibration(math.inf, _nll(flat, batches), chance)
-    for share in EPSILONS[::-1]:  # from the softest on: on ties, keep the softer plan
+    for share in EPSILONS[::-1]:  # The softest plan comes first, so that ties keep the softer one.
         rows = shares(cost, share * width, unknown_targets=unknown_targets)
         nll = _nll(rows, batches)
         if nll < best[1].nll - 1e-6:
@@ -71,7 +72,7 @@ def calibrate(
 
 
 def _nll(rows: Tensor, batches: list[Batch]) -> float:
-    """Mean of -log q(x)_y over the images of all processes."""
+    """Return the mean of -log q(x)_y over the images of all processes."""
     kind = accumulation_dtype(rows)
     sums = rows.new_zeros(2, dtype=kind)
     for probabilities, labels in batches:

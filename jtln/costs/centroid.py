@@ -1,4 +1,4 @@
-"""Distance of the class centroids in trunk features: knowledge read off the images themselves."""
+"""Distance of the class centroids in trunk features: a cost from the images."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class CentroidCost(Cost):
     Args:
         metric: "euclidean", "sqeuclidean", or "cosine" (1 - cos, in [0, 2]); before scaling.
         update: "once", from a pass over both training sets before the first step; "epoch", from such a pass before
-            each epoch; "ema", from the training batches themselves, at no pass of its own: the features that the step
-            computed anyway, forgotten at the rate ``momentum``.
-        momentum: for "ema", the weight in [0, 1) that a class's earlier batches keep when it is seen again.
+            each epoch; "ema", an exponential moving average of the features in the training batches, without extra
+            passes.
+        momentum: for "ema", the weight in [0, 1) of a class's earlier batches when it occurs again.
         scale: see :class:`Cost`.
 
-    A class that has not been seen yet (possible only with "ema") is as far from every other as the seen ones are on
-    average: it carries no knowledge.
+    The distances of a class without any image so far (possible only with "ema") are the mean of the others, and thus
+    uninformative.
     """
 
     reads_source = True
@@ -68,19 +68,19 @@ class CentroidCost(Cost):
         sizes: tuple[int, int],
         head: SourceHead | None = None,
     ) -> None:
-        """Centroids from one pass over each training set."""
+        """Compute the centroids in one pass over each training set."""
         self.source_sum, self.source_weight = class_sums(source, sizes[0])
         self.target_sum, self.target_weight = class_sums(target, sizes[1])
 
     @torch.no_grad()
     def observe(self, source: Batch, target: Batch, sizes: tuple[int, int]) -> None:
-        """Move the centroids of the classes in one training batch ("ema"); those of the others stay."""
+        """Update the centroids of the classes in one training batch ("ema")."""
         if not self.source_sum.numel():
             self.prepare(sizes, source[0].shape[1])
         for side, batch, size in zip(("source", "target"), (source, target), sizes, strict=True):
             total, count = class_sums([batch], size)
             if not bool(torch.isfinite(total).all()):
-                return  # a step that overflowed, which a gradient scaler skips, too
+                return  # The step has overflowed, and a gradient scaler skips it as well.
             keep = 1 - (1 - self.momentum) * (count > 0).float()  # (C,)
             mean = total / count.clamp_min(1)[:, None]  # (C, D)
             setattr(self, f"{side}_sum", torch.lerp(mean, getattr(self, f"{side}_sum"), keep[:, None]))
@@ -92,12 +92,12 @@ class CentroidCost(Cost):
 
     def distances(self, source: ClassSet, target: ClassSet) -> Tensor:
         if not self.source_sum.numel():
-            raise UserError("expected class centroids, but no features were seen: call fit() or observe() first")
+            raise UserError("expected class centroids, but got no features: call fit() or observe() first")
         x = self.source_sum / self.source_weight.clamp_min(1e-12)[:, None]  # (S, D)
         y = self.target_sum / self.target_weight.clamp_min(1e-12)[:, None]  # (T, D)
         if self.metric == "cosine":
             x, y = nn.functional.normalize(x), nn.functional.normalize(y)  # then 1 - cos is |x - y|^2 / 2
-        # Differences, and not products x y^T, which are rounded to bfloat16 inside autocast and to TF32 on some GPUs.
+        # Differences are exact, while products x y^T are rounded to bfloat16 in autocast and to TF32 on some GPUs.
         distance = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")  # (S, T)
         if self.metric == "sqeuclidean":
             distance = distance.square()

@@ -15,7 +15,7 @@ from jtln.distributed import Batch, class_sums
 
 
 def source_given_target(logits: Iterable[Batch], classes: int) -> Tensor:
-    """p(source class | target class): the mean of the source head's probabilities over each target class's images.
+    """Return p(source class | target class), the source head's mean probabilities on each target class's images.
 
     Args:
         logits: batches of the source head's logits (B, S) on target images and their target labels (B,), this
@@ -23,7 +23,7 @@ def source_given_target(logits: Iterable[Batch], classes: int) -> Tensor:
         classes: T.
 
     Returns:
-        (T, S) float32, rows sum to 1; a class without an image has 1/S everywhere.
+        (T, S) float32, rows sum to 1; the row of a class without an image is 1/S.
     """
     sums, counts = class_sums(((batch.float().softmax(1), labels) for batch, labels in logits), classes)
     means = sums / counts.clamp_min(1)[:, None]  # (T, S)

@@ -1,4 +1,4 @@
-"""The cost matrix as a file that people read and write: class names on both axes."""
+"""The cost matrix as a readable file with class names on both axes."""
 
 from __future__ import annotations
 
@@ -22,17 +22,16 @@ KEYS = ("cost", "source", "target")  # of an .npz file
 
 
 class FileCost(Cost):
-    """C[i, j] from a file of yours: what an expert says of the categories, or another program.
+    """C[i, j] from a file, such as an expert's judgement or another program's output.
 
     Args:
-        file: a CSV file with the target classes' names in its first line, a line for each source class that begins with
-            its name, and numbers >= 0 between them (a run's ``cost.csv`` is one); or an .npz file with ``cost`` (S, T)
-            and the names ``source`` (S,) and ``target`` (T,). Classes are found by name: their order does not matter,
-            and the file may have more of them.
+        file: a CSV file with the target classes' names in its first line and, for each source class, a line with its
+            name and numbers >= 0 (such as a run's ``cost.csv``); or an .npz file with ``cost`` (S, T) and the names
+            ``source`` (S,) and ``target`` (T,). Classes are matched by name, in any order; the file may have more.
         scale: see :class:`Cost`.
 
     Raises:
-        UserError: on :meth:`distances`, the file is not there or is no such table, or a class is not in it.
+        UserError: on :meth:`distances`, the file is missing or is no such table, or a class is missing in it.
     """
 
     def __init__(self, file: str | Path | None, scale: str = "max") -> None:
@@ -59,7 +58,7 @@ def load_cost(path: Path) -> tuple[Tensor, list[str], list[str]]:
     """Read a file's matrix (S, T) float32, its source names (S) and its target names (T).
 
     Raises:
-        UserError: the file cannot be read, or is no such table; the message says where.
+        UserError: the file cannot be read, or is no such table; the message names the place.
     """
     try:
         if path.suffix == ".npz":
@@ -82,12 +81,12 @@ def load_cost(path: Path) -> tuple[Tensor, list[str], list[str]]:
         raise UserError(f"expected a cost matrix (CSV or .npz) in {path}, but it cannot be read: {error}") from error
     if matrix.shape != (len(names[0]), len(names[1])) or not matrix.numel():
         raise UserError(
-            f"expected a cost of {len(names[0])} x {len(names[1])} in {path}, as its names say, but got "
+            f"expected a cost of {len(names[0])} x {len(names[1])} in {path}, by the numbers of its names, but got "
             f"{' x '.join(map(str, matrix.shape))}"
         )
     for side, axis in zip(("source", "target"), names, strict=True):
         if twice := sorted({name for name in axis if axis.count(name) > 1}):
-            raise UserError(f"expected each {side} class once in {path}, but '{twice[0]}' stands there twice")
+            raise UserError(f"expected each {side} class once in {path}, but got '{twice[0]}' twice")
     return matrix, names[0], names[1]
 
 
@@ -124,7 +123,7 @@ def _places(names: Sequence[str], there: Sequence[str], side: str, path: Path) -
         near = difflib.get_close_matches(missing[0], there, n=3)
         hint = f"; near to it: {', '.join(near)}" if near else ""
         raise UserError(
-            f"expected all {len(names)} {side} classes in {path}, but {len(missing)} are not there, '{missing[0]}' "
+            f"expected all {len(names)} {side} classes in {path}, but {len(missing)} are missing, '{missing[0]}' "
             f"among them{hint}: `jtln cost` with cost=uniform writes a cost.csv with the right names to fill in"
         )
     return [index[name] for name in names]

@@ -1,10 +1,10 @@
-"""Maximum mean discrepancy between the classes' features: how differently two classes are distributed.
+"""Maximum mean discrepancy between the feature distributions of two classes.
 
-With a kernel k, and x, x' drawn from source class i, y, y' from target class j, all independently,
+With a kernel k, x, x' drawn from source class i and y, y' from target class j, all independently,
 
     MMD^2 = E k(x, x') + E k(y, y') - 2 E k(x, y).
 
-The biased estimate takes means over all pairs of a class, each image with itself included, and is >= 0; the unbiased
+The biased estimate takes means over all pairs of a class, including each image with itself, and is >= 0; the unbiased
 one leaves these pairs out. k is the mean of Gaussian kernels exp(-|x - y|^2 / (2 s^2)) of several widths s, so that
 0 <= MMD^2 <= 2. The statistic is Gretton et al.'s (2012); their paper was not read.
 """
@@ -26,29 +26,29 @@ from jtln.names.class_set import ClassSet
 ESTIMATORS = ("biased", "unbiased")
 UPDATES = ("once", "epoch")
 BANDWIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
-SAMPLE = 500  # images of each task, whose distances give the median
-BLOCK = 2**20  # kernel values at once: 8 MiB each of distances and of two temporaries
+SAMPLE = 500  # images of each task for the median distance
+BLOCK = 2**20  # kernel values at once: 8 MiB each for distances and two temporaries
 
 
 class MMDCost(Cost):
     """C[i, j] = MMD^2 of source class i's and target class j's features under Gaussian kernels.
 
-    The square, and not its root: the unbiased estimate is one of the square, and the root has an infinite slope at 0,
-    where the nearest classes are.
+    The cost is the square, because the unbiased estimate is one of the square, and because the root has an infinite
+    slope at 0, where the nearest classes are.
 
     Args:
-        estimator: "biased", or "unbiased", whose negative values count as 0 and which needs two images in each class.
-        bandwidths: the kernels' widths, as multiples > 0 of the median heuristic: the median distance of any two of up
-            to 500 images of each task, evenly spread over its training images.
-        images: at most so many images of a class are read, the first ones in the training set's order; None: all. Work
-            grows with the product of both tasks' images, memory with their sum.
+        estimator: "biased", or "unbiased", whose negative values become 0 and which needs two images in each class.
+        bandwidths: the kernels' widths, as multiples > 0 of the median distance between any two of up to 500 images of
+            each task, evenly spread over its training images.
+        images: the largest number of images of a class, the first in the training set's order; None: all. Work grows
+            with the product of both tasks' images, memory with their sum.
         update: "once", from a pass over both training sets before the first step; "epoch", from such a pass before
             each epoch.
         scale: see :class:`Cost`.
 
     Raises:
-        UserError: a value is not one of these; on :meth:`fit`, a class has no image, or a single one where the
-            estimator is unbiased.
+        UserError: a value is not one of these; on :meth:`fit`, a class has no image, or only one for the unbiased
+            estimator.
     """
 
     reads_source = True
@@ -99,7 +99,7 @@ class MMDCost(Cost):
                     f"expected {least} or more images in each class for the {self.estimator} MMD, but {few} of {size} "
                     f"{side} classes have {int(counts.min())}{remedy}"
                 )
-        centre = y.mean(0)  # distances stay, and lose fewer digits
+        centre = y.mean(0)  # Centring keeps the distances and reduces rounding errors.
         x -= centre
         y -= centre
         width = median_distance(x, y)
@@ -108,16 +108,16 @@ class MMDCost(Cost):
         self.discrepancy = squared.clamp_min(0).float()
 
     def distances(self, source: ClassSet, target: ClassSet) -> Tensor:
-        """(S, T) in [0, 2]."""
+        """Return the distances (S, T) in [0, 2]."""
         if not self.discrepancy.numel():
-            raise UserError("expected the classes' features, but none were seen: call fit() first")
+            raise UserError("expected the classes' features, but got none: call fit() first")
         return self.discrepancy
 
 
 def class_samples(batches: Iterable[Batch], classes: int, most: int | None) -> Batch:
     """Return the first ``most`` images of every class and their labels, sorted by label, of all processes.
 
-    They are those that one process would have: process r of W has every W-th image, from the r-th on.
+    The result is the same as in one process: process r of W has every W-th image, starting with the r-th.
 
     Args:
         batches: rows (B, D) and labels (B,) in [0, C), this process's share of them.
@@ -166,7 +166,7 @@ def median_distance(x: Tensor, y: Tensor) -> float:
         y: (M, D), not empty.
 
     Returns:
-        > 0; 1 where the median is 0, as most images have the same features.
+        > 0; 1 if the median is 0, because most images have the same features.
     """
     parts = [each[torch.linspace(0, len(each) - 1, min(SAMPLE, len(each))).round().long()].cpu() for each in (x, y)]
     median = float(torch.pdist(torch.cat(parts).double()).quantile(0.5))
@@ -176,18 +176,18 @@ def median_distance(x: Tensor, y: Tensor) -> float:
 def squared_mmd(
     source: Batch, target: Batch, sizes: tuple[int, int], widths: Sequence[float], unbiased: bool
 ) -> Tensor:
-    """Return the estimate of MMD^2 of each source and each target class, over the processes' shared work.
+    """Return the estimate of MMD^2 for each source and target class; the processes share the work.
 
     Args:
-        source: features (N, D), sorted by label, and their labels, the same in every process; two images or more in a
-            class where the estimate is unbiased, else one or more.
+        source: features (N, D), sorted by label, and their labels, the same in every process; at least one image in a
+            class, or two for the unbiased estimate.
         target: the same of the target, features (M, D).
         sizes: (S, T).
         widths: of the Gaussian kernels, whose mean is taken.
-        unbiased: leave the pairs of an image with itself out; values may be negative.
+        unbiased: whether to leave out the pairs of an image with itself; values may be negative.
 
     Returns:
-        (S, T). Memory beside the features and the result: some BLOCK values.
+        (S, T). The memory in addition to features and result is a few BLOCK values.
     """
     (x, x_labels), (y, y_labels) = source, target
     rank, processes = process()
@@ -220,9 +220,9 @@ def squared_mmd(
 
 
 def _kernel(x: Tensor, y: Tensor, widths: Sequence[float]) -> Tensor:
-    """(B, C) the mean of the Gaussian kernels of (B, D) and (C, D).
+    """Return the mean (B, C) of the Gaussian kernels of (B, D) and (C, D).
 
-    In float64 where there is one: neither autocast nor a GPU's TF32 rounds the products then.
+    The accumulation dtype, float64 where available, keeps autocast and TF32 from rounding the products.
     """
     x, y = x.to(accumulation_dtype(x)), y.to(accumulation_dtype(y))
     squared = torch.addmm(x.square().sum(1)[:, None] + y.square().sum(1), x, y.T, alpha=-2).clamp_min_(0)

@@ -1,4 +1,4 @@
-"""Wrong knowledge: another cost with its columns shuffled, the control beside it."""
+"""The permuted cost: the columns of another cost, shuffled, as a control."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from jtln.names.class_set import ClassSet
 
 
 class PermutedCost(Cost):
-    """C[i, j] = D[i, p(j)], D another cost's matrix, p a seeded permutation that leaves no target class in its place.
+    """C[i, j] = D[i, p(j)], with another cost's matrix D and a seeded permutation p without fixed points.
 
-    What the other cost says of one target class is said of another one: the matrix keeps its values, its scale and its
-    sharpness, and loses what they mean. With a single target class there is nothing to shuffle.
+    The permuted matrix has the same values, scale and sharpness, but its information on the target classes is wrong.
+    With a single target class the permutation is the identity.
 
     Args:
-        of: the other cost, scaled as it scales itself; read and updated as it wants to be.
+        of: the other cost, with its own scale and updates.
         seed: >= 0, of the permutation.
     """
 
@@ -50,7 +50,7 @@ class PermutedCost(Cost):
         self.of.observe(source, target, sizes)
 
     def unknown(self, source: ClassSet, target: ClassSet) -> Unknown:
-        """Return the other cost's source classes, and the target classes that its unknown columns go to."""
+        """Return the other cost's unknown source classes, and the target classes that receive its unknown columns."""
         other = self.of.unknown(source, target)
         order = derangement(len(target), self.seed).tolist()
         return Unknown(other.source, tuple(place for place, index in enumerate(order) if index in other.target))
@@ -59,15 +59,15 @@ class PermutedCost(Cost):
         return self.of.distances(source, target)[:, derangement(len(target), self.seed)]
 
     def matrix(self, source: ClassSet, target: ClassSet) -> Tensor:
-        """Permute the columns of the other cost's matrix (S, T); its scale and its costs of unknown classes stay."""
+        """Return the other cost's matrix (S, T), scaled and with neutral costs, with permuted columns."""
         return self.of.matrix(source, target)[:, derangement(len(target), self.seed)]
 
 
 def derangement(size: int, seed: int) -> Tensor:
-    """Return a uniformly drawn permutation (size,) of 0 ... size - 1 without a fixed point; of one, itself."""
+    """Return a uniformly drawn permutation (size,) of 0 ... size - 1 without fixed points; the identity for size 1."""
     random = np.random.default_rng(seed)
     places = np.arange(size)
     order = random.permutation(size)
-    while size > 1 and (order == places).any():  # e times on average
+    while size > 1 and (order == places).any():  # e draws on average
         order = random.permutation(size)
     return torch.from_numpy(order)

@@ -17,20 +17,17 @@ UPDATES = ("once", "epoch")
 
 
 class PosteriorCost(Cost):
-    """C[i, j] = -log p(i | j), p(source class i | target class j) under the source head.
+    """C[i, j] = -log p(i | j), with p(source class i | target class j) under the source head.
 
     The probabilities are means over the target's labelled training images
-    (:func:`jtln.costs.class_posterior.source_given_target`).
-
-    Unscaled and at epsilon = 1, softmax(-C) over the source classes is Co-Tuning's class posterior, the soft label of
-    the source head on an image of target class j.
+    (:func:`jtln.costs.class_posterior.source_given_target`). Unscaled and at epsilon = 1, softmax(-C) over the source
+    classes is Co-Tuning's class posterior, the soft label of the source head on an image of target class j.
 
     Args:
-        update: "once", before the first step; "epoch", before each epoch, from the source head as it is then.
-        smoothing: delta in (0, 1): (1 - delta) p + delta / S takes the place of p, so that no distance is larger than
+        update: "once", before the first step; "epoch", before each epoch, with the source head at that time.
+        smoothing: delta in (0, 1): p is replaced by (1 - delta) p + delta / S, so that no distance exceeds
             log(S / delta).
-        calibrate: whether the source head's probabilities are calibrated first, by one temperature, on the source's
-            validation images.
+        calibrate: whether the source head's temperature is first fitted on the source's validation images.
         scale: see :class:`Cost`.
     """
 
@@ -49,7 +46,7 @@ class PosteriorCost(Cost):
         self.register_buffer("relation", torch.zeros(0, 0))  # (T, S)
 
     def prepare(self, sizes: tuple[int, int], dim: int) -> None:
-        self.relation = self.relation.new_full((sizes[1], sizes[0]), 1 / sizes[0])  # which says nothing yet
+        self.relation = self.relation.new_full((sizes[1], sizes[0]), 1 / sizes[0])  # uninformative before fit()
 
     def fit(
         self,
@@ -68,8 +65,8 @@ class PosteriorCost(Cost):
         self.relation = source_given_target(logits, sizes[1])
 
     def distances(self, source: ClassSet, target: ClassSet) -> Tensor:
-        """(S, T) in [0, log(S / smoothing)]."""
+        """Return the distances (S, T) in [0, log(S / smoothing)]."""
         if not self.relation.numel():
-            raise UserError("expected the source head's predictions, but none were seen: call fit() first")
+            raise UserError("expected the source head's predictions, but got none: call fit() first")
         smooth = (1 - self.smoothing) * self.relation + self.smoothing / len(source)
         return -smooth.clamp_max(1).log().t()

@@ -23,18 +23,18 @@ REMEDY = (
 
 
 class TaxonomyCost(Cost):
-    """C[i, j] = edges between source class i and target class j in the tree that their paths span.
+    """C[i, j] = edges between source class i and target class j in the tree of their paths.
 
-    A class is a leaf under the last element of its path: "737-700" under "Boeing 737" under "Boeing". What has the same
-    path from the top is one node; the tops hang under one root. Two variants of one family are thus at distance 2, two
-    of one maker at 4, and of different makers at 6.
+    A class is a leaf under the last node of its path: "737-700" under "Boeing 737" under "Boeing". Equal paths from the
+    top are one node, and all top nodes have a common root. Two variants of one family are thus at distance 2, two of
+    one maker at 4, and of different makers at 6.
 
     Args:
-        file: a CSV file with the columns ``class`` and ``path``, whose paths count more than those of the dataset;
-            lines of other classes are ignored. None takes the dataset's own.
-        scale: how the distances are brought to [0, 1], see :class:`Cost`.
-        unknown_names: a class without a path is one without knowledge ("neutral", see :meth:`Cost.matrix`), with a
-            warning, or an "error".
+        file: a CSV file with the columns ``class`` and ``path``, whose paths override those of the dataset; other
+            classes in it are ignored. None: the dataset's own paths.
+        scale: how the distances are scaled to [0, 1], see :class:`Cost`.
+        unknown_names: the treatment of classes without a path: "neutral" costs (:meth:`Cost.matrix`) with a warning,
+            or an "error".
 
     Raises:
         UserError: the file cannot be read or lacks a column, or ``unknown_names`` is unknown.
@@ -53,7 +53,7 @@ class TaxonomyCost(Cost):
             self._read = {row["class"]: row["path"] for row in rows if row["path"]}
 
     def unknown(self, source: ClassSet, target: ClassSet) -> Unknown:
-        """Return the classes without a path. Raises a UserError for them where ``unknown_names`` is "error"."""
+        """Return the classes without a path; raise a UserError for them if ``unknown_names`` is "error"."""
         nodes = self._nodes(source), self._nodes(target)
         found = Unknown(*(tuple(index for index in range(len(each)) if each[index] is None) for each in nodes))
         if self.unknown_names == "error" and (found.source or found.target):
@@ -61,10 +61,10 @@ class TaxonomyCost(Cost):
         return found
 
     def distances(self, source: ClassSet, target: ClassSet) -> Tensor:
-        """(S, T) float32, whole numbers of edges; 0 for the same node, NaN for a class without a path.
+        """Return the numbers of edges (S, T) float32; 0 for the same node, NaN for a class without a path.
 
-        Warns of classes without a path; and where all distances are equal, as between the variants of two makers: such
-        a cost has no knowledge.
+        A warning is issued for classes without a path, and if all distances are equal, as between the variants of two
+        makers, because such a cost is uninformative.
 
         Raises:
             UserError: a class has no path, and ``unknown_names`` is "error".
@@ -83,7 +83,7 @@ class TaxonomyCost(Cost):
         if edges.min() == edges.max():
             warnings.warn(
                 f"the hierarchy has {edges.min()} edges between every source and every target class, so that "
-                "cost=taxonomy knows no more than cost=uniform: choose classes of which some share a branch, or a "
+                "cost=taxonomy is as uninformative as cost=uniform: choose classes of which some share a branch, or a "
                 "hierarchy with more levels in cost.file",
                 stacklevel=2,
             )
@@ -92,7 +92,7 @@ class TaxonomyCost(Cost):
         return result
 
     def _nodes(self, classes: ClassSet) -> list[tuple[str, ...] | None]:
-        """Return each class's way from the root to its leaf; None for a class without a path."""
+        """Return each class's path from the root to its leaf; None for a class without a path."""
         paths = [self._path(classes, index) for index in range(len(classes))]
         return [None if path is None else (*path, name) for name, path in zip(classes.names, paths, strict=True)]
 
@@ -101,8 +101,8 @@ class TaxonomyCost(Cost):
         names = ", ".join(missing[:MOST_NAMES])
         names += f" and {len(missing) - MOST_NAMES} more" if len(missing) > MOST_NAMES else ""
         near = difflib.get_close_matches(missing[0], list(self._read), n=1)
-        hint = f" The file {self.file} does not name them" if self._read else ""
-        hint += f": is '{near[0]}' there meant for '{missing[0]}'?" if near else "." if hint else ""
+        hint = f" They are not in the file {self.file}" if self._read else ""
+        hint += f": is '{near[0]}' meant for '{missing[0]}'?" if near else "." if hint else ""
         return (
             f"expected a place in a hierarchy for each class, but {len(missing)} of {len(source) + len(target)} have "
             f"none: {names}.{hint} {REMEDY}"
@@ -116,12 +116,12 @@ class TaxonomyCost(Cost):
 
 
 def _edges(source: Sequence[tuple[str, ...]], target: Sequence[tuple[str, ...]]) -> np.ndarray:
-    """(S, T) edges between nodes of a tree that are given by their ways from the root."""
+    """Return the edges (S, T) between nodes of a tree that are given by their paths from the root."""
     levels = max(map(len, [*source, *target]))
     ids: dict[tuple[str, ...], int] = {}
 
     def codes(nodes: Sequence[tuple[str, ...]]) -> np.ndarray:
-        """(N, levels): a number for the node at each level of the way, unique in the tree; -1 below its end."""
+        """Return a number (N, levels) for the node at each level of the path, unique in the tree; -1 below its end."""
         table = np.full((len(nodes), levels), -1)
         for row, node in zip(table, nodes, strict=True):
             row[: len(node)] = [ids.setdefault(node[: level + 1], len(ids)) for level in range(len(node))]

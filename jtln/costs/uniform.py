@@ -1,4 +1,4 @@
-"""No knowledge: every source class is as far from every target class as any other."""
+"""The uniform cost: all source classes are equally far from all target classes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jtln.names.class_set import ClassSet
 
 
 class UniformCost(Cost):
-    """C = 1, the uninformative control beside every other cost.
+    """C = 1, the uninformative control for every other cost.
 
     The transport loss is then 1 - eps (H(a) + H(b) + 1), a confidence penalty.
     """

@@ -1,4 +1,4 @@
-"""The cosine distance of the two tasks' linear classifiers' weight vectors."""
+"""The cosine distance between the weight vectors of both tasks' linear classifiers."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ UPDATES = ("once", "epoch")
 
 
 class WeightsCost(Cost):
-    """C[i, j] = 1 - cos(u_i, v_j) of source class i's and target class j's weight vectors.
+    """C[i, j] = 1 - cos(u_i, v_j) of the weight vectors of source class i and target class j.
 
-    u_i is row i of the source head's weight, v_j the mean feature vector of target class j's labelled images, which is
-    the weight vector of the classifier by the nearest class mean. Both are centred at their mean over the classes:
-    what is added to all rows of a linear classifier's weight does not change what it predicts. No source image is read.
+    u_i is row i of the source head's weight. v_j is the mean feature vector of target class j's labelled images, the
+    weight vector of a nearest-mean classifier. Both are centred over the classes, because a constant in all rows of a
+    linear classifier's weight does not change its predictions. No source image is read.
 
     Args:
         update: "once", from a pass over the target's labelled images before the first step; "epoch", from such a pass
-            before each epoch, with the source head as it is then.
+            before each epoch, with the source head at that time.
         scale: see :class:`Cost`.
     """
 
@@ -37,7 +37,7 @@ class WeightsCost(Cost):
         if update not in UPDATES:
             raise unknown("weights update", update, UPDATES)
         self.updates = update
-        # Centred; a class without a direction, such as one without an image, has zeros.
+        # Centred weights; a class without an image has zeros.
         self.register_buffer("source_weight", torch.zeros(0, 0))  # (S, D)
         self.register_buffer("target_weight", torch.zeros(0, 0))  # (T, D)
 
@@ -53,7 +53,7 @@ class WeightsCost(Cost):
         sizes: tuple[int, int],
         head: SourceHead | None = None,
     ) -> None:
-        """Read the source head's weight, and the target's labelled images; the source's images are not read."""
+        """Read the source head's weight and the target's labelled images; source images are not read."""
         if head is None:
             raise UserError("expected the source head for the weights cost, but got none: give fit() a SourceHead")
         sums, counts = class_sums(target, sizes[1])
@@ -69,10 +69,10 @@ class WeightsCost(Cost):
         self.target_weight = torch.where(seen[:, None], means - means[seen].mean(0), 0.0)
 
     def distances(self, source: ClassSet, target: ClassSet) -> Tensor:
-        """(S, T) in [0, 2]; 1 for a class without a direction, such as the only one of its task."""
+        """Return the distances (S, T) in [0, 2]; 1 for a zero vector, such as that of a task's only class."""
         if not self.source_weight.numel():
-            raise UserError("expected the classifiers' weights, but none were seen: call fit() first")
-        # In float64 where there is one: neither autocast nor a GPU's TF32 rounds the products then.
+            raise UserError("expected the classifiers' weights, but got none: call fit() first")
+        # The accumulation dtype, float64 where available, keeps autocast and TF32 from rounding the products.
         kind = accumulation_dtype(self.source_weight)
         u, v = (nn.functional.normalize(each.to(kind)) for each in (self.source_weight, self.target_weight))
         return (1 - u @ v.T).clamp_min(0)

@@ -1,4 +1,4 @@
-"""The cost that WordNet knows: how far apart the synsets of two classes lie."""
+"""The WordNet cost: the distance between the synsets of two classes."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class WordNetCost(Cost):
     Args:
         metric: the similarity: "path", "wup", "lch", "lin", "jcn" or "res" (see
             :func:`jtln.names.wordnet.similarity`, and :func:`jtln.names.wordnet.distance` for the distance).
-        scale: how the distances are brought to [0, 1], see :class:`Cost`.
-        senses: which of several meanings is taken, "context", "pictured" or "first"
+        scale: how the distances are scaled to [0, 1], see :class:`Cost`.
+        senses: the choice among several senses of a name: "context", "pictured" or "first"
             (:func:`jtln.names.linking.link`).
-        unknown_names: a name that WordNet does not know counts as the lemma that it is a misspelling of, or as the
-            thing that it names a kind of (:func:`jtln.names.linking.link_all`), with a warning. What stays unknown is a
-            class without knowledge ("neutral", see :meth:`Cost.matrix`), or an "error" that lists all names.
+        unknown_names: the treatment of names that are neither in WordNet, nor a misspelling, nor a compound with a
+            known head noun (:func:`jtln.names.linking.link_all`, which warns): "neutral" costs
+            (:meth:`Cost.matrix`), or an "error" that lists all of them.
 
     Attributes:
         source_links, target_links: how the classes were linked to synsets, after the first :meth:`distances`.
@@ -51,10 +51,10 @@ class WordNetCost(Cost):
         self.unknown_names = unknown_names
         self.source_links: tuple[Found, ...] = ()
         self.target_links: tuple[Found, ...] = ()
-        self._linked: tuple[ClassSet, ClassSet] | None = None  # whose links these are
+        self._linked: tuple[ClassSet, ClassSet] | None = None  # the class sets of these links
 
     def unknown(self, source: ClassSet, target: ClassSet) -> Unknown:
-        """Return the classes that were not linked to a synset. Raises as :meth:`distances` does."""
+        """Return the classes that are not linked to a synset; raise the errors of :meth:`distances`."""
         self._link(source, target)
         return Unknown(
             *(
@@ -64,7 +64,7 @@ class WordNetCost(Cost):
         )
 
     def distances(self, source: ClassSet, target: ClassSet) -> Tensor:
-        """(S, T) float32 in [0, 1]; 0 for the same synset, NaN for a class without one.
+        """Return the distances (S, T) float32 in [0, 1]; 0 for the same synset, NaN for a class without one.
 
         Raises:
             UserError: a given synset does not exist, or names are unknown and ``unknown_names`` is "error".
@@ -82,7 +82,7 @@ class WordNetCost(Cost):
         return result
 
     def _link(self, source: ClassSet, target: ClassSet) -> None:
-        """Link the classes, with one warning, unless they are those that were linked last."""
+        """Link the classes, with one warning, unless they were linked last."""
         if self._linked == (source, target):
             return
         found = link({"source": source, "target": target}, self.senses, self.unknown_names)

@@ -1,4 +1,4 @@
-"""Image files decoded once: which of them are broken, and the pixels of the others in one memory-mapped file."""
+"""The image cache: the broken files of a set, and the decoded pixels of the others in one memory-mapped file."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ from jtln.data.passes import PATIENCE, Watch, cores, in_order, one_at_a_time
 from jtln.errors import UserError, unknown
 from jtln.storage import replacing, write_text
 
-SHARE = 0.2  # of the free disk: what "auto" keeps takes at most this
-_FORMAT = 2  # of the cached files; raised when a reader's tensors or the files' layout change
+SHARE = 0.2  # largest share of the free disk that keep="auto" uses
+_FORMAT = 2  # version of the cached files; increase it when a reader's tensors or the files' layout change
 _PATIENCE = PATIENCE
-# Of an image's pixels: a fast checksum, which finds damage, and a hash, which finds images of the same pixels.
+# For each image a fast checksum of its pixels, which detects damage, and a hash, which identifies duplicates.
 _SUMS = np.dtype([("crc", "<u4"), ("hash", "<u8")])
 
 
 class Skipped(NamedTuple):
-    """An image that is left out, and why."""
+    """An image that is left out, and the reason."""
 
-    image: str  # its name in the set
+    image: str  # name in the set
     reason: str
 
 
 class CachedImages(ImageSet):
-    """Images that lie decoded in one file, which every process maps into its memory.
+    """Decoded images in one file of the image cache, which every process maps into its memory.
 
     Args:
-        pixels: of these and perhaps other images.
-        rows: (N,) which of them are this set's.
-        files: (N,) the files that they were read from.
+        pixels: of these and possibly other images.
+        rows: (N,) the rows of this set's images.
+        files: (N,) the original files.
     """
 
     in_memory = True
@@ -61,7 +61,7 @@ class CachedImages(ImageSet):
         return images[0], int(labels[0])
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        # A copy, which a worker can hand over and a transform may write to.
+        # A copy, because a worker sends it to another process and a transform may write to it.
         return torch.from_numpy(self.pixels.read(self.rows[indices])), self.labels[indices]
 
     def subset(self, indices: Iterable[int] | Tensor, labels: Tensor | None = None) -> CachedImages:
@@ -69,39 +69,39 @@ class CachedImages(ImageSet):
         return CachedImages(self.pixels, self.rows[chosen.numpy()], self.files.subset(chosen, labels))
 
     def fingerprint(self) -> str:
-        """Return that of the files: whether the pixels are kept changes nothing."""
+        """Return the fingerprint of the files, which does not depend on the cache."""
         return self.files.fingerprint()
 
     def digests(self) -> list[str]:
-        """Return those of the files: whether the pixels are kept changes nothing."""
+        """Return the digests of the files, which do not depend on the cache."""
         return self.files.digests()
 
     def hashes(self) -> np.ndarray:
-        """Return hashes (N,) uint64: images of the same pixels have the same. They are kept beside the pixels."""
+        """Return the hashes (N,) uint64 of the pixels, which are stored with them."""
         return self.pixels.hashes(self.rows)
 
 
-def decoded(
+def with_image_cache(
     images: ImageSet, cache: Path | None, keep: bool | str, on_bad_image: str
 ) -> tuple[ImageSet, tuple[Skipped, ...]]:
-    """``images`` ready for training: broken files found, and the others decoded where they are to be kept.
+    """Return ``images`` through the image cache, without broken files.
 
-    What is found out is kept in ``cache/decoded`` under a hash of the files' names and contents and of the reader, and
-    shared by all processes and runs. A set that is not of files comes back as it is.
+    The result is stored in ``cache/decoded`` under a hash of the files' names and contents and of the reader. All
+    processes and runs share it. A set that is not made of files is returned unchanged.
 
     Args:
         images: any image set.
-        cache: a folder; None keeps nothing.
-        keep: whether decoded pixels are kept: True, False, or "auto": where they take less than a fifth of the
-            disk's free space. A disk that is full after all is no error: the files are read instead.
-        on_bad_image: "error" or "skip", which leaves broken files out. Where nothing is kept, "error" means that one
-            is found when it is read, and "skip" that all files are read once beforehand.
+        cache: a folder; None: nothing is stored.
+        keep: whether decoded pixels are stored: True, False, or "auto", which stores them if they need less than a
+            fifth of the disk's free space. If the disk is full, a warning is issued and the files are read instead.
+        on_bad_image: "error" or "skip", which leaves broken files out. If no pixels are stored, "error" raises when a
+            broken file is read, and "skip" reads all files once beforehand.
 
     Returns:
-        the set, and the images that are not in it.
+        The set, and the images that are left out.
 
     Raises:
-        UserError: an argument is none of the above; a file is broken; none is not.
+        UserError: an argument is none of the above, a file is broken, or all files are.
     """
     if on_bad_image not in ("error", "skip"):
         raise unknown("dataset.on_bad_image", on_bad_image, ("error", "skip"))
@@ -115,14 +115,14 @@ def decoded(
         try:
             verdict = store.verdict(with_pixels=True)
         except OSError as error:
-            _warn(f"decoded images cannot be kept in {store.folder}, and files are read instead", error)
+            _warn(f"cannot store decoded images in {store.folder}; the files are read instead", error)
             store = None
     kept = verdict is not None
     if verdict is None and on_bad_image == "skip":
         try:
             verdict = (store or _Store(None, images)).verdict(with_pixels=False)
         except OSError as error:
-            _warn("which images are broken cannot be written down and is found out anew", error)
+            _warn("cannot store which images are broken; each run checks the files", error)
             verdict = _Store(None, images).verdict(with_pixels=False)
     if verdict is None:
         return images, ()
@@ -133,19 +133,19 @@ def decoded(
 class _Verdict:
     """The result of checking a set's files."""
 
-    rows: np.ndarray  # (N,) the place of each file's pixels among those of the sound files; -1 where it is broken
+    rows: np.ndarray  # (N,) the row of each file's pixels among those of the sound files; -1 for a broken file
     reasons: dict[int, str]  # of the broken files
 
 
 def _sound(
     images: FileImages, verdict: _Verdict, on_bad_image: str, pixels: _Pixels | None
 ) -> tuple[ImageSet, tuple[Skipped, ...]]:
-    """Return the images that can be read, and the others; a UserError if there are others and none may be skipped."""
+    """Return the readable images, and the others; raise a UserError if there are others that must not be skipped."""
     broken = [f"{images.paths[index]}: {reason}" for index, reason in verdict.reasons.items()]
     if broken and (on_bad_image == "error" or len(broken) == len(images)):
         most = 10
         more = f"\n  ... and {len(broken) - most} more" if len(broken) > most else ""
-        remedy = "Mend them or take them away"
+        remedy = "Repair or remove them"
         if on_bad_image == "error":
             remedy += ", or set dataset.on_bad_image=skip"
         listed = "".join(f"\n  {line}" for line in broken[:most])
@@ -159,8 +159,8 @@ def _sound(
 class _Store:
     """The cache entry of a set of files: a verdict in KEY.json, pixels in KEY.u8 and sums of each image in KEY.sums.
 
-    KEY is a hash of the files' names and contents and of the reader. The order of the files does not matter: they are
-    stored by name.
+    KEY is a hash of the files' names and contents and of the reader. It does not depend on the order of the files,
+    which are stored by name.
     """
 
     def __init__(self, cache: Path | None, images: FileImages) -> None:
@@ -168,7 +168,7 @@ class _Store:
         self.folder = None if cache is None else cache / "decoded"
         self.images = images
         self.order, self.key = self._key(images)
-        self.sound: list[int] = []  # (M,) the places in the set of the images whose pixels are kept
+        self.sound: list[int] = []  # (M,) indices in the set of the images whose pixels are stored
         self.damaged = False
 
     @property
@@ -176,7 +176,7 @@ class _Store:
         return self._path("u8")
 
     def fits(self) -> bool:
-        """Return whether the pixels take less than SHARE of the free disk, or are there already."""
+        """Return whether the pixels need less than SHARE of the free disk, or are stored already."""
         if self._read(with_pixels=True) is not None:
             return True
         assert self.folder is not None
@@ -185,14 +185,14 @@ class _Store:
         if needed <= SHARE * free:
             return True
         warnings.warn(
-            f"{needed / 1e9:.1f} GB of decoded images are not kept, because {self.folder} has only {free / 1e9:.1f} GB "
-            "free: dataset.decoded=true keeps them all the same, cache=DIR keeps them elsewhere",
+            f"{needed / 1e9:.1f} GB of decoded images are not cached, because {self.folder} has only "
+            f"{free / 1e9:.1f} GB free: dataset.decoded=true caches them anyway, cache=DIR caches them elsewhere",
             stacklevel=4,
         )
         return False
 
     def verdict(self, with_pixels: bool) -> _Verdict:
-        """Return what is known, or is found out now; an OSError where it cannot be written down."""
+        """Return the stored verdict, or check the files and store it; raise an OSError if it cannot be stored."""
         if self.folder is None:
             return self._placed(self._look(None)[0])
         known = self._read(with_pixels)
@@ -200,10 +200,10 @@ class _Store:
             return known
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._lock():
-            return self._read(with_pixels) or self._make(with_pixels)  # another run may have made it meanwhile
+            return self._read(with_pixels) or self._make(with_pixels)  # Another run may have stored it meanwhile.
 
     def opened(self) -> _Opened:
-        """Map the pixels into memory; an OSError or ValueError where they are damaged."""
+        """Map the pixels into memory; raise an OSError or ValueError if they are damaged."""
         reader, sums = self.images.reader, self._sums()
         images = np.asarray(np.memmap(self.pixels, dtype=np.uint8, mode="r"))
         images = images.reshape(len(self.sound), reader.channels, reader.size, reader.size)
@@ -219,10 +219,10 @@ class _Store:
                 self._make(with_pixels=True)
         if self.sound != before:
             changed = self.images.paths[min(set(before) ^ set(self.sound))]
-            raise UserError(f"expected an image that is as it was before, but {changed} is not: start again")
+            raise UserError(f"expected images that do not change during a run, but {changed} did: start again")
 
     def state(self) -> tuple[int, int] | None:
-        """Return what differs between the file of the pixels and one that takes its place."""
+        """Return the inode and modification time of the pixels' file, which change when it is replaced."""
         try:
             status = self.pixels.stat()
         except OSError:
@@ -230,12 +230,12 @@ class _Store:
         return status.st_ino, status.st_mtime_ns
 
     def read_files(self, rows: np.ndarray) -> np.ndarray:
-        """Return images (len(rows), C, H, W) that are read from their own files."""
+        """Return images (len(rows), C, H, W), read from the original files."""
         images = [self.images[self.sound[row]][0].numpy() for row in rows.tolist()]
         return np.ascontiguousarray(np.stack(images))
 
     def _key(self, images: FileImages) -> tuple[list[int], str]:
-        """Return the order in which the files are stored, and the set's name."""
+        """Return the order in which the files are stored, and the entry's key."""
         found = images.contents(self.cache)
         lines = [f"{name}\0{content.digest}\n" for name, content in zip(images.names, found, strict=True)]
         order = sorted(range(len(lines)), key=lines.__getitem__)
@@ -245,13 +245,13 @@ class _Store:
         return order, digest.hexdigest()
 
     def _lock(self) -> Any:
-        waiting = "waiting for another run, which decodes the same images"
+        waiting = "waiting for another run, which is decoding the same images"
         return one_at_a_time(self._path("lock"), waiting, _PATIENCE)
 
     def _make(self, with_pixels: bool) -> _Verdict:
         if self.damaged:
             self.damaged = False
-            warnings.warn(f"{self.pixels} is damaged, and its images are decoded anew", stacklevel=5)
+            warnings.warn(f"{self.pixels} is damaged; its images are decoded again", stacklevel=5)
         if with_pixels:
             part = self._path("u8.part")
             try:
@@ -278,15 +278,15 @@ class _Store:
         return self._placed(reasons)
 
     def _check_unchanged(self) -> None:
-        """Raise a UserError where the files are not those that the key is of."""
+        """Raise a UserError if files have changed since the key was computed."""
         if self._key(self.images.looked_at_again())[1] != self.key:
             raise UserError(
-                f"expected images that stay as they are while they are read, but some in {self.images.root} changed: "
-                "start again when nothing writes to them"
+                f"expected images that do not change while they are read, but some in {self.images.root} changed: "
+                "start again when no program writes to them"
             )
 
     def _read(self, with_pixels: bool) -> _Verdict | None:
-        """Return what is known; None where nothing is, or a file of the cache is damaged."""
+        """Return the stored verdict; None if there is none, or if a file of the cache is damaged."""
         if self.folder is None:
             return None
         try:
@@ -306,7 +306,7 @@ class _Store:
         return self._placed(reasons)
 
     def _facts(self) -> dict[str, Any]:
-        """Return what KEY.json holds; a ValueError where it is damaged."""
+        """Return the content of KEY.json; raise a ValueError if it is damaged."""
         facts: dict[str, Any] = json.loads(self._path("json").read_text(encoding="utf-8"))
         seal = facts.pop("seal")
         if seal != _digest(json.dumps(facts).encode()):
@@ -314,34 +314,34 @@ class _Store:
         return facts
 
     def _sums(self) -> np.ndarray:
-        """Return the sums (M,) of the images; a ValueError where they are damaged."""
+        """Return the sums (M,) of the images; raise a ValueError if they are damaged."""
         kept = self._path("sums").read_bytes()
         if _digest(kept) != self._facts()["sums"]:
             raise ValueError("damaged")
         return np.frombuffer(kept, dtype=_SUMS)
 
     def _placed(self, reasons: dict[int, str]) -> _Verdict:
-        """Turn places in the stored order into those of the set's own."""
+        """Return the verdict with indices of the set in place of those of the stored order."""
         self.sound = [index for place, index in enumerate(self.order) if place not in reasons]
         rows = np.full(len(self.order), -1)
         rows[self.sound] = np.arange(len(self.sound))
         return _Verdict(rows, {self.order[place]: reason for place, reason in sorted(reasons.items())})
 
     def _look(self, file: BinaryIO | None) -> tuple[dict[int, str], np.ndarray]:
-        """Read every image, and write the pixels down where asked to.
+        """Read every image, and write the pixels to ``file`` if there is one.
 
         Returns:
-            what is wrong with the broken ones, and sums (M,) of those that were written down.
+            The reasons of the broken images, and the sums (M,) of those that were written.
         """
         reasons, sums = {}, []
         paths = [self.images.paths[index] for index in self.order]
         read = partial(_decode, self.images.reader, file is not None)
         with Watch("looking for broken images" if file is None else "decoding images", len(paths), _PATIENCE) as watch:
-            # As many threads as cores: Pillow decodes without Python's lock.
+            # One thread for each core, because Pillow releases Python's lock while it decodes.
             for place, image in enumerate(in_order(read, paths, cores())):
                 if isinstance(image, BadImage):
                     reasons[place] = image.reason
-                elif file is not None and image is not None:  # not by way of a memory map, which a full disk kills
+                elif file is not None and image is not None:  # On a full disk a memory map would kill the process.
                     file.write(image[0].data)
                     sums.append(image[1])
                 watch.step()
@@ -354,14 +354,14 @@ class _Store:
 
 @dataclass
 class _Opened:
-    """Decoded images (M, C, H, W) of a mapped file, their sums (M,), and which were checked (M,) by this process."""
+    """Decoded images (M, C, H, W) of a mapped file, their sums (M,), and whether this process has checked them (M,)."""
 
     images: np.ndarray
     sums: np.ndarray
     checked: np.ndarray
 
     def read(self, rows: np.ndarray) -> np.ndarray | None:
-        """Return a copy (len(rows), C, H, W) of some images; None where one is damaged."""
+        """Return a copy (len(rows), C, H, W) of some images; None if one is damaged."""
         copy = self.images[rows]
         for place in np.flatnonzero(~self.checked[rows]).tolist():
             if zlib.crc32(copy[place]) != self.sums["crc"][rows[place]]:
@@ -371,9 +371,9 @@ class _Opened:
 
 
 class _Pixels:
-    """Decoded images in one file, each of which is checked when this process reads it for the first time.
+    """Decoded images in one file; a process checks each image when it first reads it.
 
-    Where one is damaged, all are decoded anew; where that fails, they are read from their own files.
+    If one is damaged, all are decoded again; if that fails, they are read from the original files.
     """
 
     def __init__(self, store: _Store) -> None:
@@ -420,15 +420,15 @@ class _Pixels:
         try:
             self.store.renew(self._state)
         except OSError as error:
-            _warn(f"{self.store.pixels} is damaged and cannot be written, and files are read instead", error)
+            _warn(f"{self.store.pixels} is damaged and cannot be written; the files are read instead", error)
             self._given_up = True
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_opened": None}  # a worker opens the file itself
+        return self.__dict__ | {"_opened": None}  # A worker process opens the file itself.
 
 
 def _decode(reader: Reader, with_sums: bool, path: str) -> tuple[np.ndarray, tuple[int, int]] | BadImage | None:
-    """Return an image (C, H, W) and its sums; None for a sound one that is not kept."""
+    """Return an image (C, H, W) and its sums; None for a sound image if the sums are not needed."""
     try:
         image = reader(path).contiguous().numpy()
     except BadImage as error:

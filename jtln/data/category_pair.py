@@ -1,4 +1,4 @@
-"""One or two image collections, dealt by their categories into a source and a target task."""
+"""One or two image collections, divided by their classes into a source and a target task."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jtln.data.cache import Skipped, decoded
+from jtln.data.cache import Skipped, with_image_cache
 from jtln.data.collections.base import Collection
 from jtln.data.files import FITS, FileImages, Reader
 from jtln.data.grey_levels import OVERSHOOT, common_white
@@ -26,58 +26,59 @@ from jtln.storage import given_path
 
 TABLE = "a CSV file of class and synset, or null,"
 ON_BAD_IMAGE = ("error", "skip")
-Held = int | float | None  # images a class, a share of each class's images, or the official part
+Held = int | float | None  # images a class, a share of each class's images, or None: the official part
 Parts = dict[str, ImageSet]
 
 
 class CategoryPair(PairSpec):
-    """Some categories of a collection as the target; its others, or those of another collection, as the source.
+    """Some classes of a collection as the target; its other classes, or those of another collection, as the source.
 
-    Test images are the collection's official ones, or else the share ``test`` of each class. Validation images come out
-    of the training part, never of the test part; labelled ones are chosen among those that are left, so that validation
-    is the same whatever ``shots`` or ``rate`` is. The target's labelled and validation images depend on ``seed``. All
-    that is drawn for the source, and the choice of classes, depends on ``split_seed`` alone, because a pre-trained
-    trunk is kept for later runs of other seeds; so do the target's test images, which no seed then labels or validates
-    on. With ``train_per_class`` alone they depend on ``seed``, as that protocol has it.
+    Test images are the collection's official ones, or the share ``test`` of each class. Validation images come from
+    the training part. Labelled images are chosen among the remaining ones, so that validation does not depend on
+    ``shots`` or ``rate``. The target's labelled and validation images depend on ``seed``. The choice of classes, the
+    source's parts and the target's test images depend on ``split_seed`` only: a pre-trained trunk can be reused by
+    other seeds, and no seed labels or validates on test images of another. The exception is ``train_per_class``, with
+    which the test images depend on ``seed``, as in that protocol.
 
     Args:
-        name: what results are filed under.
-        target: the collection that the target task is about.
-        source: the source task's collection; None means the target's collection, of which the source has other classes.
-        target_classes: "all", names ("Boeing/*": those below a branch of the hierarchy), or how many, or which share
-            in (0, 1) of the classes ``split_seed`` draws. At least two.
-        source_classes: the same of the classes that are not target classes; "rest" is "all" of them.
-        overlap: what happens to a class of another source collection that is a target class, too, by its synset or by
-            its name, case and marks aside: "drop" takes it out of the source, "keep" leaves it in.
-        shots: labelled target images a class; None takes all that validation leaves.
+        name: the data set's name in results.
+        target: the target task's collection.
+        source: the source task's collection; None: other classes of the target's collection.
+        target_classes: "all", names ("Boeing/*": those below a node of the hierarchy), or the number or the share in
+            (0, 1) of classes that ``split_seed`` draws. At least two.
+        source_classes: likewise, among the classes that are not target classes; "rest" is "all" of them.
+        overlap: the treatment of classes of another source collection that are also target classes, by their synset
+            or their name without case and punctuation: "drop" removes them from the source, "keep" keeps them.
+        shots: labelled target images a class; None: all that validation leaves.
         rate: in place of ``shots``, the share in (0, 1] of each class's images.
-        validation: target images that choose the checkpoint: so many a class, or a share in (0, 1) of each class's, for
-            which an official validation part joins the training part; 0: none; None takes the official part. A
-            validation part of the user's own folder or table is taken whatever this is, but for 0: it may be of other
-            patients or days.
-        test: share in (0, 1) of each class's images that is tested where the collection has no official test part.
-        train_per_class: so many target images of each class are for training and validation, all others are tested,
-            where there is no official test part (Caltech's protocol: 30 or 60).
-        source_validation: as ``validation``, of the source.
-        pool_validation: whether the user's own validation part joins the training part, too, and is drawn anew.
+        validation: target images that choose the checkpoint: a number a class, or a share in (0, 1) of each class's
+            images, drawn from the training part and an official validation part; 0: none; None: the official part. A
+            validation part of the user's own folder or table is used whatever the value, except for 0, because it may
+            come from other patients or days.
+        test: share in (0, 1) of each class's images for the test, if the collection has no official test part.
+        train_per_class: number of target images a class for training and validation; all others are test images. Only
+            without an official test part (Caltech's protocol: 30 or 60).
+        source_validation: like ``validation``, for the source.
+        pool_validation: whether the user's own validation part joins the training part, from which validation images
+            are then drawn.
         seed, split_seed: >= 0.
-        image_size: the side of the images as the network sees them, in pixels.
-        stored_size: the side at which images are read, in pixels; None is ``image_size``, or 8/7 of it where training
-            crops (256 for 224).
+        image_size: the side of the network's input images, in pixels.
+        stored_size: the side at which images are read, in pixels; None: ``image_size``, or 8/7 of it if training crops
+            (256 for 224).
         fit: how an oblong image becomes a square: "crop", "squash" or "pad".
         flip, shift, crop: as in ``PairSpec``.
-        on_bad_image: "error" stops where an image cannot be read; "skip" leaves it out and lists it.
-        white: the grey level, > 0, that is white in all grey images of more than 8 bits, 4095 for instance where files
-            of 16 bits hold 12; None takes what files declare, and finds one level for all images where they do not.
-        decoded: whether decoded images are kept on disk; "auto" keeps them where they fit.
-        links: a CSV file with the columns class and synset, which counts more than what the collections know.
-        cache: the folder where decoded images, and digests of files, are kept; None keeps none.
-        root, download: read by the collections, into whose settings a configuration copies them; ignored here.
+        on_bad_image: "error" stops at an image that cannot be read; "skip" leaves it out and lists it.
+        white: the white level, > 0, of all grey images of more than 8 bits, such as 4095 for 12 bits in 16-bit files;
+            None: as the files declare, or one level determined from all images.
+        decoded: whether decoded images are stored in the image cache; "auto": if they fit.
+        links: a CSV file with the columns class and synset, which overrides the collections' own synsets.
+        cache: the folder of the image cache and the digests of files; None: no cache.
+        root, download: settings of the collections, to which a configuration copies them; ignored here.
 
     Raises:
-        UserError: a setting is out of range, a class is unknown or on both sides, or a side has fewer than two; on
-            ``load``, a collection is not to be had, images are broken, a class has fewer images than asked for, or
-            which grey level is white cannot be known.
+        UserError: a setting is out of range, a class is unknown or in both tasks, or a task has fewer than two; on
+            ``load``, a collection is unavailable, images are broken, a class has too few images, or the white level
+            cannot be determined.
     """
 
     def __init__(
@@ -145,7 +146,7 @@ class CategoryPair(PairSpec):
         self._deal(target_classes, source_classes, None if links is None else given_path(links, "links", TABLE))
 
     def _check(self) -> None:
-        """Refuse what cannot be before any image is read."""
+        """Check the settings before any image is read."""
         if self.shots is not None and self.rate is not None:
             raise UserError(
                 f"expected dataset.shots or dataset.rate, but got both: {self.shots} and {self.rate}. Set one of them "
@@ -153,7 +154,7 @@ class CategoryPair(PairSpec):
             )
         whole, share = "a whole number of 1 or more", "a share between 0 and 1"
         size = self.image_size
-        rules: dict[str, tuple[bool, str, object]] = {  # whether the value is right, what is expected, an example
+        rules: dict[str, tuple[bool, str, object]] = {  # key -> (is valid, expected, example)
             "shots": (_at_least(1, self.shots), "1 or more labelled images a class, or null", 5),
             "rate": (self.rate is None or _share(self.rate) or _is_one(self.rate), "a share in (0, 1], or null", 0.15),
             "train_per_class": (_at_least(1, self.train_per_class), f"{whole}, or null", 30),
@@ -188,7 +189,7 @@ class CategoryPair(PairSpec):
             )
 
     def _deal(self, target_wanted: Wanted, source_wanted: Wanted, links: Path | None) -> None:
-        """Give each task its classes."""
+        """Set the classes of both tasks."""
         of_target, of_source = self.target.classes, self.source.classes
         if links is not None:
             of_target, of_source = (
@@ -216,10 +217,10 @@ class CategoryPair(PairSpec):
     def identity(self) -> str:
         """A hash of the names, contents and classes of the user's own images, and of other collections' class lists.
 
-        Files are read once, and then only looked at for changes, if there is a ``cache``.
+        With a ``cache``, files are read once and later only checked for changes.
 
         Raises:
-            UserError: the user's images are not there.
+            UserError: the user's images are missing.
         """
         digest = hashlib.blake2b(digest_size=16)
         reader = Reader(self.stored_size)
@@ -239,7 +240,7 @@ class CategoryPair(PairSpec):
     def load(self) -> Pair:
         reader = Reader(self.stored_size, self.fit, self.channels, self.white)
         skipped: list[Skipped] = []
-        # One collection's images are decoded once for both tasks, whichever task a class is dealt to.
+        # Both tasks of one collection share the decoded images, whatever the division of its classes.
         shared = [*self.source_classes, *self.target_classes] if self._one_collection else []
         pools = {side: self._pools(side) for side in ("target", "source")}
         target = self._parts(self.target, shared or [*self.target_classes], reader, pools["target"])
@@ -273,19 +274,19 @@ class CategoryPair(PairSpec):
         )
 
     def _pools(self, side: str) -> bool:
-        """Return whether a validation part joins the training part, so that validation images are drawn from both."""
+        """Return whether the validation part joins the training part, from which validation images are drawn."""
         collection: Collection = getattr(self, side)
         drawn = self.validation if side == "target" else self.source_validation
         return drawn is not None and (self.pool_validation or not collection.own_parts)
 
     def _parts(self, collection: Collection, names: list[str], reader: Reader, pooled: bool) -> Parts:
-        """Return the parts with the images of the classes ``names``, labelled as the collection labels them.
+        """Return the parts with the images of the classes ``names``, with the collection's labels.
 
         Args:
             collection: the images' collection.
-            names: the classes that are kept.
+            names: the classes to keep.
             reader: decodes the image files.
-            pooled: whether a validation part joins the training part.
+            pooled: whether the validation part joins the training part.
         """
         parts = dict(collection.parts(reader))
         if pooled and "val" in parts:
@@ -296,7 +297,7 @@ class CategoryPair(PairSpec):
         return parts
 
     def _find_white(self, parts: list[ImageSet]) -> float | None:
-        """Return the grey level that is white in grey images of more than 8 bits; None: as each file declares."""
+        """Return the white level of grey images of more than 8 bits; None: as each file declares."""
         levels = {
             path: content.levels
             for images in parts
@@ -318,7 +319,7 @@ class CategoryPair(PairSpec):
             lighter = sum(each.high > OVERSHOOT * white for each in levels.values())
             warnings.warn(
                 f"white level: {white:g}, but {lighter} of {len(levels)} grey images of more than 8 bits have lighter "
-                f"levels, to {highest:g}, which become white: is dataset.white={white:g} right?",
+                f"levels, up to {highest:g}, which become white: check dataset.white={white:g}",
                 stacklevel=3,
             )
         return white
@@ -330,13 +331,13 @@ class CategoryPair(PairSpec):
             collection: the images' collection.
             parts: part -> images, as :meth:`_parts` returns them.
             reader: decodes the image files.
-            skipped: takes the broken images that are left out.
+            skipped: receives the broken images that are left out.
         """
         ready = {}
         for part, images in parts.items():
             if isinstance(images, FileImages) and images.reader != reader:
                 images = images.read_by(reader)
-            ready[part], broken = decoded(images, self.cache, self.decoded, self.on_bad_image)
+            ready[part], broken = with_image_cache(images, self.cache, self.decoded, self.on_bad_image)
             _check_left(collection.classes, part, images.labels, ready[part].labels)
             folder = getattr(images, "root", None)
             skipped.extend(Skipped(str(Path(folder or "", image)), reason) for image, reason in broken)
@@ -345,7 +346,7 @@ class CategoryPair(PairSpec):
     def _split(
         self, side: str, parts: Parts, seed: int, validation: Held, per_class: int | None
     ) -> tuple[ImageSet, ImageSet, ImageSet]:
-        """Return a task's whole training set, validation and test images, labelled by the class's place in the task."""
+        """Return a task's training, validation and test images, labelled by the class's index in the task."""
         classes: ClassSet = getattr(self, f"{side}_classes")
         collection: Collection = getattr(self, side)
         prefix = "source_" if side == "source" else ""
@@ -363,8 +364,8 @@ class CategoryPair(PairSpec):
         elif test is None:
             if self.test is None:
                 raise UserError(
-                    f"expected a share of {collection.name}'s images to test, as it has no official test part, but got "
-                    "dataset.test=null: set dataset.test=0.2, for instance"
+                    f"expected a share of {collection.name}'s images for the test, as it has no official test part, "
+                    "but got dataset.test=null: set dataset.test=0.2, for instance"
                 )
             kept, held = stratified_split(
                 train.labels, self.split_seed, fraction=self.test, names=classes.names, setting="test"
@@ -375,7 +376,7 @@ class CategoryPair(PairSpec):
         elif val is not None and validation is not None:
             warnings.warn(
                 f"dataset.{prefix}validation={validation} is not used for the {side}, as your images have a validation "
-                "part of their own: dataset.pool_validation=true draws anew from training and validation images",
+                "part: dataset.pool_validation=true draws from the training and validation images",
                 stacklevel=3,
             )
         elif validation == 0:
@@ -436,7 +437,7 @@ def _level(value: object) -> bool:
 
 
 def _joined(first: ImageSet, second: ImageSet) -> ImageSet:
-    """Return the images of both sets, which must be of one kind."""
+    """Return the images of both sets, which must have the same type."""
     labels = torch.cat([first.labels, second.labels])
     if isinstance(first, FileImages) and isinstance(second, FileImages):
         return FileImages([*first.paths, *second.paths], labels, first.reader, first.root)
@@ -446,14 +447,14 @@ def _joined(first: ImageSet, second: ImageSet) -> ImageSet:
 
 
 def _indices_of(images: ImageSet, all_classes: ClassSet, names: list[str]) -> Tensor:
-    """Return the places (K,) of the images of the classes ``names``."""
+    """Return the indices (K,) of the images of the classes ``names``."""
     wanted = torch.zeros(len(all_classes), dtype=torch.bool)
     wanted[[all_classes.index(name) for name in names]] = True
     return torch.nonzero(wanted[images.labels])[:, 0]
 
 
 def _of_classes(images: ImageSet, all_classes: ClassSet, classes: ClassSet) -> ImageSet:
-    """Return the images of ``classes``, labelled by their place in it."""
+    """Return the images of ``classes``, labelled by their index in it."""
     label_of = torch.full((len(all_classes),), -1)
     label_of[[all_classes.index(name) for name in classes]] = torch.arange(len(classes))
     labels = label_of[images.labels]
@@ -462,25 +463,25 @@ def _of_classes(images: ImageSet, all_classes: ClassSet, classes: ClassSet) -> I
 
 
 def _warn_of_missing(side: str, part: str, classes: ClassSet, there: Tensor) -> None:
-    """Warn of classes without a validation or test image, about which the accuracy of that part says nothing."""
+    """Warn of classes without validation or test images, which the accuracy of that part does not cover."""
     without = torch.nonzero(there.bincount(minlength=len(classes)) == 0)[:, 0].tolist()
     if without:
         named = ", ".join(classes.names[label] for label in without[:10]) + (", ..." if len(without) > 10 else "")
         warnings.warn(
-            f"{len(without)} of the {len(classes)} {side} classes have no {part} image, and {part} accuracy says "
-            f"nothing about them: {named}",
+            f"{len(without)} of the {len(classes)} {side} classes have no {part} image, so that {part} accuracy does "
+            f"not cover them: {named}",
             stacklevel=4,
         )
 
 
 def _check_left(classes: ClassSet, part: str, before: Tensor, after: Tensor) -> None:
-    """Raise a UserError where all images of a class were skipped."""
+    """Raise a UserError if all images of a class were skipped."""
     counts = [labels.bincount(minlength=len(classes)) for labels in (before, after)]
     lost = torch.nonzero((counts[0] > 0) & (counts[1] == 0))[:, 0].tolist()
     if lost:
         named = ", ".join(f"'{classes.names[label]}' ({int(counts[0][label])})" for label in lost[:10])
         more = f" and {len(lost) - 10} more" if len(lost) > 10 else ""
         raise UserError(
-            f"expected images that can be read of every class, but all images in the {part} part are broken of: "
-            f"{named}{more}. Mend them, or leave the class out of dataset.target_classes and dataset.source_classes"
+            f"expected readable images of every class, but all images in the {part} part are broken for: "
+            f"{named}{more}. Repair them, or leave the class out of dataset.target_classes and dataset.source_classes"
         )

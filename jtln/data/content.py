@@ -1,4 +1,4 @@
-"""The content of image files: a digest of each, and the grey levels of deep images, read once and remembered."""
+"""The content of image files: a digest of each, and the grey levels of deep images, read once and cached."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from jtln.data.grey_levels import Levels, read_levels
 from jtln.data.passes import Watch, in_order, one_at_a_time
 from jtln.storage import replacing
 
-_FORMAT = 1  # of the file of what is remembered
-_THREADS = 16  # a file system on a network answers many questions at once
-# Seconds. A file that changed less than this before it was read may change again within one tick of the file system.
+_FORMAT = 1  # version of the cache file
+_THREADS = 16  # A network file system handles many requests in parallel.
+# Seconds. A file that changed less than this before it was read may change again without a new time stamp.
 _SETTLED = 2.0
 _CHUNK = 1 << 20  # bytes
 
@@ -28,35 +28,35 @@ class Content(NamedTuple):
     """The content of a file.
 
     Attributes:
-        digest: 32 hex digits of its bytes; a short text where it cannot be read.
-        levels: of a grey image of more than 8 bits, see :mod:`jtln.data.grey_levels`; None for any other file.
+        digest: 32 hex digits of its bytes; a short text if it cannot be read.
+        levels: of a grey image of more than 8 bits, see :mod:`jtln.data.grey_levels`; None for other files.
     """
 
     digest: str
     levels: Levels | None = None
 
 
-Memory = dict[str, tuple[str, Content]]  # by path: the state of the file (see _state) and what it held then
+Memory = dict[str, tuple[str, Content]]  # path -> the state of the file (see _state) and its content then
 _memory: Memory = {}  # of this process, by absolute path
 
 
 def contents(paths: Sequence[str], folder: str | Path | None = None, cache: str | Path | None = None) -> list[Content]:
-    """Return what each file holds, without reading those again that have not changed.
+    """Return the content of each file; files that have not changed are not read again.
 
-    A file counts as unchanged if its device, inode, size and times of change (ctime and mtime) are the same. What was
-    read is remembered in this process and, across processes and runs, in one file of ``cache/contents`` for each data
-    folder. A cache that is damaged or cannot be written is passed over.
+    A file counts as unchanged if its device, inode, size, ctime and mtime are the same. Results are cached in this
+    process and, across processes and runs, in one file of ``cache/contents`` for each data folder. A cache that is
+    damaged or cannot be written is ignored.
 
     Args:
         paths: (N,) of the files.
-        folder: that they lie in; None takes the deepest that holds all.
-        cache: the folder that runs share; None remembers in this process alone.
+        folder: that contains them; None: their deepest common folder.
+        cache: the folder that runs share; None: results are cached in this process only.
 
     Returns:
         (N,) contents.
     """
     absolute = [path if os.path.isabs(path) else os.path.abspath(path) for path in paths]
-    some = [absolute[start : start + 256] for start in range(0, len(absolute), 256)]  # a task a file would cost more
+    some = [absolute[start : start + 256] for start in range(0, len(absolute), 256)]  # One task a file is slower.
     with ThreadPoolExecutor(_THREADS) as threads:
         states = {path: state for found in threads.map(_states, some) for path, state in found}
     found = _unchanged(states, _memory)
@@ -66,13 +66,13 @@ def contents(paths: Sequence[str], folder: str | Path | None = None, cache: str 
 
 
 def _remember(states: Mapping[str, str], found: dict[str, Content], file: Path | None) -> None:
-    """Add what is not in ``found`` yet, from the file of the cache or by reading the image files."""
+    """Add the contents missing from ``found``, from the cache file or by reading the image files."""
     with ExitStack() as stack:
         recalled: Memory = {}
         if file is not None:
-            with suppress(OSError, NotImplementedError):  # the latter: a file system without locks
+            with suppress(OSError, NotImplementedError):  # NotImplementedError: a file system without locks
                 file.parent.mkdir(parents=True, exist_ok=True)
-                waiting = "waiting for another run, which reads the same images"
+                waiting = "waiting for another run, which is reading the same images"
                 stack.enter_context(one_at_a_time(file.with_suffix(".lock"), waiting))
             recalled = _recall(file)
         left = {path: state for path, state in states.items() if path not in found}
@@ -88,7 +88,7 @@ def _remember(states: Mapping[str, str], found: dict[str, Content], file: Path |
 
 
 def _unchanged(states: Mapping[str, str], memory: Memory) -> dict[str, Content]:
-    """Return what is known of the files whose state is the same."""
+    """Return the remembered contents of the files whose state is unchanged."""
     known = ((path, state, memory.get(path)) for path, state in states.items())
     return {path: entry[1] for path, state, entry in known if entry is not None and state and entry[0] == state}
 
@@ -98,7 +98,7 @@ def _states(paths: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _state(path: str) -> str:
-    """Return a text that changes whenever the file does; an empty one where there is no such file."""
+    """Return a text that changes whenever the file does; empty if there is no such file."""
     try:
         return _written(os.stat(path))
     except OSError:
@@ -111,8 +111,8 @@ def _written(status: os.stat_result) -> str:
 
 
 def _read_all(paths: Sequence[str]) -> Memory:
-    """Return the state and content of each file; an empty state where it may change without a trace."""
-    with Watch("reading what image files hold", len(paths)) as watch:
+    """Return the state and content of each file; the state is empty if a change could go unnoticed."""
+    with Watch("reading image files", len(paths)) as watch:
         read: Memory = {}
         for path, entry in zip(paths, in_order(_read, paths, _THREADS), strict=True):
             read[path] = entry
@@ -122,7 +122,7 @@ def _read_all(paths: Sequence[str]) -> Memory:
 
 def _read(path: str) -> tuple[str, Content]:
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would never end
+        if not stat.S_ISREG(os.stat(path).st_mode):  # Reading a pipe would block.
             return "", Content("not a file")
         with open(path, "rb") as file:
             now, before = time.time(), os.fstat(file.fileno())
@@ -133,19 +133,19 @@ def _read(path: str) -> tuple[str, Content]:
             content = Content(digest.hexdigest(), read_levels(file))
             lasts = now - before.st_ctime_ns / 1e9 > _SETTLED and _state(path) == _written(before)
             return _written(before) if lasts else "", content
-    except OSError as error:  # the reader says so when it comes to the file
+    except OSError as error:  # The reader reports the error later.
         return "", Content(f"unreadable: {error.errno}")
 
 
 def _file(cache: Path, folder: str | Path | None, paths: Sequence[str]) -> Path:
-    """Return the file of the cache for what is known of a data folder."""
+    """Return the cache file of a data folder."""
     whole = os.path.commonpath(paths) if folder is None else os.path.abspath(folder)
     name = hashlib.blake2b(os.fsencode(whole), digest_size=12).hexdigest()
     return cache / "contents" / f"{name}.json"
 
 
 def _recall(file: Path) -> Memory:
-    """Return what the cache knows; nothing where its file is missing, damaged or of another version."""
+    """Return the content of a cache file; empty if it is missing, damaged or of another version."""
     try:
         seal, _, text = file.read_bytes().partition(b"\n")
         if seal != _seal(text):
@@ -169,5 +169,5 @@ def _keep(file: Path, memory: Memory) -> None:
 
 
 def _seal(text: bytes) -> bytes:
-    """Return the digest that stands before what is kept."""
+    """Return the digest that precedes the content of a cache file."""
     return hashlib.blake2b(text, digest_size=16).hexdigest().encode()

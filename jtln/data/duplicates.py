@@ -1,4 +1,4 @@
-"""Images that a pair holds more than once, pixel by pixel, where that spoils what it measures."""
+"""Duplicate images of a pair, equal pixel by pixel, that bias what it measures."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Repeat(NamedTuple):
 
 
 def repeats(pair: Pair) -> tuple[Repeat, ...]:
-    """Find the duplicates in ``pair``; each image is named once, with the first of its twins.
+    """Return the duplicates in ``pair``; each image is listed once, with the first of its twins.
 
-    Images are compared as they are kept, decoded and of one size, by a 64-bit hash. Only sets of kept files are looked
-    at: those of the package are what they are, and to read the others (:func:`unseen`) would cost a pass over them.
+    Images are compared by a 64-bit hash of their pixels in the image cache, at one size. Only sets in the image cache
+    are searched: embedded images are known, and the others (:func:`unseen`) would need a pass over their files.
     """
     target, source = pair.target, pair.source
     found = [
@@ -44,13 +44,13 @@ def repeats(pair: Pair) -> tuple[Repeat, ...]:
 
 
 def unseen(pair: Pair) -> int:
-    """Count the images that :func:`repeats` cannot compare, because they are read from files when they are needed."""
+    """Return the number of images that :func:`repeats` cannot compare, because they are not in the image cache."""
     parts = (part for task in (pair.source, pair.target) for part in (task.train, task.val, task.test))
     return sum(len(part) for part in parts if isinstance(part, FileImages))
 
 
 def _shared(what: str, images: ImageSet, others: tuple[ImageSet, ...]) -> Iterator[Repeat]:
-    """Images that ``others`` hold as well."""
+    """Yield the images that are also in ``others``."""
     first: dict[int, str] = {}
     for name, _, key in _keyed(*others):
         first.setdefault(key, name)
@@ -59,7 +59,7 @@ def _shared(what: str, images: ImageSet, others: tuple[ImageSet, ...]) -> Iterat
 
 
 def _torn(*parts: ImageSet) -> Iterator[Repeat]:
-    """Images that stand under another class than the first that is like them."""
+    """Yield the images whose class differs from that of their first twin."""
     first: dict[int, tuple[str, int]] = {}
     for name, label, key in _keyed(*parts):
         twin, other = first.setdefault(key, (name, label))

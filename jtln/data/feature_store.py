@@ -1,4 +1,4 @@
-"""Features of a trunk that stays as it is: computed once for each image, and kept on disk."""
+"""Cached features of a frozen trunk: computed once for each image and stored on disk."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class FeatureImages(ImageSet):
     """A set whose "images" are features: (D,) of one view, or (V, D) of several.
 
     Args:
-        rows: (M, V, D) float32, of these and perhaps other images; may be mapped into memory.
-        places: (N,) which of them are this set's.
+        rows: (M, V, D) float32, of these and possibly other images; may be memory-mapped.
+        places: (N,) the rows of this set's images.
         labels: (N,) integers.
         names: (N,) the images' names.
-        draws: whether an image gives one of its views, drawn at random, as augmentation does; otherwise all.
+        draws: whether an access returns one view, drawn at random as augmentation does; otherwise all views.
     """
 
     in_memory = True
@@ -60,15 +60,15 @@ class FeatureImages(ImageSet):
 
 
 class FeatureStore:
-    """The features of one network and one way to see images, for every image that a run has asked for.
+    """The features of one network and one preprocessing, for every image that a run has used.
 
-    Rows lie one after another in KEY.f32, and KEY.txt says which image each is of, and its checksum. It is written
-    after them, whole or not at all: rows that it does not name, of a process that was killed, are written over. One
-    process writes at a time. Rows are compared with their checksums when a run asks for them.
+    KEY.f32 holds the rows, and KEY.txt the image and the checksum of each row. KEY.txt is written last and atomically:
+    rows that it does not list, from a killed process, are overwritten. One process writes at a time. Rows are compared
+    with their checksums when they are read.
 
     Args:
-        cache: the folder that runs share; None keeps nothing.
-        key: a text of all that features depend on beside the image: the network's weights, the size, the views.
+        cache: the folder that runs share; None: nothing is stored.
+        key: a text of all that features depend on besides the image: the network's weights, the size, the views.
         shape: (V, D) of an image's features.
     """
 
@@ -78,11 +78,11 @@ class FeatureStore:
         self.path = None if cache is None else cache / "features" / f"{name}.f32"
 
     def known(self) -> dict[str, int]:
-        """Return the row of each image that is kept, by its digest; nothing where the files are not whole."""
+        """Return the row of each stored image, by its digest; empty if the files are damaged."""
         return {digest: row for row, (digest, _) in enumerate(self._index())}
 
     def _index(self) -> list[tuple[str, int]]:
-        """Return digest and checksum of each row that is kept; nothing where the files are not whole."""
+        """Return digest and checksum of each stored row; empty if the files are damaged."""
         if self.path is None:
             return []
         try:
@@ -97,24 +97,24 @@ class FeatureStore:
     def features(
         self, images: ImageSet, compute: Compute, draws: bool = False, what: str = "features"
     ) -> FeatureImages:
-        """Return the set with features in place of images; those that are not kept are computed, and kept.
+        """Return the set with features in place of images; missing ones are computed and stored.
 
         Args:
             images: the set.
             compute: returns features of some of its images.
             draws: as in :class:`FeatureImages`.
-            what: the message of a long pass says.
+            what: the subject of a long pass's message.
         """
         digests = images.digests()
         if self.path is None:
             return self._in_memory(images, digests, compute, draws, what)
         if damaged := self._is_damaged(set(digests)):
-            warnings.warn(f"{self.path} is damaged, and its features are computed anew", stacklevel=2)
+            warnings.warn(f"{self.path} is damaged; its features are computed again", stacklevel=2)
         if damaged or set(digests) - set(self.known()):
             with kept_if_possible("features", "every run computes them again"):
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 with one_at_a_time(self.path.with_suffix(".lock"), "waiting for another run, which computes features"):
-                    if damaged and self._is_damaged(set(digests)):  # else another run has mended it
+                    if damaged and self._is_damaged(set(digests)):  # Another run may have repaired it meanwhile.
                         self._drop()
                     self._append(images, digests, compute, what)
         known = self.known()
@@ -131,7 +131,7 @@ class FeatureStore:
         return 4 * self.shape[0] * self.shape[1]
 
     def _is_damaged(self, digests: set[str]) -> bool:
-        """Return True if the row of one of these images is not what was written."""
+        """Return True if the row of one of these images does not match its checksum."""
         index = self._index()
         if not index or self.path is None:
             return False
@@ -139,7 +139,7 @@ class FeatureStore:
         return any(zlib.crc32(row) != crc for row, (digest, crc) in zip(rows, index, strict=True) if digest in digests)
 
     def _drop(self) -> None:
-        """Delete both files: a run that has them open keeps what it has."""
+        """Delete both files; a run that has them open can still read them."""
         assert self.path is not None
         for path in (self.path.with_suffix(".txt"), self.path):
             path.unlink(missing_ok=True)
@@ -167,10 +167,10 @@ class FeatureStore:
                     values = rows.contiguous().numpy()
                     sums += [zlib.crc32(row) for row in values]
                     file.write(values.tobytes())
-                    if time.monotonic() - kept_at > KEPT_EVERY:  # a process that is killed has no time for it
+                    if time.monotonic() - kept_at > KEPT_EVERY:  # A killed process cannot do it at the end.
                         keep()
                         kept_at = time.monotonic()
-            finally:  # what is whole is kept, also where Ctrl-C or a broken image ends the pass
+            finally:  # Complete rows are kept even if Ctrl-C or a broken image ends the pass.
                 keep()
 
     def _write_index(self, rows: list[tuple[str, int]]) -> None:
@@ -187,13 +187,13 @@ class FeatureStore:
         return FeatureImages(rows, np.arange(len(rows)), images.labels, images.names, draws)
 
 
-@functools.lru_cache(maxsize=4)  # runs of a study in one process read the same ones
+@functools.lru_cache(maxsize=4)  # Runs of a study in one process read the same indices.
 def _rows(index: Path, state: tuple[int, int, int]) -> list[tuple[str, int]]:
-    """Return digest and checksum of each row that an index names; a ValueError where the index is not whole.
+    """Return digest and checksum of each row that an index lists; raise a ValueError if the index is damaged.
 
     Args:
         index: the file.
-        state: differs between the file and one that takes its place.
+        state: changes when the file is replaced; part of the cache's key only.
     """
     sealed, _, text = index.read_text(encoding="ascii").partition("\n")
     if sealed != _seal(text):

@@ -24,8 +24,8 @@ class ImageSource(Protocol):
         Args:
             side: "source" or "target".
             part: "train" or "val".
-            at_most: about how many images, evenly spread over the part; None: all.
-            device: where they go.
+            at_most: approximate number of images, evenly spread over the part; None: all.
+            device: of the images.
         """
 
 
@@ -35,7 +35,7 @@ class Features:
     Args:
         trunk: (B, 3, H, W) -> (B, D); it is called in evaluation mode and without gradients.
         images: of the pair.
-        device: where the trunk is.
+        device: of the trunk.
     """
 
     def __init__(self, trunk: nn.Module, images: ImageSource, device: torch.device | str) -> None:
@@ -45,7 +45,7 @@ class Features:
         """Yield the images (B, 3, H, W) on the device, and their labels (B,); arguments as in :class:`ImageSource`.
 
         Raises:
-            UserError: the data module gives no images outside of batches.
+            UserError: the data module has no ``images_of``.
         """
         if not hasattr(self.images, "images_of"):
             raise UserError(

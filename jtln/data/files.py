@@ -1,4 +1,4 @@
-"""Image files of any kind that Pillow reads, as labelled images of one size."""
+"""Image files of any format that Pillow reads, as labelled images of one size."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from jtln.errors import UserError, unknown
 
 FITS = ("crop", "squash", "pad")
 
-# Damaged metadata and large photographs, which are read all the same; a real bomb is an error (see below).
+# Pillow warns of damaged metadata and large photographs, which are readable; a decompression bomb is an error below.
 warnings.filterwarnings("ignore", module=r"PIL\..*")
 
 
@@ -37,30 +37,31 @@ class BadImage(UserError):
 
     def __init__(self, path: str | Path, reason: str) -> None:
         super().__init__(
-            f"cannot read the image {path}: {reason}. Mend it or take it away, or set dataset.on_bad_image=skip"
+            f"cannot read the image {path}: {reason}. Repair or remove it, or set dataset.on_bad_image=skip"
         )
         self.path = str(path)
         self.reason = reason
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return BadImage, (self.path, self.reason)  # an exception is pickled by its message alone otherwise
+        return BadImage, (self.path, self.reason)  # By default an exception is pickled by its message alone.
 
 
 @dataclass(frozen=True)
 class Reader:
     """A function from an image file to a (channels, size, size) uint8 tensor.
 
-    Any mode becomes grey or RGB: what is transparent is put on white, 16 bits a channel become 8, of an animation the
-    first frame is taken. The EXIF orientation is followed, and resizing is bilinear and antialiased, as torchvision's.
+    Any mode becomes grey or RGB: transparent pixels become white, 16 bits a channel become 8, and the first frame of an
+    animation is used. The EXIF orientation is applied, and resizing is bilinear and antialiased, as in torchvision.
 
     Args:
         size: the side, in pixels, > 0.
-        fit: "crop" resizes the shorter side and takes the square in the middle; "squash" resizes both sides; "pad"
-            resizes the longer side and fills the rest with white.
+        fit: "crop" resizes the shorter side and takes the central square; "squash" resizes both sides; "pad" resizes
+            the longer side and fills the rest with white.
         channels: 1 (grey) or 3 (RGB).
-        white: the grey level, > 0, that is white in all grey images of more than 8 bits; what is lighter is white, too,
-            and 0 is black. None takes what a file declares: 65535 for 16 bits, the range in a TIFF file's tags, 1 for
-            floats; a file that declares nothing is a BadImage. :func:`jtln.data.grey_levels.common_white` finds it.
+        white: the white level, > 0, of all grey images of more than 8 bits; lighter levels become white, and 0 is
+            black. None uses the level that a file declares: 65535 for 16 bits, the range in a TIFF file's tags, 1 for
+            floats; a file without a declared level is a BadImage. :func:`jtln.data.grey_levels.common_white` finds the
+            level of a set.
 
     Raises:
         UserError: a setting is out of range.
@@ -81,24 +82,24 @@ class Reader:
         if self.channels not in (1, 3):
             raise UserError(f"expected 1 (grey) or 3 (RGB) channels, but got {self.channels}: set one of the two")
         if self.white is not None and not 0 < self.white < math.inf:
-            raise UserError(f"expected a grey level above 0 for white, but got {self.white}: set white=4095, say")
+            raise UserError(f"expected a grey level above 0 for white, but got {self.white}: set white=4095")
 
     def __call__(self, path: str | Path) -> Tensor:
-        """Return the image (channels, size, size) uint8; a BadImage where the file cannot be read."""
+        """Return the image (channels, size, size) uint8; raise a BadImage if the file cannot be read."""
         try:
             with Image.open(path) as image:
-                if image.format in ("JPEG", "MPO"):  # decoded at 1/2, 1/4 or 1/8 where that is still large enough
+                if image.format in ("JPEG", "MPO"):  # Decoding at 1/2, 1/4 or 1/8 of the size is faster.
                     image.draft("L" if self.channels == 1 else None, (self.size, self.size))
                 image.load()
                 _turn(image)
                 square = self._square(self._plain(image))
-        except Exception as error:  # each of Pillow's formats raises what its own parser raises
+        except Exception as error:  # Pillow's parsers raise errors of many types.
             raise BadImage(path, _reason(path, error)) from None
         pixels = torch.from_numpy(np.array(square))  # (size, size) or (size, size, 3)
         return pixels[None] if self.channels == 1 else pixels.permute(2, 0, 1)
 
     def _plain(self, image: Image.Image) -> Image.Image:
-        """Return the image in L, RGB or RGBA, of 8 bits a channel."""
+        """Return the image in mode L, RGB or RGBA, with 8 bits a channel."""
         if is_deep(image):
             return eight_bits(image, self.white)
         if image.has_transparency_data:
@@ -123,7 +124,7 @@ class Reader:
             side = (max(1, round(width * scale)), max(1, round(height * scale)))
         if image.size != side:
             image = image.resize(side, Image.Resampling.BILINEAR, box, reducing_gap=3.0)
-        if image.mode == "RGBA":  # resized with its colours weighed by alpha
+        if image.mode == "RGBA":  # Pillow weighs colours by alpha when it resizes, so alpha is removed after that.
             image = Image.alpha_composite(Image.new("RGBA", side, "white"), image)
         image = image.convert("L" if self.channels == 1 else "RGB")
         if side != (self.size, self.size):
@@ -134,16 +135,16 @@ class Reader:
 
 
 class FileImages(ImageSet):
-    """Image files, read when they are asked for.
+    """Image files, read on access.
 
     Args:
         paths: (N,) the files.
         labels: (N,) integers.
-        reader: makes tensors of them.
-        root: a folder that names leave out; None leaves the paths as they are.
+        reader: decodes the files.
+        root: a folder that is removed from the start of the names; None: names are the paths.
 
     Raises:
-        UserError: there is not one label a file; when an image is read, BadImage.
+        UserError: the numbers of labels and files differ; on access, a file cannot be read (BadImage).
     """
 
     def __init__(
@@ -158,7 +159,7 @@ class FileImages(ImageSet):
         check_labels(len(self.paths), self.labels)
         self.reader = reader
         self.root = None if root is None else os.fspath(root)
-        self._contents: list[Content] | None = None  # found when they are first asked for
+        self._contents: list[Content] | None = None  # computed on first use
         prefix = "" if self.root is None else os.path.join(self.root, "")
         self.names = [path.removeprefix(prefix).replace(os.sep, "/") for path in self.paths]
 
@@ -174,29 +175,29 @@ class FileImages(ImageSet):
         return found
 
     def read_by(self, reader: Reader) -> FileImages:
-        """Return the same files as another reader makes images of them."""
+        """Return the same files with another reader."""
         found = FileImages(self.paths, self.labels, reader, self.root)
         found._contents = self._contents
         return found
 
     def contents(self, cache: str | Path | None = None) -> list[Content]:
-        """Return what each file holds (N,), see :func:`jtln.data.content.contents`.
+        """Return the content of each file (N,), see :func:`jtln.data.content.contents`.
 
-        Files are looked at once: the set and its subsets hold what they were then. :meth:`looked_at_again` looks anew.
+        The result is computed once for the set and its subsets; :meth:`looked_at_again` returns a set without it.
 
         Args:
-            cache: the folder that runs share; None remembers in this process alone.
+            cache: the folder that runs share; None: results are kept in this process only.
         """
         if self._contents is None:
             self._contents = contents(self.paths, self.root, cache)
         return self._contents
 
     def looked_at_again(self) -> FileImages:
-        """Return the same files without what is known of their contents."""
+        """Return the same files without the stored result of :meth:`contents`."""
         return FileImages(self.paths, self.labels, self.reader, self.root)
 
     def digests(self) -> list[str]:
-        """Return what changes with each file's content (N,), or with the reader."""
+        """Return a digest of each file's content and of the reader (N,)."""
         reader = hashlib.blake2b(repr(self.reader).encode(), digest_size=8).hexdigest()
         return [f"{content.digest}-{reader}" for content in self.contents()]
 
@@ -210,15 +211,15 @@ class FileImages(ImageSet):
 
 
 def _turn(image: Image.Image) -> None:
-    """Turn the image as its EXIF orientation says."""
+    """Apply the EXIF orientation."""
     try:
         ImageOps.exif_transpose(image, in_place=True)
-    except Exception:  # damaged metadata, which say nothing about the pixels
+    except Exception:  # Metadata may be damaged while the pixels are readable.
         return
 
 
 def _from_lab(image: Image.Image) -> Image.Image:
-    from PIL import ImageCms  # a library of its own, for a rare format
+    from PIL import ImageCms  # A separate library, needed for a rare format only.
 
     lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
     turned = ImageCms.applyTransform(image, ImageCms.buildTransform(lab, rgb, "LAB", "RGB"))

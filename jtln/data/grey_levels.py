@@ -1,4 +1,4 @@
-"""Grey images of more than 8 bits: which grey level is white, and how they become 8 bits."""
+"""Grey images of more than 8 bits: their white level, and their conversion to 8 bits."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from PIL import Image
 
 from jtln.errors import UserError
 
-# White in sets of whole numbers: 8, 10 or 12 bits in files of 16, or 16 bits.
+# White levels of integer images: 8, 10, 12 or 16 bits, stored in 16.
 WHITES = (255.0, 1023.0, 4095.0, 65535.0)
-OVERSHOOT = 1.1  # a float image of levels from 0 to 1 may exceed 1 by resampling or rounding
-_FAINT = 1 / 16  # a set of float images that stays below is not one of levels from 0 to 1
-# TIFF: Min/MaxSampleValue are of unsigned images, SMin/SMaxSampleValue of any.
+OVERSHOOT = 1.1  # Resampling or rounding can raise levels in [0, 1] above 1.
+_FAINT = 1 / 16  # A set of float images whose levels stay below this does not use the range [0, 1].
+# TIFF tags: Min/MaxSampleValue belong to unsigned images, SMin/SMaxSampleValue to any.
 _BITS, _MIN, _MAX, _FORMAT, _SMIN, _SMAX = 258, 280, 281, 339, 340, 341
 _SIGNED = 2  # of _FORMAT
-_RESCALED = ("PPM", "JPEG2000")  # Pillow brings their whole numbers to 0 ... 65535 itself
+_RESCALED = ("PPM", "JPEG2000")  # Pillow rescales the integers of these formats to 0 ... 65535.
 
 
 class Levels(NamedTuple):
     """The grey levels of one image of more than 8 bits.
 
     Attributes:
-        low, high: of its pixels.
-        whole: whether they are whole numbers.
-        black, white: the range that the file declares; None where it declares none.
-        sixteen: whether it is a file of 16 bits without a sign, in which white is 65535 unless it says otherwise.
+        low, high: the smallest and the largest level.
+        whole: whether the levels are integers.
+        black, white: the range that the file declares; None if it declares none.
+        sixteen: whether it is an unsigned 16-bit file, in which white is 65535 unless it declares another range.
     """
 
     low: float
@@ -40,7 +40,7 @@ class Levels(NamedTuple):
 
     @property
     def declares(self) -> bool:
-        """True if the file declares a range that its pixels keep to."""
+        """True if the file declares a range that contains all its levels."""
         return self.white is not None and self.black is not None and self.black <= self.low <= self.high <= self.white
 
 
@@ -50,7 +50,7 @@ def is_deep(image: Image.Image) -> bool:
 
 
 def read_levels(file: BinaryIO) -> Levels | None:
-    """Return the grey levels of an open image file; None for any that is not deep, or cannot be read."""
+    """Return the grey levels of an open image file; None if it is not deep or cannot be read."""
     head = file.read(32)
     if _is_shallow(head):
         return None
@@ -60,12 +60,12 @@ def read_levels(file: BinaryIO) -> Levels | None:
             if not is_deep(image) or _is_rescaled(image):
                 return None
             return levels_of(image)
-    except Exception:  # each of Pillow's formats raises its own; the reader says what is wrong with the file
+    except Exception:  # Pillow's parsers raise errors of many types; the reader reports them later.
         return None
 
 
 def _is_shallow(head: bytes) -> bool:
-    """Return whether the first bytes are those of a common format that holds 8 bits, so that Pillow need not look."""
+    """Return whether the first bytes are those of a common 8-bit format, which Pillow then need not open."""
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
         depth, colour = head[24:26].ljust(2, b"\0")
         return depth != 16 or colour != 0
@@ -92,14 +92,14 @@ def _declared(image: Image.Image) -> tuple[float | None, float | None]:
     tags = getattr(image, "tag_v2", {})
     white, black = _number(tags.get(_SMAX)), _number(tags.get(_SMIN))
     if white is None and image.mode != "F":
-        white, black = _number(tags.get(_MAX)), None  # a least value that is not black is only that of the image
+        white, black = _number(tags.get(_MAX)), None  # MinSampleValue is the image's own minimum, not black.
     if white is None or not white > (black or 0.0):
         return None, None
     return black if black is not None and black < 0 else 0.0, white
 
 
 def _number(value: object) -> float | None:
-    """Return a TIFF tag's number; None where it has none."""
+    """Return a TIFF tag's number; None if it has none."""
     first = value[0] if isinstance(value, tuple) and value else value
     return float(first) if isinstance(first, int | float) and math.isfinite(first) else None
 
@@ -109,14 +109,14 @@ def _is_rescaled(image: Image.Image) -> bool:
 
 
 def eight_bits(image: Image.Image, white: float | None) -> Image.Image:
-    """Return a deep image as 8 bits: L, or RGBA where the file declares one grey level transparent.
+    """Return a deep image with 8 bits: in mode L, or RGBA if the file declares a transparent grey level.
 
     Args:
         image: a grey image of more than 8 bits.
-        white: the grey level that is white; None takes what the file declares.
+        white: the white level; None: as the file declares.
 
     Raises:
-        ValueError: ``white`` is None and the file declares nothing that its pixels keep to.
+        ValueError: ``white`` is None and the file declares no range that contains its levels.
     """
     values = np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=0.0, neginf=0.0)
     black, white = _range(image, white)
@@ -147,20 +147,20 @@ def _range(image: Image.Image, white: float | None) -> tuple[float, float]:
 
 
 def common_white(levels: Mapping[str, Levels]) -> float | None:
-    """Return one grey level that is white in all images of a set; None where each file's own declaration holds.
+    """Return one white level for all images of a set; None if each file's own declaration is valid.
 
-    - Whole numbers: the least of 8, 10, 12 and 16 bits that holds the highest level of the set. A set of 16-bit files
-      that leaves the upper 4 bits empty thus counts as 12 bits in 16.
-    - Floats: 1, if the set goes from 0 to about 1.
+    - Integers: the smallest of 8, 10, 12 and 16 bits that contains the highest level of the set. So 16-bit files whose
+      upper 4 bits are empty count as 12-bit images.
+    - Floats: 1, if the levels go from 0 to about 1.
 
-    A range in a file's tags is believed if all files have the same, or each has a whole number of bits, and no pixel is
-    outside: some programs write an image's own extremes there.
+    Some programs write an image's own extremes into the tags. A declared range is therefore used only if all files
+    have the same range, or each a whole number of bits, and all levels lie within it.
 
     Args:
         levels: of the deep images, by their path.
 
     Raises:
-        UserError: white cannot be known from that.
+        UserError: the white level cannot be determined.
     """
     whole = {path: each for path, each in levels.items() if each.whole}
     floats = {path: each for path, each in levels.items() if not each.whole}
@@ -193,7 +193,7 @@ def _white_of_whole(levels: Mapping[str, Levels]) -> float | None:
 
 
 def _check_floats(levels: Mapping[str, Levels]) -> None:
-    """Raise a UserError unless the files declare one range, or the levels go from 0 to about 1."""
+    """Raise a UserError unless the files declare one common range, or the levels go from 0 to about 1."""
     ranges = {(each.black, each.white) for each in levels.values()}
     if not levels or (len(ranges) == 1 and all(each.declares for each in levels.values())):
         return
@@ -204,7 +204,7 @@ def _check_floats(levels: Mapping[str, Levels]) -> None:
 
 
 def _believed(levels: Mapping[str, Levels]) -> bool:
-    """Return whether the ranges in the files' tags are those of the set, not of each image."""
+    """Return whether the ranges in the files' tags describe the set, and not each single image."""
     tagged = [each for each in levels.values() if each.white is not None]
     ranges = {(each.black, each.white) for each in tagged}
     bits = all(math.log2(each.white + 1).is_integer() for each in tagged if each.white is not None)
@@ -218,7 +218,7 @@ def _refuse_negative(levels: Mapping[str, Levels]) -> None:
 
 
 def _unknown(levels: Mapping[str, Levels], path: str) -> UserError:
-    """Return the error for a set in which the image at ``path`` shows that white is not known."""
+    """Return the error for a set whose white level is unknown because of the image at ``path``."""
     low, high = min(each.low for each in levels.values()), max(each.high for each in levels.values())
     kind = "whole numbers from 0 to 65535" if levels[path].whole else "floats from 0 to 1"
     example = next((white for white in WHITES if white / 2 < high <= white), high)

@@ -1,4 +1,4 @@
-"""Labelled image sets that are read a batch at a time."""
+"""Labelled image sets, read in batches."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ from jtln.errors import UserError
 class ImageSet(Dataset[tuple[Tensor, int]], ABC):
     """(image, label) pairs: an image is (C, H, W) uint8, all of one size; a label is a class's index.
 
-    A subclass sets ``labels`` and ``names`` when it is built and reads pixels in ``__getitem__``; one that
-    can read many images at once also overrides ``__getitems__``, which is what a DataLoader calls, once a
-    batch.
+    A subclass sets ``labels`` and ``names`` in its constructor and reads pixels in ``__getitem__``. A subclass that can
+    read many images at once also overrides ``__getitems__``, which a DataLoader calls once a batch.
 
     Attributes:
         labels: (N,) int64.
-        names: (N,) what each image is called in reports; within a pair no two images share a name.
-        in_memory: whether pixels lie in memory or are mapped into it, so that no process need read them ahead.
+        names: (N,) the images' names in reports, unique within a pair.
+        in_memory: whether pixels are in memory or memory-mapped, so that no worker process has to read them ahead.
     """
 
     labels: Tensor
@@ -43,7 +42,7 @@ class ImageSet(Dataset[tuple[Tensor, int]], ABC):
         return torch.stack(images), torch.tensor(labels)
 
     def digests(self) -> list[str]:
-        """Return a text for each image (N,) that changes with its pixels, by which its features are kept."""
+        """Return a digest of each image's pixels (N,), the key of its cached features."""
         found: list[str] = []
         for start in range(0, len(self), 1024):
             images, _ = self.__getitems__(list(range(start, min(start + 1024, len(self)))))
@@ -52,17 +51,17 @@ class ImageSet(Dataset[tuple[Tensor, int]], ABC):
         return found
 
     def subset(self, indices: Iterable[int] | Tensor, labels: Tensor | None = None) -> ImageSet:
-        """Return the images at ``indices``, in that order; pixels are read when they are asked for.
+        """Return the images at ``indices``, in that order; pixels are read on access.
 
         Args:
             indices: integers in [0, len(self)).
-            labels: (len(indices),) integers that take the place of the set's own labels.
+            labels: (len(indices),) integers that replace the set's own labels.
         """
         chosen = as_indices(indices)
         return _Subset(self, chosen, self.labels[chosen] if labels is None else labels)
 
     def fingerprint(self) -> str:
-        """Return a hash (32 hex digits) of sizes, labels and pixels in order, and so not of where they came from."""
+        """Return a hash (32 hex digits) of sizes, labels and pixels in order, independent of their origin."""
         digest = hashlib.blake2b(digest_size=16)
         for start in range(0, len(self), 1024):
             images, labels = self.__getitems__(list(range(start, min(start + 1024, len(self)))))
@@ -90,7 +89,7 @@ class ArrayImages(ImageSet):
         names: (N,) the images' names.
 
     Raises:
-        UserError: the sizes do not fit together, or the pixels are not uint8.
+        UserError: the numbers of images, labels and names differ, or the pixels are not uint8.
     """
 
     in_memory = True
@@ -124,7 +123,7 @@ class ArrayImages(ImageSet):
 
 
 class _Subset(ImageSet):
-    """Some images of another set, left where they are, with labels of their own."""
+    """A view of some images of another set, with its own labels."""
 
     def __init__(self, whole: ImageSet, indices: Tensor, labels: Tensor) -> None:
         check_labels(len(indices), labels)
@@ -143,7 +142,7 @@ class _Subset(ImageSet):
 
 
 def as_indices(indices: Iterable[int] | Tensor) -> Tensor:
-    """(M,) int64, from any iterable of whole numbers."""
+    """Return the indices (M,) int64 of any iterable of whole numbers."""
     return torch.as_tensor(indices if isinstance(indices, Tensor) else list(indices), dtype=torch.int64)
 
 

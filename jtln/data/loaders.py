@@ -1,4 +1,4 @@
-"""The batches of a run: the order of the images, which process gets which, and the Lightning data module."""
+"""The batches of a run: the order of the images, their distribution over processes, and the Lightning data module."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ Transform = Callable[[Tensor], Tensor]
 Batch = TypeVar("Batch")
 
 EVALUATED = ("target", "source")  # in the order of the evaluation loaders' indices
-FEATURES_AT_ONCE = 64  # images in a pass that computes features
-WATCHED = 1000  # about how many source images validate while the target is trained, of which validation chooses
+FEATURES_AT_ONCE = 64  # images in a batch of a pass that computes features
+WATCHED = 1000  # approximate number of source validation images while the target is trained
 
 
 class StreamSampler(Sampler[int]):
     """Indices for training: one endless stream of seeded shuffles, cut into epochs of ``steps`` batches.
 
-    The stream does not begin anew with an epoch: epoch e starts at position ``e * steps * batch_size``.
-    Whatever the set's size, every image thus comes equally often (to within one), and a resumed run goes on
-    where it stopped. No batch holds an image twice, unless the set is smaller than the batch.
+    Epoch e continues the stream at position ``e * steps * batch_size``. So all images occur equally often (to within
+    one) whatever the size of the set, and a resumed run continues where it stopped. No batch contains an image twice
+    unless the set is smaller than the batch.
 
     Args:
         size: images in the set, > 0.
         batch_size: of the global batch, over all processes.
         steps: batches an epoch.
-        seed: >= 0; every process has the same.
+        seed: >= 0; the same in every process.
         rank, world_size: this process gets ``batch[rank::world_size]`` of every global batch.
 
     Raises:
@@ -53,7 +53,7 @@ class StreamSampler(Sampler[int]):
         if batch_size % world_size:
             nearest = max(batch_size // world_size, 1) * world_size
             raise UserError(
-                f"expected a batch size that {world_size} processes can share equally, but got {batch_size}: "
+                f"expected a batch size that is a multiple of the {world_size} processes, but got {batch_size}: "
                 f"set it to {nearest}, for instance"
             )
         self.size = size
@@ -67,12 +67,12 @@ class StreamSampler(Sampler[int]):
         self._order = self._shuffle(0)
 
     def set_epoch(self, epoch: int) -> None:
-        """Let the next iteration start at ``epoch`` (Lightning calls this before every epoch)."""
+        """Start the next iteration at ``epoch`` (Lightning calls this before every epoch)."""
         if epoch != self.epoch:
             self.epoch, self._step = epoch, 0
 
     def go_on(self, epoch: int, step: int) -> None:
-        """Let the next iteration start in ``epoch`` with its batch number ``step``."""
+        """Start the next iteration at batch ``step`` of ``epoch``."""
         self.epoch, self._step = epoch, step
 
     def __len__(self) -> int:
@@ -95,7 +95,7 @@ class StreamSampler(Sampler[int]):
         while self._round < turn:
             self._round += 1
             order = self._shuffle(self._round)
-            # The batch that spans two turns has this many images of the earlier and of the later one.
+            # The numbers of images of the earlier and of the later turn in the batch that spans both.
             before = self._round * self.size % self.batch_size
             after = self.batch_size - before
             if before and self.size >= self.batch_size:
@@ -109,12 +109,12 @@ class StreamSampler(Sampler[int]):
 
 
 class ShardSampler(Sampler[int]):
-    """Indices for evaluation: this process's share ``rank::world_size``; nothing is repeated or dropped.
+    """Indices for evaluation: this process's share ``rank::world_size``, without duplicates or omissions.
 
     Args:
         size: images in the set.
         rank, world_size: of this process.
-        step: of this many images in a row, one.
+        step: the stride through the set: one of so many consecutive images.
     """
 
     def __init__(self, size: int, rank: int = 0, world_size: int = 1, step: int = 1) -> None:
@@ -130,29 +130,27 @@ class ShardSampler(Sampler[int]):
 class PairData(pl.LightningDataModule):
     """A pair's batches, for a Trainer with ``use_distributed_sampler=False``.
 
-    A training batch is ``{"source": (images, labels), "target": (images, labels)}``, without "source" where
-    it is not used; an evaluation batch is ``(images, labels)``, of the target (loader 0) and the source
-    (loader 1). Images leave the transforms as the model takes them; labels are (B,) int64. Images are
-    transformed a batch at a time, on the device.
+    A training batch is ``{"source": (images, labels), "target": (images, labels)}``, without "source" if it is not
+    used; an evaluation batch is ``(images, labels)``, of the target (loader 0) and the source (loader 1). Images are
+    the model's input after the transforms, which process a batch on the device; labels are (B,) int64.
 
     Args:
-        pair: what is trained and evaluated on.
+        pair: the data for training and evaluation.
         steps_per_epoch: training batches an epoch.
         source_batch_size, target_batch_size: of the global batches, over all processes.
         eval_batch_size: of one process.
         seed: of the training order, >= 0.
-        num_workers: processes that read images for each loader; None takes none for a set whose pixels are at hand,
-            and for others a core each, up to 8, which the two training loaders share.
+        num_workers: worker processes of each loader; None: none for a set in memory, and otherwise one for each core,
+            up to 8, which the two training loaders share.
         transform_train, transform_eval: (B, C, H, W) uint8 -> (B, 3, H, W) float32; ``ToFloat()`` by default.
-        views: several views of every validation and test image, (B, V, 3, H, W) after ``transform_eval``; None gives
-            the image itself, (B, 3, H, W).
-        augmented: the pair that training batches come from, where they are not the pair's own: features of augmented
-            images.
-        viewed: the pair that is validated and tested, where it is not the pair's own: features of several views.
-        use_source, use_target: whether training reads these images. Validation and test offer both tasks; the
-            validations in the course of a training leave out a source that it does not read, and look at about 1,000
-            images of one that it reads beside the target.
-        first_batch: the training batch to start with, counted over the epochs: of a run that was cut off.
+        views: several views of every validation and test image, (B, V, 3, H, W) after ``transform_eval``; None: the
+            image itself, (B, 3, H, W).
+        augmented: the pair of the training batches if it differs from ``pair``: features of augmented images.
+        viewed: the pair for validation and test if it differs from ``pair``: features of several views.
+        use_source, use_target: whether training reads these images. ``validate`` and ``test`` evaluate both tasks. The
+            validation during training omits a source that training does not read, and uses about 1,000 images of a
+            source that it reads beside the target.
+        first_batch: the first training batch, counted over the epochs, for a resumed run.
     """
 
     def __init__(
@@ -196,7 +194,7 @@ class PairData(pl.LightningDataModule):
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         if not len(self.pair.target.val):
-            # Pre-training is measured on the source, whose loader is the second one.
+            # Pre-training is validated on the source, whose loader is the second one.
             return [] if self.use_target else [[], self.val_dataloader_of("source")]  # type: ignore[list-item]
         if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return [self.val_dataloader_of(name) for name in self._evaluated]
@@ -210,7 +208,7 @@ class PairData(pl.LightningDataModule):
 
         Args:
             side: "source" or "target".
-            at_most: about how many there may be, over all processes, evenly spread over the set; None: all.
+            at_most: approximate number of images, over all processes, evenly spread over the set; None: all.
         """
         images = getattr(self.viewed, side).val
         return self._eval_loader(images, self.views, self._step(images, at_most))
@@ -226,11 +224,11 @@ class PairData(pl.LightningDataModule):
     def pass_over(
         self, images: ImageSet, device: torch.device | str, transform: Transform, views: Views | None = None
     ) -> Iterator[Tensor]:
-        """Images of any set, in order and in one process, as a network takes them: (B, V, 3, H, W).
+        """Yield the images of any set as network input (B, V, 3, H, W), in order and in one process.
 
         Args:
             images: the set.
-            device: where they go, before they are transformed.
+            device: of the transforms and the result.
             transform: (B, C, H, W) uint8 -> (B, 3, H, W) float32.
             views: several views of each; None: V = 1.
         """
@@ -248,9 +246,9 @@ class PairData(pl.LightningDataModule):
 
         Args:
             side: "source" or "target".
-            part: "train" or "val"; nothing where it has no image.
-            at_most: about how many images, over all processes, evenly spread over the part; None: all.
-            device: where they go, before they are transformed.
+            part: "train" or "val"; nothing is yielded for an empty part.
+            at_most: approximate number of images, over all processes, evenly spread over the part; None: all.
+            device: of the transforms and the result.
         """
         images = getattr(getattr(self.pair, side), part)
         if not len(images):
@@ -284,9 +282,9 @@ class PairData(pl.LightningDataModule):
         return sizes
 
     def _shareable(self, side: str, size: int) -> int:
-        """Return a batch size that the processes can share equally.
+        """Return a batch size that is a multiple of the number of processes.
 
-        Only a batch of all images loses the few that are left over; they come with other batches.
+        Only a batch size equal to the size of the set is reduced; the remaining images come in other batches.
         """
         images, world_size = len(getattr(self.pair, side).train), self._process()[1]
         if images < world_size:
@@ -324,14 +322,14 @@ class PairData(pl.LightningDataModule):
             _Guarded(images),
             batch_sampler=batches,
             collate_fn=_as_it_is,
-            generator=torch.Generator(),  # otherwise each pass draws a number that a resumed run would not draw
+            generator=torch.Generator(),  # Else each pass would change the global random state, unlike a resumed run.
             num_workers=workers,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=workers > 0,
         )
 
     def _step(self, images: ImageSet, at_most: int | None) -> int:
-        """Return the stride through the images that leaves about ``at_most`` of them, and one for each process."""
+        """Return the stride through the images for about ``at_most`` of them, and at least one for each process."""
         return 1 if at_most is None else max(1, min(-(-len(images) // at_most), len(images) // self._process()[1]))
 
     def _process(self) -> tuple[int, int]:
@@ -340,9 +338,9 @@ class PairData(pl.LightningDataModule):
 
 
 class _Guarded(Dataset[Any]):
-    """An image set that gives a user's mistake (a broken file, say) as a value.
+    """An image set that returns a UserError, such as a broken file, as a value.
 
-    Raised in a worker process, it would come with that process's traceback in its message.
+    An error that a worker process raises would have that process's traceback in its message.
     """
 
     def __init__(self, images: ImageSet) -> None:
@@ -359,7 +357,7 @@ class _Guarded(Dataset[Any]):
 
 
 class _Loader(DataLoader[Any]):
-    """Raises what _Guarded caught."""
+    """A loader that raises the errors that _Guarded caught."""
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         for batch in super().__iter__():

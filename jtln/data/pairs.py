@@ -1,4 +1,4 @@
-"""The subject of a run: a source task and a target task with different classes."""
+"""The data of a run: a source task and a target task with different classes."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from jtln.names.class_set import ClassSet
 
 @dataclass(frozen=True)
 class Task:
-    """One labelled problem: its classes and its three parts, which share no image.
+    """One classification task: its classes and its three parts, which share no image.
 
-    ``val`` chooses the checkpoint, and may be empty; ``test`` is read once, with the checkpoint that ``val`` chose, or
-    the last one. A source task of a published classifier has no image at all.
+    ``val`` chooses the checkpoint and may be empty; ``test`` is evaluated once, with the chosen checkpoint or, without
+    validation images, the last one. The source task of a published classifier has no images.
     """
 
     classes: ClassSet
@@ -31,11 +31,11 @@ class Pair:
     """A large source task and a small target task.
 
     Attributes:
-        name: what results are filed under.
+        name: the data set's name in results.
         source, target: the tasks.
-        image_size: the side of the images as the network sees them, in pixels; the sets' own may be larger.
-        skipped: the broken images that were left out, where the user asked for that.
-        white: the grey level that is white in grey image files of more than 8 bits; None: as each file declares.
+        image_size: the side of the network's input images, in pixels; stored images may be larger.
+        skipped: the broken images that were left out (``on_bad_image="skip"``).
+        white: the white level of grey image files of more than 8 bits; None: as each file declares.
     """
 
     name: str
@@ -47,32 +47,32 @@ class Pair:
 
 
 class PairSpec(ABC):
-    """A pair as ``conf/dataset`` describes it: building it is cheap, and no image is read before ``load``.
+    """A pair as ``conf/dataset`` describes it. The constructor is cheap; ``load`` reads the images.
 
     Attributes:
-        name: what results are filed under.
+        name: the data set's name in results.
         source_classes: the source task's classes.
         target_classes: the target task's classes, none of which is a source class.
-        image_size: the side of the images as the network sees them, in pixels.
-        stored_size: the side of the images in the sets, >= image_size, which it is unless it is set. Evaluation takes
-            the square in their middle.
+        image_size: the side of the network's input images, in pixels.
+        stored_size: the side of the stored images, >= image_size and equal to it by default. Evaluation uses their
+            central square.
         channels: 1 (grey) or 3 (RGB).
-        shots: labelled target images a class; None means all there are, or the share ``rate`` of them.
-        rate: the share of the target's training images that is labelled, in (0, 1]; None means all, or ``shots``.
-        flip: whether a mirrored image still shows its class, so that training may flip it.
-        shift: by how many pixels training may move an image.
-        fit: how an oblong image becomes a square: "crop", "squash" or "pad". By this, ``stored_size`` and ``channels``
-            files are read that a trained network is used on.
-        crop: the smallest share of an image's area, in (0, 1], that training cuts out at random; None cuts nothing.
-        dropped: the classes that the source would have, were they not target classes as well.
-        seeds_differ_in_test: whether the seed draws the target's test images, so that what one seed tests another
-            validates on.
+        shots: labelled target images a class; None: all, or the share ``rate``.
+        rate: the labelled share of the target's training images, in (0, 1]; None: all, or ``shots``.
+        flip: whether training may mirror images, because a mirrored image still shows its class.
+        shift: the largest shift of a training image, in pixels.
+        fit: how an oblong image becomes a square: "crop", "squash" or "pad". A trained network reads new files with
+            this setting, ``stored_size`` and ``channels``.
+        crop: the smallest share of an image's area, in (0, 1], of a random training crop; None: no crop.
+        dropped: the classes left out of the source because they are target classes.
+        seeds_differ_in_test: whether the seed draws the target's test images, so that test images of one seed are
+            validation images of another.
         validates: whether the target has validation images.
-        has_source_images: whether the source has images; a published classifier's has none.
-        classifier_rows: for each source class its place among the classes of a published classifier; None: there is no
-            such classifier.
-        classifier_size: how many classes such a classifier has.
-        classifier_temperature: > 0, by which the published classifier's logits are divided.
+        has_source_images: whether the source has images; the source task of a published classifier has none.
+        classifier_rows: the index of each source class among the classes of a published classifier; None: no such
+            classifier.
+        classifier_size: the number of classes of that classifier.
+        classifier_temperature: > 0, divides the published classifier's logits.
     """
 
     name: str
@@ -95,21 +95,21 @@ class PairSpec(ABC):
 
     @cached_property
     def stored_size(self) -> int:
-        """The side of the images as the sets hold them, in pixels, >= ``image_size``."""
+        """The side of the stored images, in pixels, >= ``image_size``."""
         return self.image_size
 
     @property
     def seeds_differ_in_test(self) -> bool:
-        """True if the seed draws the target's test images, so that another seed may validate on them."""
+        """True if the seed draws the target's test images, so that another seed may use them for validation."""
         return False
 
     @property
     def identity(self) -> str:
-        """A hash of the data that no setting names, such as the user's own images; empty where there are none."""
+        """A hash of data that the settings do not determine, such as the user's own images; empty without such data."""
         return ""
 
     def read_classifier(self, classes: ClassSet | None) -> None:
-        """Find the source classes among all ``classes`` of a published classifier; None: the source is none."""
+        """Look up the source classes among all ``classes`` of a published classifier; None: there is none."""
         if classes is not None:
             place = {name: index for index, name in enumerate(classes)}
             self.classifier_size = len(place)
@@ -121,7 +121,7 @@ class PairSpec(ABC):
 
 
 def check_classes(source: ClassSet, target: ClassSet, disjoint: bool = True) -> None:
-    """Raise a UserError where a side has one class only, or, if ``disjoint``, a class is on both sides."""
+    """Raise a UserError if a task has only one class or, with ``disjoint``, the tasks share a class."""
     for side, classes in (("source", source), ("target", target)):
         if len(classes) < 2:
             raise UserError(
@@ -132,5 +132,5 @@ def check_classes(source: ClassSet, target: ClassSet, disjoint: bool = True) -> 
     if both and disjoint:
         raise UserError(
             "expected source and target classes to be different ones, but got on both sides: "
-            f"{', '.join(both)}. Take them out of dataset.source_classes or dataset.target_classes"
+            f"{', '.join(both)}. Remove them from dataset.source_classes or dataset.target_classes"
         )

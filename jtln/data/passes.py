@@ -1,4 +1,4 @@
-"""Long passes over many files: threaded, with a message, and made by one process at a time."""
+"""Long passes over many files: threaded, with a progress message, and by one process at a time."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ Result = TypeVar("Result")
 
 
 def cores() -> int:
-    """Return how many processor cores this process may use."""
+    """Return the number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def in_order(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
-    """Yield what the function returns for each item, in order, computed a little ahead by several threads."""
+    """Yield the function's value for each item, in order, computed slightly ahead by several threads."""
     waiting: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         for item in items:
@@ -39,10 +39,10 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], threads:
 
 @contextmanager
 def one_at_a_time(lock: Path, message: str, patience: float = PATIENCE) -> Iterator[None]:
-    """Hold a lock among processes, and print the message where another one holds it for long.
+    """Hold a lock among processes; print the message if another process holds it longer than ``patience``.
 
     Raises:
-        OSError: the lock's file cannot be made.
+        OSError: the lock file cannot be created.
     """
     file = FileLock(lock)
     try:
@@ -55,12 +55,12 @@ def one_at_a_time(lock: Path, message: str, patience: float = PATIENCE) -> Itera
 
 
 class Watch:
-    """A bar that shows how far a long pass is, or one line where a bar would fill a log file.
+    """The progress of a long pass: a bar on a terminal, otherwise one line.
 
     Args:
-        what: the pass does.
-        total: of its steps.
-        patience: seconds without a message.
+        what: the pass does, for the message.
+        total: number of steps.
+        patience: seconds until the first message.
     """
 
     def __init__(self, what: str, total: int, patience: float = PATIENCE) -> None:

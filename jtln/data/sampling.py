@@ -1,7 +1,7 @@
-"""The choice of labelled and held-out images: class-balanced, seeded, and nested.
+"""The choice of labelled and held-out images: class-balanced, seeded and nested.
 
-Every choice is read off one seeded permutation of each class's images, so a larger choice contains a smaller
-one of the same seed. No global random state is read or changed.
+Every choice is a prefix of one seeded permutation of each class's images, so a larger choice contains a smaller one of
+the same seed. No global random state is read or changed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def class_permutations(labels: Tensor, seed: int, names: Sequence[str] | None = 
 
 
 def few_shot(labels: Tensor, shots: int | None, seed: int, names: Sequence[str] | None = None) -> Tensor:
-    """``shots`` images of every class; those of a smaller number are among those of a larger one.
+    """Choose ``shots`` images of every class; a larger choice contains a smaller one.
 
     Args:
         labels: (N,) int64.
@@ -81,7 +81,7 @@ def share_of_each(labels: Tensor, rate: float | None, seed: int, names: Sequence
     if rate is None:
         return torch.arange(len(labels))
     if not 0 < rate <= 1:
-        raise UserError(f"expected a share of labelled images in (0, 1], but got {rate}: set dataset.rate=0.15, say")
+        raise UserError(f"expected a share of labelled images in (0, 1], but got {rate}: set dataset.rate=0.15")
     chosen = []
     for label, indices in enumerate(class_permutations(labels, seed, names)):
         if not len(indices):
@@ -101,7 +101,7 @@ def stratified_split(
     names: Sequence[str] | None = None,
     setting: str = "validation",
 ) -> tuple[Tensor, Tensor]:
-    """Hold out images of every class: either ``per_class`` of them, or the rounded ``fraction`` of each.
+    """Hold out images of every class: either ``per_class`` images or the rounded share ``fraction``.
 
     Args:
         labels: (N,) int64.
@@ -109,10 +109,10 @@ def stratified_split(
         per_class: held-out images a class, >= 1, leaving at least one.
         fraction: in (0, 1); every class holds out at least one image and keeps at least one.
         names: the classes' names, for errors.
-        setting: what the user calls ``per_class`` or ``fraction``, for errors.
+        setting: the configuration key of ``per_class`` or ``fraction``, for errors.
 
     Returns:
-        The indices (K,) that are kept and those (M,) that are held out, int64, each in ascending order.
+        The kept indices (K,) and the held-out ones (M,), int64, each in ascending order.
 
     Raises:
         UserError: not exactly one of ``per_class`` and ``fraction`` is given, it is out of range, or a class

@@ -1,4 +1,4 @@
-"""The choice of a task's classes from a collection's: named, taken from a branch of a hierarchy, or drawn."""
+"""The choice of a task's classes among those of a collection: by name, by a branch of the hierarchy, or at random."""
 
 from __future__ import annotations
 
@@ -18,20 +18,19 @@ Wanted = str | int | float | Sequence[str]
 
 
 def select(classes: ClassSet, wanted: Wanted, setting: str, seed: Sequence[int], free: Sequence[str]) -> list[str]:
-    """Return the names of the classes that ``wanted`` means.
+    """Return the names of the classes that ``wanted`` selects.
 
     Args:
-        classes: all of a collection's.
-        wanted: "all" or "rest" (every free class); names, among which "Boeing/*" stands for every class below Boeing in
-            the collection's hierarchy, at whatever level Boeing is and wherever it is more than once, and
-            "wide body/two engines/*" for every class below one that is just below the other; a whole number, or a share
-            in (0, 1), of the free classes, drawn by ``seed``.
-        setting: what the user calls it, for errors.
-        seed: of the draw; a smaller number of classes is among a larger one.
+        classes: all classes of a collection.
+        wanted: "all" or "rest" (every free class); names, of which "Boeing/*" stands for every class below the node
+            Boeing at any level of the collection's hierarchy, and "wide body/two engines/*" for every class below two
+            consecutive nodes; a whole number, or a share in (0, 1), of the free classes, drawn by ``seed``.
+        setting: the configuration key, for errors.
+        seed: of the draw; a larger number of classes contains a smaller one.
         free: the classes that may be drawn, in the order of ``classes``.
 
     Returns:
-        Names in the order given, each once; drawn ones in the order of ``classes``.
+        The names in the given order, each once; drawn ones in the order of ``classes``.
 
     Raises:
         UserError: a name or branch is unknown, or a number is out of range.
@@ -51,15 +50,15 @@ def select(classes: ClassSet, wanted: Wanted, setting: str, seed: Sequence[int],
 
 
 def folded(name: str) -> str:
-    """Return a class name without case, spaces, marks, Caltech-256's "-101", and a number or ImageNet id before it."""
+    """Return a class name without case, spaces, punctuation, Caltech-256's "-101", and a leading number or id."""
     bare = re.sub(r"^(n\d{8}|\d+)[._\-\s]+(?=[^\W\d])|-101$", "", name.strip())
     return re.sub(r"[\W_]+", "", bare.casefold()) or name
 
 
 def in_both(source: ClassSet, target: ClassSet) -> tuple[str, ...]:
-    """Return the source classes that are target classes as well, by their synset or their folded name.
+    """Return the source classes that are also target classes, by their synset or their folded name.
 
-    Only synsets that are given count, or ImageNet ids in names: one guessed from a name adds nothing to the name.
+    Only given synsets and ImageNet ids in names count, because a synset found by name adds nothing to the name.
     """
     synsets = {synset for index in range(len(target)) if (synset := _synset(target, index))}
     names = {folded(name) for name in target}
@@ -72,18 +71,18 @@ class SourceClasses(NamedTuple):
     """The classes of a source task."""
 
     classes: ClassSet
-    dropped: tuple[str, ...]  # those that it would have, were they not target classes as well
+    dropped: tuple[str, ...]  # classes left out because they are target classes
 
 
 def source_classes(source: ClassSet, target: ClassSet, wanted: Wanted, overlap: str | None, seed: int) -> SourceClasses:
-    """Return the classes that the source has beside those of the target.
+    """Return the classes of the source task.
 
     Args:
         source: all classes of the source's collection.
         target: the target's classes.
         wanted: as :func:`select` takes it.
-        overlap: what happens to a class of another collection that is a target class, too: "drop" or "keep"; None:
-            source and target are of one collection, and have no class in common.
+        overlap: "drop" or "keep" the classes of another collection that are also target classes; None: source and
+            target come from one collection and share no class.
         seed: of the draw.
 
     Raises:

@@ -1,4 +1,4 @@
-"""A pair of made images, for trying a whole run in seconds without reading a file."""
+"""A pair of synthetic images, with which a whole run takes seconds and reads no file."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from jtln.data.images import ImageSet, no_images
 from jtln.data.pairs import Pair, PairSpec, Task
 from jtln.names.class_set import ClassSet
 
-EVALUATED = 10  # classes that validation and test show: hundreds would take minutes at 224 pixels
+EVALUATED = 10  # classes in the validation and test parts: hundreds would take minutes at 224 pixels
 
 
 class SyntheticImages(ImageSet):
-    """Images that are made when they are asked for: their class's colour, and noise shifted from one to the next.
+    """Synthetic images, computed on access: the class's colour plus noise, shifted from image to image.
 
     Args:
         colours: (classes, C, 1, 1) in [0, 1].
@@ -51,8 +51,8 @@ class SyntheticImages(ImageSet):
 def synthetic_pair(spec: PairSpec, per_class: int = 2, seed: int = 0) -> Pair:
     """Return a pair with the classes, channels and size of ``spec``, and ``per_class`` images a class in every part.
 
-    Each class has a mean colour of its own, to which every image adds noise, so that there is
-    something to learn. Of many classes validation and test show the first ten alone.
+    Each class has its own mean colour, to which every image adds noise, so that a network can learn the classes. The
+    validation and test parts hold at most the first ten classes.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -62,7 +62,7 @@ def synthetic_pair(spec: PairSpec, per_class: int = 2, seed: int = 0) -> Pair:
         def part(name: str, shown: int) -> SyntheticImages:
             noise = torch.randn(spec.channels, spec.stored_size, spec.stored_size, generator=generator)
             labels = torch.arange(shown).repeat(per_class)  # (N,)
-            return SyntheticImages(colours, noise, labels, [f"made/{side}/{name}/{i}" for i in range(len(labels))])
+            return SyntheticImages(colours, noise, labels, [f"synthetic/{side}/{name}/{i}" for i in range(len(labels))])
 
         few = min(len(classes), EVALUATED)
         return Task(classes, part("train", len(classes)), part("val", few), part("test", few))

@@ -11,8 +11,8 @@ from torchvision.transforms.v2 import functional as v2
 
 from jtln.errors import UserError, unknown
 
-VIEWS = {"none": 1, "flip": 2, "ten_crop": 10}  # how many views each kind has
-RATIO = (3 / 4, 4 / 3)  # width over height of a crop, torchvision's
+VIEWS = {"none": 1, "flip": 2, "ten_crop": 10}  # number of views of each kind
+RATIO = (3 / 4, 4 / 3)  # width over height of a crop, as in torchvision
 
 
 class ToFloat(nn.Module):
@@ -28,37 +28,35 @@ class ToFloat(nn.Module):
 
     def __init__(self, mean: Sequence[float] = (0.5, 0.5, 0.5), std: Sequence[float] = (0.5, 0.5, 0.5)) -> None:
         super().__init__()
-        # Not saved: a checkpoint's weights load without regard to how the images were read.
+        # The buffers are not persistent, so that a checkpoint's weights load whatever the normalisation is.
         self.register_buffer("mean", torch.tensor(list(mean)).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(list(std)).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         if self.mean.device != images.device:
-            self.to(images.device)  # once: a data module's transforms are not moved with the model
+            self.to(images.device)  # Lightning does not move a data module's transforms.
         values = images.expand(-1, 3, -1, -1).to(torch.float32, copy=True)
-        return values.div_(255).sub_(self.mean).div_(self.std)  # in place: memory, not arithmetic, takes the time
+        return values.div_(255).sub_(self.mean).div_(self.std)  # In-place operations, because memory traffic dominates.
 
 
 class Augment(nn.Module):
-    """Each image of a batch cut out, moved and mirrored by draws of its own; any dtype.
+    """Random crop, shift and flip with a draw for each image of a batch; any dtype.
 
     torchvision's transforms draw once for a whole batch.
 
     Args:
         flip: whether images are mirrored, with probability 1/2.
-        shift: the largest move, in pixels along each axis, >= 0; what moves in repeats the border.
-        crop: the smallest share of an image's area, in (0, 1], that is cut out, at an aspect ratio between 3/4 and
-            4/3, and resized, as by torchvision's RandomResizedCrop; None resizes nothing.
-        size: the side of the images that come out, in pixels; None keeps that of those that go in. Without ``crop``, a
-            square of this side is cut out at random.
+        shift: the largest shift, in pixels along each axis, >= 0; the border is replicated.
+        crop: the smallest share of an image's area, in (0, 1], of a crop with an aspect ratio between 3/4 and 4/3,
+            which is resized as by torchvision's RandomResizedCrop; None: no resizing.
+        size: the side of the output images, in pixels; None: that of the input. Without ``crop``, a random square of
+            this side is cut out.
     """
 
     def __init__(self, flip: bool = True, shift: int = 2, crop: float | None = None, size: int | None = None) -> None:
         super().__init__()
         if crop is not None and not 0 < crop <= 1:
-            raise UserError(
-                f"expected the smallest share of a crop in (0, 1], but got {crop}: set dataset.crop=0.25, say"
-            )
+            raise UserError(f"expected the smallest share of a crop in (0, 1], but got {crop}: set dataset.crop=0.25")
         self.flip = flip
         self.shift = shift
         self.crop = crop
@@ -82,7 +80,7 @@ class Augment(nn.Module):
 
 
 class CentreCrop(nn.Module):
-    """(B, C, H, W) -> (B, C, size, size), the middle of every image.
+    """The central square of every image: (B, C, H, W) -> (B, C, size, size).
 
     Args:
         size: the side, in pixels, <= H and W.
@@ -100,8 +98,8 @@ class Views(nn.Module):
     """Several views of every image, whose predictions are averaged: (B, C, H, W) -> (B, V, C, size, size).
 
     Args:
-        kind: "none": the middle; "flip": and its mirror image; "ten_crop": the middle and the four corners, and their
-            mirror images.
+        kind: "none": the centre; "flip": the centre and its mirror image; "ten_crop": the centre, the four corners and
+            their mirror images.
         size: the side of a view, in pixels, <= H and W.
     """
 
@@ -125,8 +123,8 @@ class Views(nn.Module):
 def random_boxes(count: int, sides: Sequence[int], least: float) -> Tensor:
     """Draw boxes as torchvision's RandomResizedCrop does: (count, 4) int64, on the CPU: top, left, height, width.
 
-    Area and the logarithm of the aspect ratio are uniform; of ten draws the first that lies within the image is taken,
-    and the whole image, cut to an allowed ratio, where none does.
+    Area and the logarithm of the aspect ratio are uniform. The first of ten draws that lies within the image is used;
+    without one, the whole image, cut to an allowed ratio.
 
     Args:
         count: the number of boxes.
@@ -149,14 +147,14 @@ def random_boxes(count: int, sides: Sequence[int], least: float) -> Tensor:
 
 
 def resized_crop(images: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """Cut a box of its own out of each image and resize it, bilinear and antialiased; dtype kept.
+    """Crop each image to its own box and resize it, bilinear and antialiased; the dtype is kept.
 
     Args:
         images: (B, C, H, W).
         boxes: (B, 4) int64, on the CPU: top, left, height, width.
         size: the side of the result, (B, C, size, size).
     """
-    if images.device.type == "cpu":  # PyTorch's own kernel for bytes, ten times as fast as the products there
+    if images.device.type == "cpu":  # PyTorch's uint8 kernel is ten times faster than the products on a CPU.
         return torch.stack(
             [
                 v2.resized_crop(image, top, left, height, width, [size, size], antialias=True)
@@ -167,7 +165,7 @@ def resized_crop(images: Tensor, boxes: Tensor, size: int) -> Tensor:
 
 
 def crop_by_products(images: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """:func:`resized_crop` as two matrix products an image: no loop over the batch, which a GPU would wait for."""
+    """Compute :func:`resized_crop` by two matrix products an image, without a loop over the batch, for GPUs."""
     boxes = boxes.to(images.device, torch.float32, non_blocking=True)
     top, left, height, width = boxes.unbind(1)
     rows = _triangles(top, height, size, images.shape[-2])  # (B, size, H)
@@ -187,7 +185,7 @@ def _triangles(start: Tensor, length: Tensor, size: int, side: int) -> Tensor:
         side: the number of pixels.
 
     Returns:
-        (B, size, side); a triangle as wide as two parts, or two pixels where a part is narrower; rows sum to one.
+        (B, size, side); a triangle two parts wide, at least two pixels; rows sum to one.
     """
     part = (length / size)[:, None, None]
     start, end = start[:, None, None], (start + length)[:, None, None]
@@ -201,21 +199,21 @@ def _triangles(start: Tensor, length: Tensor, size: int, side: int) -> Tensor:
 def move(
     images: Tensor, down: Tensor, right: Tensor, mirrored: Tensor | None = None, size: int | None = None
 ) -> Tensor:
-    """Move each image by its own number of pixels, repeat the border, and mirror the chosen ones.
+    """Shift each image by its own number of pixels, replicate the border, and mirror the chosen images.
 
     Args:
         images: (B, C, H, W).
-        down: (B,) int64, the moves in pixels.
-        right: (B,) int64, the moves in pixels.
-        mirrored: (B,) bool, or None for none.
-        size: of the moved images the upper left square of this side, (B, C, size, size); None takes them whole.
+        down: (B,) int64, shifts in pixels.
+        right: (B,) int64, shifts in pixels.
+        mirrored: (B,) bool; None: no image.
+        size: the side of the upper left square that is returned, (B, C, size, size); None: the whole images.
     """
     count, channels, height, width = images.shape
-    device, tall, wide = images.device, size or height, size or width
-    rows = torch.arange(tall, device=device)[None] - down[:, None]  # (B, tall), where each row comes from
-    columns = torch.arange(wide, device=device)[None] - right[:, None]  # (B, wide)
+    device, out_height, out_width = images.device, size or height, size or width
+    rows = torch.arange(out_height, device=device)[None] - down[:, None]  # (B, out_height): the input row of each
+    columns = torch.arange(out_width, device=device)[None] - right[:, None]  # (B, out_width)
     rows, columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
     if mirrored is not None:
         columns = torch.where(mirrored[:, None], columns.flip(1), columns)
-    moved = images.gather(2, rows[:, None, :, None].expand(count, channels, tall, width))
-    return moved.gather(3, columns[:, None, None, :].expand(count, channels, tall, wide))
+    moved = images.gather(2, rows[:, None, :, None].expand(count, channels, out_height, width))
+    return moved.gather(3, columns[:, None, None, :].expand(count, channels, out_height, out_width))

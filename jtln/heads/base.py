@@ -18,15 +18,15 @@ SourcePlan = Callable[[Tensor, Tensor], Tensor]  # indices of source classes (A,
 
 
 class FeatureSource(Protocol):
-    """The features that a head is fitted to: :class:`jtln.data.features.Features`, or iterables of your own."""
+    """The features for a head's fit: :class:`jtln.data.features.Features`, or your own iterables."""
 
     def of(self, side: str, part: str = "train", at_most: int | None = None) -> Iterable[Batch]:
-        """Features (B, D) and labels (B,), this process's share of them, each image once; none where there are none.
+        """Return features (B, D) and labels (B,), this process's share of them, each image once; empty without images.
 
         Args:
             side: "source" or "target".
             part: "train" (of the target: the labelled images) or "val".
-            at_most: about how many images, evenly spread over the part; None: all.
+            at_most: approximate number of images, evenly spread over the part; None: all.
         """
 
 
@@ -44,8 +44,8 @@ class HeadFit(NamedTuple):
     """The outcome of a fit."""
 
     classifier: nn.Module  # (B, D) -> logits (B, T), without the prior
-    chosen: dict[str, float]  # what was chosen and how well it does, for result.json
-    temperature: float = 1.0  # by which the classifier's logits are divided already, and those of the prior are to be
+    chosen: dict[str, float]  # chosen settings and their scores, for result.json
+    temperature: float = 1.0  # divisor of the logits, already applied to the classifier, to be applied to the prior
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,10 @@ class Head(ABC):
             (:mod:`jtln.transport.prior`); 0 leaves it out; "auto" chooses it by the likelihood of the labelled images.
 
     Class attributes:
-        name: what results are filed under.
+        name: the head's name in results.
         reads_plan: whether it reads the plan between the classes.
         reads_source: whether it reads source images.
-        replaces: whether :meth:`fit` takes the place of the linear head that was trained.
+        replaces: whether :meth:`fit` replaces the trained linear head.
 
     Raises:
         UserError: ``prior`` is none of these.
@@ -90,13 +90,13 @@ class Head(ABC):
 
     @abstractmethod
     def fit(self, trained: nn.Linear, given: HeadInputs) -> HeadFit:
-        """Form the classifier; in several processes each of them calls this and gets the same.
+        """Form the classifier; all processes call this and get the same result.
 
         Args:
             trained: the linear head after training, D -> T.
-            given: the features, and what is known of the classes.
+            given: the features, and the plans and the prior of the classes.
         """
 
     def settings(self) -> dict[str, Any]:
-        """Return the constructor's arguments, by which a checkpoint makes the head again."""
+        """Return the constructor's arguments, with which the head of a checkpoint is made again."""
         return asdict(self)

@@ -1,4 +1,4 @@
-"""The cosine head: an image belongs to the class whose mean lies in the most similar direction."""
+"""The cosine head: the class whose mean feature vector has the largest cosine with the image's."""
 
 from __future__ import annotations
 
@@ -36,11 +36,10 @@ class CosineClassifier(nn.Module):
 
 @dataclass(frozen=True)
 class Cosine(Head):
-    """Nearest class mean by the cosine, the means taken of the labelled images' normalised features.
+    """Nearest class mean by cosine similarity, with means of the labelled images' normalised features.
 
-    The temperature is that at which labels of images outside the means are most likely: of the validation images;
-    without any, of labelled images that are left out of their class's mean, where each class has two or more; else
-    ``temperature``.
+    The temperature has the least negative log-likelihood of held-out images: the validation images; without any,
+    labelled images left out of their class's mean, if each class has two or more; otherwise it is ``temperature``.
 
     Attributes:
         temperature: > 0, for one labelled image a class and no validation image.
@@ -79,7 +78,7 @@ class Cosine(Head):
 
 
 def _left_out(rows: Tensor, labels: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the cosines (B, T) of labelled images with the class means that leave each image itself out."""
+    """Return the cosines (B, T) of labelled images with the class means; an image is left out of its own class's."""
     cosines = linear(rows, normalize(sums))
     own = normalize(sums[labels] - rows)
     cosines[torch.arange(len(rows)), labels] = (rows * own).sum(1)

@@ -1,24 +1,24 @@
 """The discriminant head: Gaussian classes on the trained features, at transported class means.
 
-The labelled images have shaped the trunk and the trained head, which fits them almost perfectly: they do not tell how
-far the images of one class lie apart. The source classes, with many images each, do. Let every class be a Gaussian in
-feature space with the covariance W that the source classes have on average. Its mean is estimated from its n labelled
-images, of mean x, and from two priors: the centre c of the classes, and p, the mean, under the plan P between the
-classes, of where the source classes lie from their own centre m,
+The trained head fits the labelled images almost perfectly, so that these do not show the spread within a class. The
+source classes, with many images each, do. Every class is modelled as a Gaussian in feature space with the mean
+covariance W of the source classes. The mean of a target class is estimated from its n labelled images, with mean x, and
+from two priors: the centre c of the classes, and the mean p, under the plan P between the classes, of the source
+classes' shifts from their centre m,
 
     mu_j = (n_j x_j + k (c + p_j) + u c) / (n_j + k + u),      p_j = sum_i P_ij (m_i - m) / sum_i P_ij,
     logits_j(f) = f' W^-1 mu_j - 1/2 mu_j' W^-1 mu_j.
 
-k and u count like labelled images. c is the source's centre m, or the centre of the labelled images' class means, which
-few images estimate badly, or the point between the two. k, u, c and the temperature are those at which the validation
-images' labels are most likely. All classes count as equally frequent. With more labelled images the trained head knows
-what W does not, and is mixed in by the same measure. Everything is linear in the features, so the outcome is a linear
-head. The discriminant is Fisher's; class means carried by a transport plan between the classes are H-OT's (Guo et al.
-2022) and Free Lunch's (Yang et al. 2021) too.
+k and u are counts of labelled images. c is the source's centre m, the centre of the labelled images' class means, which
+is inaccurate for few images, or the point between both. k, u, c and the temperature have the least negative
+log-likelihood of the validation images. All classes have equal prior probability. With more labelled images the trained
+head has information that W lacks, and its logits are mixed in by the same criterion. Everything is linear in the
+features, so the result is a linear head. The discriminant is Fisher's; class means carried by a transport plan between
+the classes are also in H-OT (Guo et al. 2022) and Free Lunch (Yang et al. 2021).
 
-Without validation images, episodes of source classes choose. In each of them some source classes at random take the
-place of the target classes, the plan lies between them and the other source classes, under the cost between source
-classes, and the images that are held out are the source's. The trained head has no share then.
+Without validation images, the settings are chosen on episodes of source classes. In each episode, random source classes
+replace the target classes, the plan is between them and the other source classes, under the cost between source
+classes, and source images are held out. The trained head has no share then.
 """
 
 from __future__ import annotations
@@ -39,21 +39,21 @@ from jtln.heads.base import Head, HeadFit, HeadInputs
 from jtln.temperature import TemperatureFit, fit_temperature
 
 TRANSPORT_COUNTS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # candidates for k
-PRIOR_COUNTS = (1.0, 3.0, 10.0, 30.0, 100.0)  # for u
-CENTRE_SHIFTS = (0.0, 0.5, 1.0)  # for how far c lies from the source's middle to the labelled images' own
-SHARES = tuple(step / 10 for step in range(11))  # of the trained head
-EPISODES = 5  # where there are no validation images
-HELD_OUT = 1000  # images that they are tried on, about so many in all
+PRIOR_COUNTS = (1.0, 3.0, 10.0, 30.0, 100.0)  # candidates for u
+CENTRE_SHIFTS = (0.0, 0.5, 1.0)  # candidates for c: from the source's centre, 0, to that of the labelled images, 1
+SHARES = tuple(step / 10 for step in range(11))  # candidates for the share of the trained head
+EPISODES = 5  # number of episodes without validation images
+HELD_OUT = 1000  # approximate number of held-out images of all episodes
 
 
 class DiscriminantFit(NamedTuple):
     """The settings chosen on the validation images, or on episodes of source classes."""
 
-    transport_count: float  # k: labelled images that a class's transported mean counts for; 0 for a constant cost
-    prior_count: float  # u: labelled images that the centre c counts for
-    centre_shift: float  # how far c lies from the source's centre, 0, to that of the labelled images, 1
-    trained_share: float  # share of the trained head's logits, in [0, 1], each part at its own best temperature
-    nll: float  # mean negative log-likelihood of the images that chose, in nats
+    transport_count: float  # k: count of a class's transported mean, in labelled images; 0 for a constant cost
+    prior_count: float  # u: count of the centre c, in labelled images
+    centre_shift: float  # position of c between the source's centre, 0, and that of the labelled images, 1
+    trained_share: float  # share of the trained head's logits, in [0, 1], with both parts at their best temperatures
+    nll: float  # mean negative log-likelihood of the held-out images, in nats
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,10 @@ class Discriminant(Head):
     """Gaussian discriminant with the source classes' covariance and transported class means.
 
     Attributes:
-        shrinkage: in [1e-6, 1]: the share of W that is its mean variance in all directions. From
-            screening (notebooks/research_log.ipynb, section 9), where 0.4 did as well and 0.9 worse on one pair.
-        mixed_from: >= 0, labelled images a class, on average, from which on the trained head may have a share.
-        source_images: >= 1, about how many source images are read, evenly spread over the training set.
+        shrinkage: in [1e-6, 1]: the weight of the identity, scaled to W's mean variance, in W. Chosen by screening
+            (notebooks/research_log.ipynb, section 9), where 0.4 was as good, and 0.9 worse on one pair.
+        mixed_from: >= 0, the mean number of labelled images a class from which the trained head may have a share.
+        source_images: >= 1, approximate number of source images, evenly spread over the training set.
 
     Raises:
         UserError: a number is out of range.
@@ -95,14 +95,17 @@ class Discriminant(Head):
         """Form the discriminant; it is linear in the features.
 
         Raises:
-            UserError: there is no source image, features of the source, the target or its validation images are not
-                finite, or there are neither validation images nor source classes enough for episodes.
+            UserError: there is no source image, some features are not finite, or there are neither validation images
+                nor enough source classes for episodes.
         """
         features, sizes = given.features, given.sizes
         source = list(features.of("source", at_most=self.source_images))
         classes = _classes(source, sizes[0], self.shrinkage)
         means = _Means(classes, *class_sums(features.of("target"), sizes[1]), given.plan)
-        validation = [(_wide(batch), _wide(trained(batch)), labels) for batch, labels in features.of("target", "val")]
+        validation = [
+            (_accumulated(batch), _accumulated(trained(batch)), labels)
+            for batch, labels in features.of("target", "val")
+        ]
         if validation:
             trials = [_Trial(means, [means.seen(rows, labels) for rows, _, labels in validation])]
         else:
@@ -126,7 +129,7 @@ class Discriminant(Head):
             fits = {share: mixed(share) for share in SHARES}
             share = min(fits, key=lambda each: fits[each].nll)
             a, b, fit = (1 - share) / fit.temperature, share / their.temperature, fits[share]
-            weight, bias = a * weight + b * _wide(trained.weight), a * bias + b * _wide(trained.bias)
+            weight, bias = a * weight + b * _accumulated(trained.weight), a * bias + b * _accumulated(trained.bias)
         head = self.classifier(trained.in_features, trained.out_features).to(trained.weight)
         head.weight.copy_(weight / fit.temperature)
         head.bias.copy_(bias / fit.temperature)
@@ -143,34 +146,36 @@ class _Choice(NamedTuple):
 
 
 class _Means:
-    """Class means as amounts of three parts: the labelled images', the transported ones, the labelled images' centre.
+    """Class means as combinations of three parts: labelled images' means, transported means, labelled images' centre.
 
     Args:
-        classes: the source's.
+        classes: statistics of the source classes.
         sums, counts: of the labelled images' features, (T, D) and (T,).
         plan: (S, T); None: no cost relates the classes.
 
     Attributes:
-        informative: whether the plan tells the target classes apart.
+        informative: whether the plan distinguishes the target classes.
     """
 
     def __init__(self, classes: _Classes, sums: Tensor, counts: Tensor, plan: Tensor | None) -> None:
-        self.centre, self.counts = classes.centre, _wide(counts)
+        self.centre, self.counts = classes.centre, _accumulated(counts)
         seen = self.counts[:, None] > 0
-        shifts = torch.where(seen, _wide(sums) / self.counts.clamp_min(1)[:, None] - classes.centre, 0.0)  # (T, D)
-        moved = (shifts.sum(0) / seen.sum().clamp_min(1)).expand_as(shifts)  # to the labelled images' own centre
+        shifts = torch.where(
+            seen, _accumulated(sums) / self.counts.clamp_min(1)[:, None] - classes.centre, 0.0
+        )  # (T, D)
+        moved = (shifts.sum(0) / seen.sum().clamp_min(1)).expand_as(shifts)  # shift of the labelled images' centre
         known = torch.zeros_like(shifts)
         if plan is not None:
-            shares = _wide(plan) / _wide(plan).sum(0)
+            shares = _accumulated(plan) / _accumulated(plan).sum(0)
             known = shares.t() @ (classes.means - classes.centre)
-        # A constant cost transports the source's centre to every class.
+        # A constant cost gives every class the source's centre, and thus no information.
         self.informative = bool(known.abs().max() > 1e-6 * classes.means.std())
-        parts = torch.stack([shifts, known, moved])  # (3, T, D), from the source's centre on
+        parts = torch.stack([shifts, known, moved])  # (3, T, D), relative to the source's centre
         self.directions = torch.cholesky_solve(parts.flatten(0, 1).t(), classes.factor).t().view_as(parts)
         self.products = torch.einsum("atd,btd->abt", parts, self.directions)
 
     def amounts(self, choice: _Choice) -> Tensor:
-        """Return the amount of each part in each class's mean, (3, T)."""
+        """Return the coefficient of each part in each class's mean, (3, T)."""
         k, u, shift = choice
         amounts = torch.stack(
             [self.counts, torch.full_like(self.counts, k), torch.full_like(self.counts, shift * (k + u))]
@@ -179,21 +184,21 @@ class _Means:
         return amounts
 
     def offset(self, amounts: Tensor) -> Tensor:
-        """Return 1/2 (mu - m)' W^-1 (mu - m), (T,), of class means of ``amounts`` (3, T)."""
+        """Return 1/2 (mu - m)' W^-1 (mu - m), (T,), for class means with coefficients ``amounts`` (3, T)."""
         return torch.einsum("at,abt,bt->t", amounts, self.products, amounts) / 2
 
     def linear(self, amounts: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the weight (T, D) and the bias (T,) of class means of ``amounts`` (3, T)."""
+        """Return the weight (T, D) and the bias (T,) for class means with coefficients ``amounts`` (3, T)."""
         weight = torch.einsum("at,atd->td", amounts, self.directions)
         return weight, -self.offset(amounts) - weight @ self.centre
 
     def seen(self, rows: Tensor, labels: Tensor) -> Batch:
-        """Return (f - m)' W^-1 of all parts, (B, 3, T), for features f (B, D); and the labels beside them."""
+        """Return the products (f - m)' W^-1 part (B, 3, T) for features f (B, D), and their labels (B,)."""
         return torch.einsum("bd,atd->bat", rows - self.centre, self.directions), labels.to(rows.device)
 
 
 class _Trial(NamedTuple):
-    """Class means, and images that they are tried on."""
+    """Class means, and held-out images for their likelihood."""
 
     means: _Means
     seen: list[Batch]  # (B, 3, T), labels (B,): see _Means.seen
@@ -206,7 +211,7 @@ class _Trial(NamedTuple):
 
 
 def _best(trials: list[_Trial]) -> tuple[_Choice, TemperatureFit]:
-    """Return the candidate at which the trials' labels are most likely, all at one temperature."""
+    """Return the candidate with the least negative log-likelihood over all trials, at one temperature."""
     informative = all(trial.means.informative for trial in trials)
     counts = TRANSPORT_COUNTS if informative else TRANSPORT_COUNTS[:1]
     every = (_Choice(k, u, shift) for shift, u, k in product(CENTRE_SHIFTS, PRIOR_COUNTS, counts))
@@ -215,15 +220,14 @@ def _best(trials: list[_Trial]) -> tuple[_Choice, TemperatureFit]:
 
 
 def _episodes(source: list[Batch], target: _Means, given: HeadInputs, shrinkage: float) -> Iterator[_Trial]:
-    """Yield tasks made of the source's images, in each of which other classes, chosen at random, are the target's.
+    """Yield few-shot tasks of source images, with randomly chosen source classes as the target classes.
 
-    An episode has as many labelled images a class as the target has on average. Its classes are as many as the
-    target's, or a third of the source's, whichever is less. Every process has the same episodes, and its share of their
-    images.
+    An episode has as many labelled images a class as the target has on average, and as many classes as the target, but
+    at most a third of the source's. All processes have the same episodes, and each its share of the images.
 
     Args:
         source: features (B, D) and labels (B,) of the source images.
-        target: the target's class means: episodes transport nothing where its plan is uninformative.
+        target: the target's class means: if its plan is uninformative, episodes have no plan.
         given: the numbers of classes, S and T, and plans between source classes.
         shrinkage: of the covariance within a class, in [0, 1].
 
@@ -236,7 +240,7 @@ def _episodes(source: list[Batch], target: _Means, given: HeadInputs, shrinkage:
     if len(usable) < 4:
         raise UserError(
             "expected validation images (dataset.validation), or 4 or more source classes with 2 or more images each, "
-            f"to choose the strengths of head=discriminant by, but got {len(usable)} such classes: give head=cosine"
+            f"to choose the settings of head=discriminant, but got {len(usable)} such classes: set head=cosine"
         )
     size = max(2, min(len(target.counts), len(usable) // 3))
     shots = max(1, round(float(target.counts.mean())))
@@ -245,7 +249,7 @@ def _episodes(source: list[Batch], target: _Means, given: HeadInputs, shrinkage:
     rank, processes = process()
 
     def share(places: Tensor, classes: Tensor) -> Batch:
-        """Return this process's share of these images, labelled by their class's place among ``classes``."""
+        """Return this process's share of these images, labelled by the index of their class among ``classes``."""
         mine = places[rank::processes]
         place = torch.zeros_like(counts).index_copy_(0, classes, torch.arange(len(classes), device=counts.device))
         return rows[mine], place[labels[mine]]
@@ -266,7 +270,7 @@ def _episodes(source: list[Batch], target: _Means, given: HeadInputs, shrinkage:
         classes = _classes([share(torch.isin(labels, rest).nonzero()[:, 0], rest)], len(rest), shrinkage)
         means = _Means(classes, *class_sums([share(torch.cat(labelled), pseudo)], size), plan)
         images, theirs = share(torch.cat(held_out), pseudo)
-        yield _Trial(means, [means.seen(_wide(images), theirs)])
+        yield _Trial(means, [means.seen(_accumulated(images), theirs)])
 
 
 class _Classes(NamedTuple):
@@ -274,13 +278,13 @@ class _Classes(NamedTuple):
 
     means: Tensor  # (S, D)
     centre: Tensor  # (D,): the mean of the means
-    factor: Tensor  # (D, D): Cholesky's, of the covariance within a class
+    factor: Tensor  # (D, D): Cholesky factor of the covariance within a class
 
 
 def _classes(batches: Iterable[Batch], classes: int, shrinkage: float) -> _Classes:
     found: list[Tensor] = []  # sums (S, D), counts (S,), and the features' products (D, D)
     for features, labels in batches:
-        rows = _wide(features)
+        rows = _accumulated(features)
         member = one_hot(labels.to(rows.device), classes).to(rows)  # (B, S)
         more = [member.t() @ rows, member.sum(0), rows.t() @ rows]
         found = [a.add_(b) for a, b in zip(found, more, strict=True)] if found else more
@@ -294,16 +298,16 @@ def _classes(batches: Iterable[Batch], classes: int, shrinkage: float) -> _Class
     means[counts == 0] = centre
     within = squares.sub_((means * counts[:, None]).t() @ means).div_((counts.sum() - (counts > 0).sum()).clamp_min(1))
     mean_variance = float(within.diagonal().mean())
-    if not mean_variance > 1e-12 * float(means.square().mean()):  # of one image a class: all directions are alike
+    if not mean_variance > 1e-12 * float(means.square().mean()):  # One image a class gives no covariance.
         within, mean_variance = torch.zeros_like(within), 1.0
     within.mul_(1 - shrinkage).diagonal().add_(shrinkage * mean_variance)
     return _Classes(means, centre, torch.linalg.cholesky(within))
 
 
 def _not_finite(images: str) -> UserError:
-    return UserError(f"expected finite features of {images}, but got others: lower optimizer.lr")
+    return UserError(f"expected finite features of {images}, but got infinite or NaN ones: lower optimizer.lr")
 
 
-def _wide(value: Tensor) -> Tensor:
-    """Return ``value`` in float64; on the CPU where it comes from one of Apple's GPUs, which have no float64."""
+def _accumulated(value: Tensor) -> Tensor:
+    """Return ``value`` in float64; on the CPU if it is on an Apple GPU, which has no float64."""
     return value.cpu().double() if value.device.type == "mps" else value.double()

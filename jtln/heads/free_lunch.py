@@ -1,4 +1,4 @@
-"""Free Lunch: logistic regression on features sampled around the labelled images, their spread the source classes'.
+"""Free Lunch: logistic regression on features sampled around the labelled images with the source classes' covariance.
 
 For each labelled image, of transformed feature z, let K be the k source classes whose means are nearest to it. Features
 are sampled from a Gaussian of
@@ -56,21 +56,21 @@ class PoweredLinear(nn.Module):
 class FreeLunch(Head):
     """Logistic regression on labelled and sampled features (Free Lunch, Yang et al. 2021).
 
-    Nothing is chosen by validation. Like ``alpha``, the penalty is for features as the network has them, of a size near
-    1, such as averages after a ReLU: the objective is that of scikit-learn's ``LogisticRegression()``, sum of
-    cross-entropies + |W|^2 / 2C, which the authors' code uses, but for |b|^2 / 2 of the bias. A sampled feature has the
-    prior of the labelled image that it was sampled around; that is ours.
+    No setting is chosen by validation. The penalty and ``alpha`` are for the network's own features with a size near 1,
+    such as averages after a ReLU. The objective is that of scikit-learn's ``LogisticRegression()`` in the authors'
+    code, sum of cross-entropies + |W|^2 / 2C, plus |b|^2 / 2 for the bias. A sampled feature has the prior of its
+    labelled image, which is our addition.
 
     Attributes:
         neighbours: k >= 1, source classes for each labelled image.
         alpha: >= 0, added to every entry of the covariance.
-        power: in (0, 1], of every feature of the target's images, the sign kept; 0.5 is Tukey's transform.
-        source_power: in (0, 1], of the source's; 1 leaves them as they are, like the authors' code.
-        samples: >= 0, sampled features a class; its labelled images share them.
-        most_samples: >= 0, sampled features in all, which bounds memory and time; with more than 13 classes, at the
-            defaults, a class has fewer than ``samples``. Ours.
+        power: in (0, 1], exponent of the size of every target feature, whose sign is kept; 0.5 is Tukey's transform.
+        source_power: in (0, 1], the same of source features; 1, as in the authors' code, does not transform them.
+        samples: >= 0, sampled features a class, divided among its labelled images.
+        most_samples: >= 0, limit of all sampled features, which bounds memory and time (our addition); at the defaults,
+            with more than 13 classes, a class has fewer than ``samples``.
         inverse_penalty: C > 0.
-        source_images: >= 1, about how many source images are read, evenly spread over the training set.
+        source_images: >= 1, approximate number of source images, evenly spread over the training set.
         seed: >= 0, of the samples.
 
     Raises:
@@ -139,10 +139,10 @@ class SourceClasses(NamedTuple):
 
     @classmethod
     def of(cls, features: FeatureSource, at_most: int, power: float) -> SourceClasses:
-        """Read about so many source images of all processes, each number raised to ``power``, its sign kept.
+        """Read about ``at_most`` source images of all processes; sizes are raised to ``power``, and signs kept.
 
         Raises:
-            UserError: there is none, or features are not finite.
+            UserError: there are none, or features are not finite.
         """
         batches = list(features.of("source", at_most=at_most))
         if not batches:
@@ -150,13 +150,15 @@ class SourceClasses(NamedTuple):
         rows = gather_in_order(torch.cat([batch for batch, _ in batches])).cpu()
         labels = gather_in_order(torch.cat([labels for _, labels in batches])).cpu()
         if not bool(rows.isfinite().all()):
-            raise UserError("expected finite features of the source images, but got others: lower optimizer.lr")
+            raise UserError(
+                "expected finite features of the source images, but got infinite or NaN ones: lower optimizer.lr"
+            )
         groups = [powered(rows[labels == label].double(), power) for label in labels.unique().tolist()]
         means = torch.stack([group.mean(0) for group in groups])
         return cls(means, [group - mean for group, mean in zip(groups, means, strict=True)])
 
     def samples(self, rows: Tensor, counts: Tensor, neighbours: int, alpha: float, seed: int) -> Tensor:
-        """Return ``counts`` (N,) sampled features around each of ``rows`` (N, D), in this order: (M, D) float64."""
+        """Return ``counts`` (N,) sampled features for each of ``rows`` (N, D), in this order: (M, D) float64."""
         k = min(neighbours, len(self.means))
         nearest = torch.cdist(rows, self.means).topk(k, largest=False).indices  # (N, k)
         generator = torch.Generator().manual_seed(seed)
@@ -169,7 +171,7 @@ class SourceClasses(NamedTuple):
                 mean = (row + self.means[among].sum(0)) / (k + 1)
                 drawn = mean + math.sqrt(alpha) * noise(count, 1)  # (count, D)
                 for centred in (self.centred[each] for each in among):
-                    # A class of one image has no spread.
+                    # A class of one image has no covariance.
                     drawn += noise(count, len(centred)) @ centred / math.sqrt(k * max(1, len(centred) - 1))
                 yield drawn
 

@@ -1,4 +1,4 @@
-"""The linear head as training leaves it."""
+"""The trained linear head."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jtln.heads.base import Head, HeadFit, HeadInputs
 
 @dataclass(frozen=True)
 class Linear(Head):
-    """The head that the objective trains, in place; with a prior, the losses see the prediction that includes it."""
+    """The head that the objective trains; with a prior, the losses apply to the prediction with the prior."""
 
     name = "linear"
     replaces = False

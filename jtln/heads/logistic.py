@@ -2,8 +2,8 @@
 
     min over W, b of  sum_n CE(W x_n + b + alpha log q(x_n), y_n) + |W|^2 / 2C + |b|^2 / 2
 
-x is the feature vector at a fixed length, which lets one C serve every network. The problem is convex. W lies in the
-span of the labelled images, so that it is solved in at most as many dimensions as there are images.
+x is the feature vector scaled to a fixed length, so that one C suits every network. The problem is convex. W lies in
+the span of the labelled images, so the problem has at most as many dimensions as images.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class NormalizedLinear(nn.Module):
 
     Args:
         dim, classes: D and T.
-        length: > 0, of the features that it sees.
-        power: in (0, 1], of every feature's size before that, the sign kept.
+        length: > 0, of the scaled features.
+        power: in (0, 1], exponent of every feature's size before scaling; signs are kept.
     """
 
     def __init__(self, dim: int, classes: int, length: float = 5.0, power: float = 1.0) -> None:
@@ -46,12 +46,12 @@ class NormalizedLinear(nn.Module):
 
 
 def at_length(features: Tensor, length: float, power: float = 1.0) -> Tensor:
-    """Return features (B, D) of this length, each number first raised to ``power``, its sign kept."""
+    """Return features (B, D) scaled to ``length``, with sizes first raised to ``power`` and signs kept."""
     return length * normalize(powered(features, power))
 
 
 def powered(features: Tensor, power: float) -> Tensor:
-    """Raise the size of every number to ``power``, its sign kept."""
+    """Raise the size of every number to ``power``, and keep its sign."""
     return features if power == 1 else features.sign() * features.abs().pow(power)
 
 
@@ -69,15 +69,15 @@ class Logistic(Head):
     """Logistic regression on the labelled images, with the prior in place.
 
     Attributes:
-        inverse_penalty: C > 0; 30 is from the ``linear probe`` figures of the design on EfficientNet-Lite0.
+        inverse_penalty: C > 0; 30 was chosen on EfficientNet-Lite0's features.
         length: > 0, of the features.
         power: in (0, 1]; 0.5 is Tukey's transform of features >= 0, as in Free Lunch (Yang et al. 2021).
-        normalization: "each" gives every image's features the length; "mean" divides all by their mean length, which
-            leaves the classifier linear in the features, so that training can go on from it.
-        temperature: > 0, of the logits, for one label a class and no validation image: a regression on few images is
-            less sure than it should be. With validation images, or else two labels of a class, these choose it; 0.5
-            is about the best at one label on Caltech-101 (0.4 to 0.5) and the pictograms (0.45 to 0.5). None leaves the
-            logits as they are.
+        normalization: "each" scales every image's features to the length; "mean" scales all by one factor to this mean
+            length, which keeps the classifier linear in the features, so that training can continue from it.
+        temperature: > 0, of the logits, for one label a class and no validation image, because a regression on few
+            images is underconfident. With validation images, or with two labels of a class, the temperature is fitted
+            on these; 0.5 is near the best at one label on Caltech-101 (0.4 to 0.5) and the pictograms (0.45 to 0.5).
+            None: the logits are not scaled.
 
     Raises:
         UserError: a number is out of range.
@@ -112,7 +112,7 @@ class Logistic(Head):
         return NormalizedLinear(dim, classes, self.length, self.power)
 
     def inputs(self, rows: Tensor) -> Tensor:
-        """Return the features (N, D) of all labelled images as the regression sees them, float64."""
+        """Return the regression's inputs (N, D) float64 of all labelled images' features."""
         if self.normalization == "each":
             return at_length(rows.double(), self.length, self.power)
         return rows.double() * self._scale(rows)
@@ -125,7 +125,7 @@ class Logistic(Head):
         """Fit the regression to all labelled images.
 
         Raises:
-            UserError: there is none, or features are not finite.
+            UserError: there are none, or features are not finite.
         """
         rows, labels, offset = labelled(given.features, given.prior)
         scale = 1.0 if self.normalization == "each" else self._scale(rows)
@@ -150,14 +150,16 @@ def labelled(features: FeatureSource, prior: Callable[[Tensor], Tensor] | None) 
     """Return features (N, D), labels (N,) and the prior's logits (N, T) of all processes' labelled images, on the CPU.
 
     Raises:
-        UserError: there is none, or features are not finite.
+        UserError: there are none, or features are not finite.
     """
     batches = [(x, y, None if prior is None else prior(x)) for x, y in features.of("target")]
     if not batches:
         raise UserError("expected at least one batch of labelled target images, but got none")
     rows, labels = (gather_in_order(torch.cat([batch[k] for batch in batches])).cpu() for k in (0, 1))  # type: ignore[arg-type, misc]
     if not bool(rows.isfinite().all()):
-        raise UserError("expected finite features of the target's images, but got others: lower optimizer.lr")
+        raise UserError(
+            "expected finite features of the target's images, but got infinite or NaN ones: lower optimizer.lr"
+        )
     if prior is None:
         return rows, labels, None
     return rows, labels, gather_in_order(torch.cat([each for _, _, each in batches if each is not None])).cpu()
@@ -183,15 +185,15 @@ def regression(
         tolerance: > 0, of the gradient's largest entry.
         start: of the iterations, fitted to the same rows; None: at zero.
     """
-    from scipy.optimize import minimize  # here: --help stays quick
+    from scipy.optimize import minimize  # Importing it here keeps --help fast.
 
     count, dim = rows.shape
-    basis = None  # (D, N) orthonormal, of the span of the images: W = V basis'
+    basis = None  # (D, N) orthonormal basis of the span of the images: W = V basis'
     inner = rows
     if count < dim:
         basis, triangle = torch.linalg.qr(rows.t())
         inner = triangle.t()
-    # The bias is the weight of a constant column, at which |b|^2 / 2 is |W|^2 / 2C too.
+    # The bias is the weight of a constant column, whose size makes its penalty |b|^2 / 2.
     column = 1 / math.sqrt(inverse_penalty)
     x = torch.cat([inner, inner.new_full((count, 1), column)], dim=1).numpy()  # (N, R + 1)
     y = labels.numpy()
@@ -224,7 +226,7 @@ def regression(
 def left_out(
     head: Logistic, rows: Tensor, labels: Tensor, classes: int, offsets: Sequence[Tensor | None] = (None,)
 ) -> list[list[tuple[Tensor, Tensor]]]:
-    """Return logits (M, T) and labels (M,) of labelled images that are left out of the regression, by offset and fold.
+    """Return logits (M, T) and labels (M,) of labelled images left out of the regression, by offset and fold.
 
     Each fold leaves out one image, or with more than five a fifth of the images, of every class that has two or more.
 
@@ -236,10 +238,10 @@ def left_out(
         offsets: each (N, T) logits that are added; None: none.
 
     Returns:
-        No fold where no class has two images.
+        For each offset a list of folds; empty if no class has two images.
     """
     inputs, counts = head.inputs(rows), labels.bincount(minlength=classes)
-    place = torch.zeros_like(labels)  # of each image among those of its class
+    place = torch.zeros_like(labels)  # index of each image within its class
     for label in labels.unique().tolist():
         mine = (labels == label).nonzero()[:, 0]
         place[mine] = torch.arange(len(mine))
@@ -260,10 +262,10 @@ def left_out(
 def alpha_nll(
     head: Logistic, rows: Tensor, labels: Tensor, log_q: Tensor, alphas: Sequence[float]
 ) -> dict[float, float]:
-    """Return the mean negative log-likelihood of labelled images that are left out, at each weight of the prior.
+    """Return the mean negative log-likelihood of left-out labelled images at each weight of the prior.
 
-    The likelihood is that at the best temperature: a regression on few images is less sure than it should be, and a
-    larger weight of the prior would make up for that.
+    It is taken at the best temperature: a regression on few images is underconfident, and without a temperature a
+    larger weight of the prior would compensate for that.
 
     Args:
         head: whose regression it is.
@@ -273,7 +275,7 @@ def alpha_nll(
         alphas: the candidates, >= 0.
 
     Returns:
-        Nothing where no class has two images.
+        alpha -> negative log-likelihood; empty if no class has two images.
     """
     batches = left_out(head, rows, labels, log_q.shape[1], [alpha * log_q for alpha in alphas])
     return {alpha: fit_temperature(each).nll for alpha, each in zip(alphas, batches, strict=True) if each}

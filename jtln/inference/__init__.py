@@ -1,4 +1,4 @@
-"""A trained network, used and exported."""
+"""Use and export of a trained network."""
 
 from jtln.inference.classifier import Classifier
 from jtln.inference.load import load

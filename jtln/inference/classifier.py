@@ -19,23 +19,23 @@ from jtln.errors import UserError
 from jtln.transport import TransportedPrior
 from jtln.trunks.base import Trunk
 
-LEAST_SHARE = 0.01  # of a source class that an explanation names
-KEY = "model"  # of a checkpoint's hyper-parameters: what it says about its network
+LEAST_SHARE = 0.01  # smallest share of a source class in an explanation
+KEY = "model"  # key of the network's description in a checkpoint's hyper-parameters
 
 
 @dataclass(frozen=True)
 class Description:
-    """A checkpoint's description of its network: all that other programs need beside the weights.
+    """A checkpoint's description of its network: all that other programs need besides the weights.
 
     Attributes:
-        trunk: its configuration, as ``conf/trunk`` has it; empty where it was made in Python.
+        trunk: its configuration, as in ``conf/trunk``; empty if it was made in Python.
         source, target: the classes of the heads, in order.
-        image_size: the side of the images as the network sees them, in pixels.
-        stored_size: the side at which files are read, >= image_size; the views are cut out of that.
+        image_size: the side of the network's input images, in pixels.
+        stored_size: the side at which files are read, >= image_size; views are crops of that image.
         channels: 1 (grey) or 3 (RGB).
         fit: how an oblong image becomes a square: "crop", "squash" or "pad".
-        views: what predictions were averaged over in its test: "none", "flip" or "ten_crop".
-        white: the grey level that is white in grey images of more than 8 bits; None: as each file declares.
+        views: the views over which the test averaged predictions: "none", "flip" or "ten_crop".
+        white: the white level of grey images of more than 8 bits; None: as each file declares.
     """
 
     trunk: dict[str, Any]
@@ -50,7 +50,7 @@ class Description:
 
     @classmethod
     def of(cls, spec: PairSpec, trunk: dict[str, Any], views: str, white: float | None = None) -> Description:
-        """Return that of a network which learns the pair."""
+        """Return the description of a network that is trained on the pair."""
         return cls(
             trunk,
             list(spec.source_classes.names),
@@ -92,10 +92,10 @@ class Informed(nn.Module):
 
 
 class Explained(NamedTuple):
-    """A prediction, and the source classes that the prior reads it from."""
+    """A prediction, and the source classes with the largest shares in its prior."""
 
     probabilities: Tensor  # (K,)
-    related: tuple[tuple[str, float], ...]  # the name and share of the most important ones, for the likeliest class
+    related: tuple[tuple[str, float], ...]  # names and shares of the source classes, for the predicted class
 
 
 class Classifier(nn.Module):
@@ -105,8 +105,8 @@ class Classifier(nn.Module):
         trunk: (B, 3, H, W) -> (B, D).
         head: (B, D) -> (B, K).
         classes: (K,) the names of the head's classes.
-        reader: how a file becomes an image.
-        views: what the network sees of it.
+        reader: decodes the image files.
+        views: of each image, as network input.
     """
 
     def __init__(self, trunk: Trunk, head: nn.Module, classes: Sequence[str], reader: Reader, views: Views) -> None:
@@ -119,7 +119,7 @@ class Classifier(nn.Module):
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, channels, S, S) uint8, as the reader makes them -> (B, K) float32, rows that sum to one."""
+        """Return probabilities (B, K) float32, rows sum to 1, of the reader's images (B, channels, S, S) uint8."""
         views = self.views(images)  # (B, V, C, H, W)
         logits = self.head(self.trunk(self.to_float(views.flatten(0, 1)))).float()
         return logits.softmax(1).unflatten(0, views.shape[:2]).mean(1)
@@ -128,7 +128,7 @@ class Classifier(nn.Module):
     def predict(
         self, paths: Sequence[str | Path], batch_size: int = 64
     ) -> Iterator[tuple[str | Path, Tensor | BadImage]]:
-        """Every file with its probabilities (K,) on the CPU, or with what is wrong with it; in the order given."""
+        """Yield every file with its probabilities (K,) on the CPU, or with its error, in the given order."""
         device = self.to_float.mean.device
         with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as threads:
             for start in range(0, len(paths), batch_size):
@@ -143,19 +143,19 @@ class Classifier(nn.Module):
     def explain(
         self, paths: Sequence[str | Path], batch_size: int = 64, most: int = 3
     ) -> Iterator[tuple[str | Path, Explained | BadImage]]:
-        """Yield every file with its prediction and the source classes behind it, or with the reason why it is broken.
+        """Yield every file with its prediction and the source classes of its prior, or with its error.
 
         Args:
             paths: image files.
             batch_size: images at a time.
-            most: how many source classes at most; those of a share below 1 % are left out.
+            most: the largest number of source classes; those with a share below 1 % are left out.
 
         Raises:
-            UserError: the head has no prior, so that it reads no source class.
+            UserError: the head has no prior.
         """
         head = self.head
         if not isinstance(head, Informed):
-            raise UserError("expected a run with a prior (head.prior) to explain, but this one reads no source class")
+            raise UserError("expected a run with a prior (head.prior) to explain, but this one has none")
         for path, probabilities in self.predict(paths, batch_size):
             if isinstance(probabilities, BadImage):
                 yield path, probabilities

@@ -1,4 +1,4 @@
-"""A classifier as a program that runs without this package: ONNX or ``torch.export``."""
+"""Export of a classifier as a program that does not need this package: ONNX or ``torch.export``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from jtln.inference.classifier import Classifier
 
 
 def to_torch(classifier: Classifier) -> torch.export.ExportedProgram:
-    """Export with ``torch.export``, for any number of images; a UserError where the classifier cannot be traced."""
+    """Export with ``torch.export``, for any number of images; raise a UserError if the network cannot be traced."""
     side, channels = classifier.reader.size, classifier.reader.channels
     example = torch.zeros(2, channels, side, side, dtype=torch.uint8)
     try:
@@ -30,15 +30,15 @@ def to_torch(classifier: Classifier) -> torch.export.ExportedProgram:
 
 
 def to_onnx(classifier: Classifier, path: Path) -> None:
-    """Write the classifier as ONNX, its classes in the file's metadata.
+    """Write the classifier as ONNX, with its classes in the file's metadata.
 
     Raises:
-        UserError: onnxscript is not installed, or the network has an operation that ONNX has not.
+        UserError: onnxscript is not installed, or the network has an operation that ONNX lacks.
     """
     if find_spec("onnxscript") is None:
         raise UserError(
             "expected the package onnxscript for --format onnx, but it is not installed: pip install 'jtln[onnx]', or "
-            "pip install onnxscript; --format torch needs nothing more"
+            "pip install onnxscript; --format torch needs no package"
         )
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
@@ -54,8 +54,8 @@ def to_onnx(classifier: Classifier, path: Path) -> None:
         except torch.onnx.OnnxExporterError as error:
             reason = str(error.__cause__ or error).strip().splitlines()[0]
             raise UserError(
-                f"expected a network of which ONNX has every operation, but got: {reason}. --format torch has no such "
-                "limit"
+                f"expected a network whose operations ONNX supports, but got: {reason}. Use --format torch, which has "
+                "no such limit"
             ) from error
     assert program is not None
     program.model.metadata_props["classes"] = json.dumps(classifier.classes)
@@ -89,5 +89,5 @@ class _MaximaOfParts(nn.Module):
 
 
 def _parts(length: int, count: int) -> list[tuple[int, int]]:
-    """Return start and end of each of ``count`` parts of ``length`` pixels, as PyTorch's adaptive pooling has it."""
+    """Return start and end of each of ``count`` parts of ``length`` pixels, as in PyTorch's adaptive pooling."""
     return [(k * length // count, -(-(k + 1) * length // count)) for k in range(count)]

@@ -23,58 +23,59 @@ from jtln.trunks.rebuild import TRUNKS
 from jtln.trunks.weights import is_fetched
 
 TASKS = ("target", "source")
-MODULE = "jtln.trunks.from_module"  # a network of the user's own, whose path it takes
-_HYDRAS = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")  # keys that are no arguments
+MODULE = "jtln.trunks.from_module"  # imports the user's own network from a path
+_HYDRAS = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")  # Hydra's keys, which are no arguments
 HEADS: dict[str, Callable[..., Head]] = {
     f"{kind.__module__}.{kind.__qualname__}": kind for kind in (Linear, Cosine, Discriminant, FreeLunch, Logistic)
 }
 
 
 def load(run: str | Path, head: str = "target", views: str | None = None, trust: bool = False) -> Classifier:
-    """Return the network that a run's validation chose, on the CPU.
+    """Return the network of a run's best checkpoint, on the CPU.
 
     Args:
         run: its folder, or a ``best.ckpt`` from one.
         head: "target" or "source".
-        views: "none", "flip" or "ten_crop"; None takes those of its test.
-        trust: whether code of other packages than this may run that the checkpoint names: a trunk or head of your own.
+        views: "none", "flip" or "ten_crop"; None: those of the run's test.
+        trust: whether code of other packages that the checkpoint names may run, such as your own trunk or head.
 
     Raises:
-        UserError: there is no such checkpoint, it is not one of ours, it names code that is not trusted, or its trunk
-            cannot be made again.
+        UserError: there is no such checkpoint, it is not one of this package, it names code that is not trusted, or its
+            trunk cannot be made again.
     """
     if head not in TASKS:
         raise unknown("head", head, TASKS)
     path = checkpoint_of(run)
     try:
         checkpoint = read_torch(path)
-        state, said = checkpoint["state_dict"], Description(**checkpoint["hyper_parameters"][KEY])
+        state, description = checkpoint["state_dict"], Description(**checkpoint["hyper_parameters"][KEY])
     except OSError:
         raise
     except Exception as error:
         raise UserError(
-            f"expected a checkpoint of a run, with what its network is, in {path}, but it cannot be read as one "
-            f"({type(error).__name__}): give a run of this version of jtln"
+            f"expected a checkpoint of a run, with a description of its network, in {path}, but it cannot be read as "
+            f"one ({type(error).__name__}): give a run of this version of jtln"
         ) from error
     if (name := not_finite(state) or not_finite((checkpoint.get("head") or {}).get("state", {}))) is not None:
         raise UserError(f"expected finite weights in {path}, but {name} is not: the training diverged")
-    if not said.trunk:
+    if not description.trunk:
         raise UserError(
             f"expected the trunk's configuration in {path}, but its trunk was made in Python: load it there"
         )
-    kind, settings = str(said.trunk.get("_target_", "")), {k: v for k, v in said.trunk.items() if k != "_target_"}
+    kind = str(description.trunk.get("_target_", ""))
+    settings = {key: value for key, value in description.trunk.items() if key != "_target_"}
     make_trunk = _trusted(kind, TRUNKS, "trunk", path, trust, settings)
     fitted = checkpoint.get("head") if head == "target" else None
     make_head = None if fitted is None else _trusted(fitted["kind"], HEADS, "head", path, trust, fitted["settings"])
-    classes = getattr(said, head)
+    classes = getattr(description, head)
     try:
         for key in ("freeze", "views"):
             settings.pop(key, None)
-        if kind in (*TRUNKS, MODULE):  # the weights are in the checkpoint, and need not be fetched
+        if kind in (*TRUNKS, MODULE):  # The checkpoint contains the weights.
             settings["weights"] = "none"
-        trunk = make_trunk(image_size=said.image_size, **settings)
-        if hasattr(getattr(trunk, "body", None), "transform_input"):  # goes by the weights that training began with
-            trunk.body.transform_input = is_fetched(str(said.trunk.get("weights")))
+        trunk = make_trunk(image_size=description.image_size, **settings)
+        if hasattr(getattr(trunk, "body", None), "transform_input"):  # depends on the weights training started from
+            trunk.body.transform_input = is_fetched(str(description.trunk.get("weights")))
         trunk.load_state_dict({k.removeprefix("trunk."): v for k, v in state.items() if k.startswith("trunk.")})
         classifier: nn.Module = nn.Linear(trunk.dim, len(classes))
         prefix = f"{head}_head."
@@ -83,19 +84,19 @@ def load(run: str | Path, head: str = "target", views: str | None = None, trust:
             classifier, weights = make_head(**fitted["settings"]).classifier(trunk.dim, len(classes)), fitted["state"]
         classifier.load_state_dict(weights)
         if head == "target" and "prior.rows" in state:
-            classifier = Informed(classifier, *_prior(state), said.source)
+            classifier = Informed(classifier, *_prior(state), description.source)
     except Exception as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise UserError(
-            f"expected to make the network of {path} again, trunk {kind}, but got: {reason}. A file of your own has to "
-            "be in this folder or installed, as it was in training"
+            f"expected to make the network of {path} again, trunk {kind}, but got: {reason}. Your own files have to be "
+            "in this folder or installed, as they were in training"
         ) from error
-    reader = Reader(said.stored_size, said.fit, said.channels, said.white)
-    return Classifier(trunk, classifier, classes, reader, Views(views or said.views, said.image_size))
+    reader = Reader(description.stored_size, description.fit, description.channels, description.white)
+    return Classifier(trunk, classifier, classes, reader, Views(views or description.views, description.image_size))
 
 
 def _prior(state: dict[str, torch.Tensor]) -> tuple[nn.Linear, TransportedPrior]:
-    """Return the source head and the prior that a checkpoint's target head reads."""
+    """Return the source head and the prior of a checkpoint."""
     weight, rows = state["source_head.weight"], state["prior.rows"]
     source_head, prior = nn.Linear(weight.shape[1], weight.shape[0]), TransportedPrior(rows)
     source_head.load_state_dict({"weight": weight, "bias": state["source_head.bias"]})
@@ -106,7 +107,7 @@ def _prior(state: dict[str, torch.Tensor]) -> tuple[nn.Linear, TransportedPrior]
 def _trusted(
     kind: str, known: dict[str, Callable[..., Any]], what: str, path: Path, trust: bool, settings: dict[str, Any]
 ) -> Callable[..., Any]:
-    """Return what makes ``kind``. A checkpoint may come from anywhere: without trust no foreign code runs."""
+    """Return the constructor of ``kind``; without ``trust`` no code of other packages runs."""
     foreign = [*([] if kind in known else [kind]), *_named_code(settings)]
     foreign += [str(settings.get("path"))] if kind == MODULE else []
     if not foreign:
@@ -114,7 +115,7 @@ def _trusted(
     if not trust:
         raise UserError(
             f"expected a {what} of this package in {path}, but it names {', '.join(foreign)}, which loading would run: "
-            "give --trust (trust=True in Python) if the file is from somebody whom you trust"
+            "give --trust (trust=True in Python) if you trust the file's author"
         )
     try:
         found = {name: _imported(name) for name in (kind, *foreign)}
@@ -126,7 +127,7 @@ def _trusted(
 
 
 def _named_code(value: Any) -> list[str]:
-    """Return what a value of a configuration names to be called, at any depth."""
+    """Return the names of all callables in a value of a configuration, at any depth."""
     if isinstance(value, dict):
         inner = [name for each in value.values() for name in _named_code(each)]
         return [str(value["_target_"]), *inner] if "_target_" in value else inner
@@ -134,7 +135,7 @@ def _named_code(value: Any) -> list[str]:
 
 
 def _made(value: Any) -> Any:
-    """Call what a value of a trusted configuration names, as Hydra did in training."""
+    """Instantiate a value of a trusted configuration, as Hydra did in training."""
     if isinstance(value, list | tuple):
         return [_made(each) for each in value]
     if not isinstance(value, dict):
@@ -154,7 +155,7 @@ def _imported(name: str) -> Callable[..., Any]:
 
 
 def checkpoint_of(run: str | Path) -> Path:
-    """Return the checkpoint that ``run`` stands for: itself, or a run folder's best."""
+    """Return the path of a checkpoint: ``run`` itself, or the best one of a run folder."""
     if not str(run).strip():
         raise UserError("expected a run's folder or checkpoint, but got an empty name")
     path = Path(run).expanduser()
@@ -165,4 +166,4 @@ def checkpoint_of(run: str | Path) -> Path:
         return best
     if not path.exists():
         raise UserError(f"expected a run's folder or checkpoint, but there is no {path}")
-    raise UserError(f"expected a run's folder, but there is no {best}: give the folder that train.py named at its end")
+    raise UserError(f"expected a run's folder, but there is no {best}: give the folder that train.py printed last")

@@ -1,4 +1,4 @@
-"""The categories of a task: their names and, where known, their WordNet synsets and places in a hierarchy."""
+"""The classes of a task: their names and, where known, their WordNet synsets and paths in a hierarchy."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class ClassSet:
 
     Attributes:
         names: the class names, unique and not empty, as people read them.
-        synsets: for each class its WordNet 3.0 noun synset, as ``"n02084071"`` (an ImageNet id) or ``"dog.n.01"``, or
-            None where it is not known and has to be linked by name; or None when no class has one.
-        paths: for each class what it lies in in the collection's own hierarchy, from the top down and without the class
-            itself, ``("Boeing", "Boeing 737")`` or written ``"Boeing/Boeing 737"``, or None where it is not known; or
-            None when no class has one.
+        synsets: for each class its WordNet 3.0 noun synset, as ``"n02084071"`` (an ImageNet id) or ``"dog.n.01"``; None
+            for a class whose synset is unknown and is linked by name. None in place of the tuple if no class has one.
+        paths: for each class the nodes above it in the collection's own hierarchy, from the top down,
+            ``("Boeing", "Boeing 737")`` or as a string ``"Boeing/Boeing 737"``; None for a class whose path is unknown.
+            None in place of the tuple if no class has one.
 
     Raises:
-        UserError: a name is empty or stands twice, there is no class, a lone string stands for a list, or there are
-            not as many synsets or paths as names.
+        UserError: a name is empty or occurs twice, there is no class, a string is given in place of a list, or the
+            number of synsets or paths differs from the number of names.
     """
 
     names: tuple[str, ...]
@@ -43,7 +43,7 @@ class ClassSet:
         paths: Iterable[Sequence[str] | None] | None = None,
     ) -> None:
         for kind, given in (("class names", names), ("synsets", synsets), ("paths", paths)):
-            if isinstance(given, str):  # else its letters would be taken
+            if isinstance(given, str):  # A string is iterable, so each letter would become a class.
                 raise UserError(f"expected a list of {kind}, but got the text '{given}': write ['{given}']")
         set_field = object.__setattr__  # the dataclass is frozen
         set_field(self, "names", tuple(str(name) for name in names))
@@ -83,7 +83,7 @@ class ClassSet:
         return {name: index for index, name in enumerate(self.names)}
 
     def index(self, name: str) -> int:
-        """Return the label of the class called ``name``; a UserError names the choices where there is none."""
+        """Return the label of the class called ``name``; raise a UserError with the choices if there is none."""
         for each in (name, composed(name)):
             if each in self._places:
                 return self._places[each]
@@ -100,9 +100,12 @@ class ClassSet:
 
     @classmethod
     def from_csv(cls, path: Path) -> ClassSet:
-        """Read a table with the columns ``class``, ``synset`` (may be empty) and, where there, ``path`` ("A/B/C").
+        """Read a table with the columns ``class``, ``synset`` (cells may be empty) and optionally ``path`` ("A/B/C").
 
-        Further columns are notes. A UserError names the file where it is no such table.
+        Further columns are ignored.
+
+        Raises:
+            UserError: the file is no such table; the message names it.
         """
         rows = read_table(path, ("class", "synset"))
         paths = [row["path"] or None for row in rows] if rows and "path" in rows[0] else None
@@ -111,16 +114,15 @@ class ClassSet:
     def with_links(self, path: Path, also: Iterable[str] = (), task: str | None = None) -> ClassSet:
         """Return the same classes with the synsets and paths of a table ``class,synset`` or ``class,synset,path``.
 
-        A class that the table leaves out, or whose cell it leaves empty, keeps what it has.
+        A class that is not in the table, or whose cell is empty, keeps its synset and path.
 
         Args:
             path: the table; ``jtln classes`` writes one.
-            also: names of other classes that the table may speak of, of the pair's other task, say.
-            task: "source" or "target": where the table has a column task, its lines of this task count first.
+            also: names of other classes that the table may contain, such as those of the pair's other task.
+            task: "source" or "target": if the table has a column ``task``, lines of this task take precedence.
 
         Raises:
-            UserError: the file is no such table, or it names a class that does not exist, a class twice, or a synset
-                that does not exist.
+            UserError: the file is no such table, or it contains an unknown class, a class twice, or an unknown synset.
         """
         choices = dict.fromkeys([*self.names, *also])
         rows = [
@@ -131,11 +133,11 @@ class ClassSet:
         rows = [row for row in rows if row["class"] not in own or row.get("task") == task]
         links = {row["class"]: row for row in _unique(rows, path)}
         if strangers := [name for name in links if name not in choices]:
-            told = "".join(f"\n  {_nearest(name, choices)}" for name in strangers[:10])
+            listed = "".join(f"\n  {_nearest(name, choices)}" for name in strangers[:10])
             more = f"\n  and {len(strangers) - 10} more" if len(strangers) > 10 else ""
             raise UserError(
-                f"expected the names of classes in {path}, but {len(strangers)} of its {len(links)} are none of the "
-                f"{len(choices)} classes:{told}{more}\nCorrect these names in the file, or take the lines out."
+                f"expected the names of classes in {path}, but {len(strangers)} of its {len(links)} are not "
+                f"among the {len(choices)} classes:{listed}{more}\nCorrect these names, or remove their lines."
             )
         try:
             find_rows(row["synset"] for row in links.values() if row["synset"])
@@ -148,22 +150,22 @@ class ClassSet:
 
 
 def composed(name: str) -> str:
-    """Return a name with composed accents (Unicode's NFC): some systems write ü in two characters, which look alike."""
+    """Return a name with composed accents (Unicode NFC), because some file systems store ü as two characters."""
     return unicodedata.normalize("NFC", name)
 
 
 def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """Return the rows of a CSV file with a header, separated by commas or by semicolons (some languages' spreadsheets).
+    """Return the rows of a CSV file with a header, separated by commas or, as in some locales, by semicolons.
 
     Args:
         path: the file, UTF-8 with or without a byte order mark.
-        columns: the columns that it must have; there may be others.
+        columns: the required columns; there may be others.
 
     Returns:
-        A dictionary a row, stripped of spaces, a missing cell being empty; rows without any text are left out.
+        A dictionary for each row, with stripped cells; a missing cell is empty, and rows without text are left out.
 
     Raises:
-        UserError: the file is not there, cannot be read, lacks a column, or one of these columns' cells has two lines.
+        UserError: the file is missing or cannot be read, it lacks a column, or a cell of these columns has two lines.
     """
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
@@ -227,7 +229,7 @@ def _unique(rows: list[dict[str, str]], path: Path) -> list[dict[str, str]]:
         ]:
             raise UserError(
                 f"expected one synset and path for a class, but {path} has two lines for '{row['class']}' "
-                "that differ: take one of them out"
+                "that differ: remove one of them"
             )
     return list(first.values())
 

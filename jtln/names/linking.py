@@ -22,8 +22,8 @@ REMEDY = (
     "ClassSet(names, synsets)."
 )
 
-NEAR = 3  # lemmas that are suggested for an unknown name
-MOST_LINES = 20  # of each kind in a warning
+NEAR = 3  # suggested lemmas for an unknown name
+MOST_LINES = 20  # lines of each kind in a warning
 
 
 class Link(NamedTuple):
@@ -33,9 +33,9 @@ class Link(NamedTuple):
         name: the class's name.
         synset: its WordNet 3.0 id, such as "n02084071".
         how: "given" (the dataset's own mapping), "id" (an ImageNet id in the name), "lemma" (by the name), "slip" (by
-            a lemma that the name is one slip of the pen away from) or "head" (by what an unknown name is a kind of).
-        others: the ids of the other senses of the matching lemma, the likeliest first.
-        note: empty, or how freely the name was read: "read as 'polar bear'".
+            a lemma of which the name is a misspelling) or "head" (by the head noun of an unknown compound).
+        others: the ids of the other senses of the matching lemma, the most probable first.
+        note: empty, or the interpretation that was needed: "read as 'polar bear'".
     """
 
     name: str
@@ -46,12 +46,12 @@ class Link(NamedTuple):
 
 
 class Unmatched(NamedTuple):
-    """A class that no synset was found for.
+    """A class without a synset.
 
     Attributes:
         name: the class's name.
-        given: the synset that it was given, or the id in its name, where that does not exist; else empty.
-        near: lemmas that are spelled like the name, the most alike first.
+        given: the given synset, or the id in the name, if WordNet lacks it; otherwise empty.
+        near: lemmas with a similar spelling, the most similar first.
     """
 
     name: str
@@ -63,34 +63,34 @@ Found = Link | Unmatched
 
 
 class AmbiguousClassWarning(UserWarning):
-    """Class names have several meanings, were read freely, or are unknown."""
+    """Some class names have several senses, are not in WordNet as they are, or are unknown."""
 
 
 def link(
     tasks: Mapping[str, ClassSet], senses: str = "context", unknown_names: str = "neutral"
 ) -> dict[str, tuple[Found, ...]]:
-    """Link the classes of every task to synsets, as :func:`link_all` does; the classes of each in their order.
+    """Link the classes of every task to synsets, as :func:`link_all` does, in their order.
 
-    One :class:`AmbiguousClassWarning` for all tasks lists how names were linked that have several senses or are not in
-    WordNet as they are, and the names that stay unknown.
+    One :class:`AmbiguousClassWarning` for all tasks lists the links of names that have several senses or are not in
+    WordNet as they are, and the unknown names.
 
     Args:
-        tasks: class sets by the name of their task, which stands in messages: "source" and "target".
-        senses: which of several senses is taken: that which fits the task's other classes by their "context" (a crane
-            among birds is a bird), the most frequent of the likeliest kind to be "pictured" (animals and things before
-            people), or simply the "first", which is the most frequent; see :func:`jtln.names.senses.order`.
-        unknown_names: "neutral" returns what stays unknown as :class:`Unmatched`; "error" raises.
+        tasks: class sets by the name of their task, "source" and "target", which appears in messages.
+        senses: the choice among several senses: "context" fits the task's other classes (a crane among birds is a
+            bird), "pictured" prefers what images show (animals and things before people), and "first" is the most
+            frequent; see :func:`jtln.names.senses.order`.
+        unknown_names: "neutral" returns unknown names as :class:`Unmatched`; "error" raises.
 
     Raises:
-        UserError: a given synset or an id does not exist, or names are unknown and ``unknown_names`` is "error"; it
-            lists those of all tasks.
+        UserError: a given synset or an id does not exist, or names are unknown and ``unknown_names`` is "error"; the
+            message lists those of all tasks.
     """
     if unknown_names not in UNKNOWN:
         raise unknown("treatment of unknown names", unknown_names, UNKNOWN)
     found = {task: link_all(classes, senses) for task, classes in tasks.items()}
     everything = [(task, each) for task, links in found.items() for each in links]
     missing = [(task, each) for task, each in everything if isinstance(each, Unmatched)]
-    find_rows(each.given for _, each in missing if each.given)  # all mistakes in one message
+    find_rows(each.given for _, each in missing if each.given)  # raises one error for all of them
     if missing and unknown_names == "error":
         lines = "".join(f"\n  {task} {each.name}: {suggestion(each)}" for task, each in missing)
         raise UserError(
@@ -101,20 +101,20 @@ def link(
     return found
 
 
-@functools.lru_cache(maxsize=8)  # a study makes many runs of the same classes in one process
+@functools.lru_cache(maxsize=8)  # A study links the same classes for many runs in one process.
 def link_all(classes: ClassSet, senses: str = "context") -> tuple[Found, ...]:
     """Find a synset for each class, in order, without a warning and without an error for unknown names.
 
-    The first of these that WordNet knows:
+    The first rule with a match applies:
 
     1. a given synset;
     2. an ImageNet id in the name (``n02084071-toy_dog``);
-    3. the name, as :func:`jtln.names.spelling.read` reads it;
-    4. a lemma that the name is a slip of the pen away from (``water_lilly``), see :func:`jtln.names.spelling.slips`;
-    5. what the name is a kind of (``bike_helmet``: a helmet), see :func:`jtln.names.spelling.head`.
+    3. the name, as :func:`jtln.names.spelling.read` interprets it;
+    4. a lemma of which the name is a misspelling (``water_lilly``), see :func:`jtln.names.spelling.slips`;
+    5. the head noun of a compound (``bike_helmet``: a helmet), see :func:`jtln.names.spelling.head`.
 
-    By the tables that people reviewed in jtln/assets, without aircraft, cars and birds: the last rule links 136 names,
-    44 % of them to the table's synset, with a mean path similarity to it of 0.56. Rule 4 links 12, 58 % and 0.65.
+    Measured on the reviewed tables in jtln/assets, without aircraft, cars and birds: rule 5 links 136 names, 44 % of
+    them to the table's synset, at a mean path similarity of 0.56. Rule 4 links 12 names (58 %, 0.65).
     """
     slipped: dict[str, list[str]] = {}  # name -> lemmas
 
@@ -156,12 +156,12 @@ def suggestion(each: Unmatched) -> str:
 
 
 def ideas(each: Unmatched) -> tuple[str, ...]:
-    """Synset ids that an unmatched name may stand for: the likeliest of each lemma that is spelled alike."""
+    """Return candidate synsets of an unmatched name: the most probable one of each lemma with a similar spelling."""
     return tuple(dict.fromkeys(likely[0] for likely in order([meanings(lemma) for lemma in each.near], "pictured")))
 
 
 def explain(synset: str) -> str:
-    """Return a sense's name and what it is a kind of: "crane.n.04 (a lifting_device)"."""
+    """Return a sense's name and its hypernym: "crane.n.04 (a lifting_device)"."""
     chain = hypernym_chain(synset)
     if len(chain) == 1:
         return name(synset)
@@ -175,14 +175,14 @@ def _id(class_name: str) -> str | None:
 
 
 def _warn(links: Sequence[Link], missing: Sequence[tuple[str, Unmatched]]) -> None:
-    """One warning about what may be wrong; ``missing`` has the names of tasks, too."""
+    """Issue one warning about links that may be wrong; ``missing`` holds pairs of a task's name and a class."""
     ambiguous = [each for each in links if each.others and each.how == "lemma"]
     free = [each for each in links if each.note]
     count = len(links) + len(missing)
     parts = []
     if ambiguous:
         parts.append(
-            f"{len(ambiguous)} of {count} class names have several meanings in WordNet; the likeliest one was taken:"
+            f"{len(ambiguous)} of {count} class names have several meanings in WordNet; the most probable one is used:"
             + _first([_senses_text(each) for each in ambiguous])
         )
     if free:
@@ -192,11 +192,11 @@ def _warn(links: Sequence[Link], missing: Sequence[tuple[str, Unmatched]]) -> No
         )
     if missing:
         parts.append(
-            f"{len(missing)} of {count} class names are unknown to WordNet, and the cost has no knowledge of these "
+            f"{len(missing)} of {count} class names are unknown to WordNet, so that the cost is neutral for these "
             "classes:" + _first([f"{task} {each.name}: {suggestion(each)}" for task, each in missing])
         )
     if parts:
-        parts.append(f"Where that is wrong: {REMEDY}")
+        parts.append(f"To correct links: {REMEDY}")
         warnings.warn("\n".join(parts), AmbiguousClassWarning, stacklevel=3)
 
 
@@ -205,6 +205,6 @@ def _senses_text(each: Link) -> str:
 
 
 def _first(lines: Sequence[str]) -> str:
-    """Return the first few lines, each on its own: nobody reads hundreds of them in a warning."""
-    more = f"\n  and {len(lines) - MOST_LINES} more: `python -m jtln classes` shows them all"
+    """Return the first ``MOST_LINES`` lines, each on its own, and the number of the others."""
+    more = f"\n  and {len(lines) - MOST_LINES} more: `python -m jtln classes` lists all"
     return "".join(f"\n  {line}" for line in lines[:MOST_LINES]) + (more if len(lines) > MOST_LINES else "")

@@ -1,4 +1,4 @@
-"""Choosing among the senses of class names: by what pictures show, and by what the other classes of the set are."""
+"""The choice among the senses of class names, by what images show and by the other classes of the set."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from jtln.names.spelling import below, rows_of
 from jtln.names.wordnet import find_rows, nouns, similarity
 
 SENSES = ("context", "pictured", "first")
-# The weights of "context", in units of log frequency
-CONTEXT = 5.5  # for the similarity, in [0, 1], to the nearest classes
-NEAREST = 10  # classes, or all others of a smaller set
-NAMED = 2.0  # for a synset that WordNet calls by this name first: ray.n.07, the fish, against beam.n.04
-KIND = 1.0  # against each step from things to people, see _rank
-BLOCK = 1024  # senses at once, so that thousands of ambiguous names need no more than the memory of their scores
-# What the classes of an image data set are, first to last.
+# The weights of "context", in units of log frequency.
+CONTEXT = 5.5  # of the similarity, in [0, 1], to the nearest classes
+NEAREST = 10  # number of nearest classes; all others in a smaller set
+NAMED = 2.0  # bonus of a synset whose first lemma is the name: ray.n.07, the fish, against beam.n.04
+KIND = 1.0  # penalty of each step from things to people, see _rank
+BLOCK = 1024  # senses scored at once, which bounds the memory for thousands of ambiguous names
+# The kinds of classes in image data sets, from the most to the least frequent.
 _THINGS = ("animal.n.01", "artifact.n.01", "produce.n.01", "body_part.n.01")
 _PEOPLE = ("person.n.01",)
 _REST = (
@@ -35,19 +35,19 @@ _PHYSICAL = ("physical_entity.n.01",)
 def order(classes: Sequence[Sequence[str]], choice: str = "context") -> list[tuple[str, ...]]:
     """Return the senses of each class, the most probable first.
 
-    "first" leaves them as they are, "pictured" puts animals, things, produce and parts of the body before plants,
-    dishes, materials and places, these before people, and people before what cannot be seen.
+    "first" keeps their order. "pictured" puts animals, things, produce and body parts first, then plants, dishes,
+    materials and places, then people, and last everything that cannot be seen.
 
-    "context" lets the other classes say more: beside a squirrel and a hamster the beaver is the rodent and not its fur.
-    By itself a sense scores log(1 + its occurrences in WordNet's tagged texts) + NAMED if it is a synset's first name
-    - KIND times the rank of its kind, which is the order of "pictured". To that is added what the nearest NEAREST other
-    classes give on average, each by whichever of its senses gives the most: CONTEXT times the similarity (Lin's, see
-    ``names.wordnet.similarity``), less what that sense falls short of the best of its class by itself, so that two
-    furs do not make each other likely. Nothing depends on the order of the classes; of senses that tie, the first given
-    comes first. A set of one class has no context.
+    "context" also uses the other classes: beside a squirrel and a hamster "beaver" is the rodent and not its fur. A
+    sense's own score is log(1 + its occurrences in WordNet's tagged texts), plus NAMED if the name is the synset's
+    first lemma, minus KIND times the rank of its kind (the order of "pictured"). The mean contribution of the NEAREST
+    other classes is added to it. A class contributes, by its best sense, CONTEXT times the similarity (Lin's, see
+    ``names.wordnet.similarity``) minus the deficit of that sense's own score to the best of its class, so that two
+    furs do not support each other. The result does not depend on the order of the classes; ties keep the given order.
+    A set of one class has no context.
 
-    How many of the chosen senses are those of the reviewed tables in jtln/assets, by name alone, of the names with
-    several senses of which one is the table's, without its makeshifts (hypernyms, shared synsets):
+    The number of chosen senses that agree with the reviewed tables in jtln/assets, by name alone, over the names with
+    several senses of which one is the table's (without hypernyms and shared synsets as substitutes):
 
     ==========  =====  =====  ========  =======
     table       names  first  pictured  context
@@ -67,17 +67,17 @@ def order(classes: Sequence[Sequence[str]], choice: str = "context") -> list[tup
     pictograms     95     62        75       83
     ==========  =====  =====  ========  =======
 
-    The first six tables chose the weights (of 144 on a grid, these and three others have 190 of their 208 right), and
-    the others confirm them: 407 of 504, where "pictured" has 329. Chosen on all tables but one, for each in turn, they
-    are always the same. The form of the score, though, was thought out with all tables in view. Of all 712 names it has
-    597 right, without context 535, and with the order of the senses in place of the tagged texts about 575.
+    The weights were chosen on the first six tables (of 144 on a grid, these and three others have 190 of 208 right);
+    on the others they have 407 of 504 right, and "pictured" 329. Leaving out one table at a time gives the same
+    weights. The form of the score, however, was chosen with all tables in view. Of all 712 names it has 597 right,
+    without context 535, and with the order of the senses in place of the tagged texts about 575.
 
     Args:
-        classes: for each of S classes the ids of its senses, the most frequent first; none for an unknown class.
+        classes: for each of S classes the ids of its senses, the most frequent first; empty for an unknown class.
         choice: one of :data:`SENSES`.
 
     Returns:
-        S tuples with the same ids.
+        S tuples of the same ids.
 
     Raises:
         UserError: the choice is unknown.
@@ -93,7 +93,7 @@ def order(classes: Sequence[Sequence[str]], choice: str = "context") -> list[tup
 
 
 def _scores(classes: Sequence[Sequence[str]]) -> list[dict[str, float]]:
-    """Return the score of each sense of each class, in units of the log of its frequency; 0 of what has no rival."""
+    """Return the score of each sense of each class, in units of log frequency; a class's only sense has 0."""
     scores = [{each: _prior(each, ids) if len(ids) > 1 else 0.0 for each in ids} for ids in classes]
     known = [index for index, ids in enumerate(classes) if ids]
     count = min(NEAREST, len(known) - 1)
@@ -110,7 +110,7 @@ def _scores(classes: Sequence[Sequence[str]]) -> list[dict[str, float]]:
         block = asked[first : first + BLOCK]
         alike = CONTEXT * similarity([each for _, each in block], list(ids), "lin")[:, columns] - lacks
         best = np.maximum.reduceat(alike, starts, axis=1)  # (senses, classes)
-        best[np.arange(len(block)), [place[index] for index, _ in block]] = -np.inf  # its own class
+        best[np.arange(len(block)), [place[index] for index, _ in block]] = -np.inf  # excludes the own class
         means = np.sort(best, axis=1)[:, -count:].mean(axis=1)
         for (index, each), mean in zip(block, means.tolist(), strict=True):
             scores[index][each] += mean
@@ -126,7 +126,7 @@ def _prior(synset: str, among: Sequence[str]) -> float:
 
 @functools.cache
 def _rank(synset: str) -> int:
-    """Return a sense's kind by how often pictures are of that kind: 0 (a thing) to 3 (nothing visible)."""
+    """Return the rank of a sense's kind, by how often images show it: 0 (a thing) to 3 (not visible)."""
     row = rows_of([synset])
     if not below(row, _rows(_PHYSICAL)):
         return 3

@@ -1,4 +1,4 @@
-"""Reading class names as people and folders spell them: from "003.GoldenRetrievers" to the WordNet lemma."""
+"""Parsing of class names as found in folders and lists: from "003.GoldenRetrievers" to the WordNet lemma."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from jtln.names.wordnet import nouns, similarity
+from jtln.names.wordnet import find_rows, nouns, similarity
 
-# WordNet's rules of detachment for nouns, morphy(7WN), and -ves and -oes, which it leaves to the exception list
+# WordNet's rules of detachment for nouns, morphy(7WN), and -ves and -oes, which WordNet has in its exception list.
 ENDINGS = (
     ("s", ""),
     ("ses", "s"),
@@ -47,22 +47,22 @@ VARIANTS = (
     ("lled", "led"),
     ("lling", "ling"),
 )
-# What a picture's name may end with that says how it was taken and not what it shows: "car_side", "faces easy"
+# Suffixes of class names that describe the view and not the object: "car_side", "faces easy".
 VIEWS = frozenset(
     ("side", "front", "rear", "back", "left", "right", "top", "bottom", "view", "easy", "hard", "closeup")
 )
-# Before these stands what a name is a kind of: "statue of liberty", "love in the mist"
+# The head noun stands before these: "statue of liberty", "love in the mist".
 PREPOSITIONS = ("of", "in", "on", "at", "with", "for", "from")
-LETTERS_MOVED, LETTERS_WRONG = 6, 9  # at the least in a name that is a slip, see slips
-NEAR = 4  # edges between a sense and the one in brackets: "crane (machine)" is a lifting device, which is one edge off
+LETTERS_MOVED, LETTERS_WRONG = 6, 9  # minimum lengths of a misspelled name, see slips
+NEAR = 4  # most edges between a sense and its hint in brackets: in "crane (machine)" a lifting device is one edge away
 
 
 class Reading(NamedTuple):
     """The possible meanings of a name.
 
     Attributes:
-        senses: WordNet 3.0 ids, the likeliest first.
-        note: empty, or how the name had to be read for it: "read as 'polar bear'".
+        senses: WordNet 3.0 ids, the most probable first.
+        note: empty, or the interpretation that was needed: "read as 'polar bear'".
     """
 
     senses: tuple[str, ...]
@@ -70,17 +70,17 @@ class Reading(NamedTuple):
 
 
 def read(name: str) -> Reading | None:
-    """Return the senses of ``name`` by the first of these readings that WordNet knows; None where it knows none.
+    """Return the senses of ``name`` by the first of these readings that is in WordNet; None if none is.
 
-    1. The name itself: case, accents, spaces, hyphens and underscores are folded, plurals reduced, British spellings
-       tried; then without a number before it (``003.backpack``) or after it (``ketch_101``), or an article.
+    1. The name itself: case, accents, spaces, hyphens and underscores are folded, plurals reduced and British spellings
+       tried; then the name without a number before it (``003.backpack``) or after it (``ketch_101``), or an article.
     2. With a hint in brackets, ``crane (bird)``: the senses below a sense of the hint, or of ``hint name`` (``mouse
-       (computer)``); else the sense nearest to the hint.
-    3. With several names between slashes, commas or semicolons: ``bear, polar`` the other way round; the meaning below
-       that of an earlier part (``animals/bat``); else the meaning that they share (``mouse, computer mouse``), and
-       else the first that is known (``T-shirt/top``).
-    4. A word at either end that says what kind it is, ``golden retriever dog``: the senses below it.
-    5. Two words the other way round, ``bear polar``.
+       (computer)``); otherwise the sense nearest to the hint.
+    3. With several names between slashes, commas or semicolons: ``bear, polar`` in reverse order; the sense below that
+       of an earlier part (``animals/bat``); otherwise the sense that the parts share (``mouse, computer mouse``), and
+       otherwise the first known part (``T-shirt/top``).
+    4. With its kind as the first or last word, ``golden retriever dog``: the senses below that kind.
+    5. Two words in reverse order, ``bear polar``.
     """
     text = _plain(name)
     for spelling in _bare(text):
@@ -90,10 +90,10 @@ def read(name: str) -> Reading | None:
 
 
 def head(name: str) -> tuple[str, ...]:
-    """Return the senses of the head noun of an unknown compound: "bike_helmet" -> "helmet"; empty for none.
+    """Return the senses of the head noun of an unknown compound: "bike_helmet" -> "helmet"; empty if there is none.
 
-    In English the head stands last, or before "of" or another preposition: the longest known end of that is taken. A
-    view after it ("car_side") is left out.
+    In English the head comes last, or before a preposition such as "of": the longest known suffix of that part is the
+    head. A view after it ("car_side") is ignored.
     """
     words = _words(re.sub(r"[(\[].*?[)\]]", " ", _plain(name)))
     words = re.split(rf"(?i) (?:{'|'.join(PREPOSITIONS)}) ", " ".join(words))[0].split(" ")
@@ -106,24 +106,24 @@ def head(name: str) -> tuple[str, ...]:
 
 
 def closest(name: str, count: int = 10) -> list[str]:
-    """Up to ``count`` lemmas that are spelled like ``name``, the most alike first."""
+    """Return up to ``count`` lemmas with a spelling similar to ``name``, the most similar first."""
     form = _fold([*_bare(_plain(name))][-1]).replace("-", "_")
-    # difflib against all 117798 lemmas takes seconds a name; a slip rarely changes the first letter or the length much
+    # Comparing with all 117,798 lemmas takes seconds, and a typo rarely changes the first letter or the length much.
     near = [lemma for size in range(-2, 3) for lemma in _by_shape().get((form[:1], len(form) + size), ())]
     return difflib.get_close_matches(form, near, n=count, cutoff=0.8)
 
 
 def slips(name: str, near: Sequence[str] | None = None) -> list[str]:
-    """Return the lemmas that ``name`` is probably a misspelling of: "water_lilly" -> ["water_lily"]; empty for none.
+    """Return the lemmas of which ``name`` is probably a misspelling: "water_lilly" -> ["water_lily"].
 
-    Spaces, hyphens, apostrophes and plurals aside, the two differ by a letter too many, a letter too few or two
-    neighbours that changed places, in a name of 6 letters or more; else by one wrong letter, in 9 or more ("flamengo"
-    is a dance and a bird). The lemma is something that can be pictured. A name of several words of which each
-    is a noun itself is spelled as it was meant: a desk chair is no deck chair.
+    Apart from spaces, hyphens, apostrophes and plurals, name and lemma differ by an extra letter, a missing letter or
+    two swapped neighbours in a name of 6 letters or more; otherwise by one wrong letter in a name of 9 or more
+    ("flamengo" resembles both a dance and a bird). Only lemmas of physical things count. A name of several words that
+    are nouns themselves is taken as correct: "desk chair" is not a misspelt "deck chair".
 
     Args:
         name: a class's name.
-        near: :func:`closest` of the name, where that is known.
+        near: :func:`closest` of the name, if known.
     """
     form = _fold([*_bare(_plain(name))][-1])
     words = _words(form)
@@ -141,13 +141,16 @@ def slips(name: str, near: Sequence[str] | None = None) -> list[str]:
 
 
 def look_up(text: str) -> list[int]:
-    """Return the rows of the senses of ``text`` if all of it is one noun, most frequent first; empty for none."""
+    """Return the rows of the senses of ``text`` if the whole is one noun, the most frequent first; empty otherwise."""
     form = _fold(text)
     if not any(map(str.isalpha, form)):
         return []
     forms = list(_singulars(form))
-    spelled = [each for each in forms if nouns().senses(each)][:1]
-    lemmas = spelled or [lemma for each in forms for lemma in _joined().get(_join(each), ())]
+    known = [each for each in forms if nouns().senses(each)]
+    physical = find_rows(["physical_entity.n.01"])
+    # "shoes" is a lemma of its own, for a situation; "glasses" is one, too, for an instrument.
+    lemmas = next(([each] for each in known if below(nouns().senses(each), physical)), known[:1])
+    lemmas = lemmas or [lemma for each in forms for lemma in _joined().get(_join(each), ())]
     if not lemmas:
         variants = [form.replace(old, new) for old, new in VARIANTS if old in form] + [form + "s"]
         spaced = _fold(" ".join(_words(text)))  # GoldenGeese
@@ -157,7 +160,7 @@ def look_up(text: str) -> list[int]:
 
 
 def below(rows: Iterable[int], kind: Iterable[int], itself: bool = True) -> list[int]:
-    """Return those of ``rows`` that are a kind of one of the rows ``kind``, in their order."""
+    """Return the ``rows`` with a hypernym among ``kind``, in their order; with ``itself`` a row counts as its own."""
     kinds = set(kind)
 
     def is_kind(row: int) -> bool:
@@ -186,7 +189,7 @@ def _plain(name: str) -> str:
 
 
 def _bare(text: str) -> Iterator[str]:
-    """Yield the text as it is, without a number before or after it, and then without an article."""
+    """Yield the text itself, the text without a number before or after it, and that without an article."""
     yield text
     bare = re.sub(r"^[#(\[]?\d+[)\]]?[.:\-\s]+(?=[^\W\d])|^0\d+(?=[^\W\d]{3})|-101$|-0\d+$", "", text)
     bare = re.sub(r"(?<=[^\W\d]{3})[\s.]*\d+$", "", bare)
@@ -195,7 +198,7 @@ def _bare(text: str) -> Iterator[str]:
 
 
 def _number(text: str, spelling: str) -> str:
-    """Return a note on a number that was taken off the end: it may matter, as of the aircraft "Falcon 900"."""
+    """Return a note on a number that was removed from the end, as it may matter: the aircraft "Falcon 900"."""
     end = re.search(r"(?<=[^\W\d]{3})[\s.]*(\d+)$", re.sub("-101$", "", text))
     return f"read without the number {end[1]}" if end and not spelling.endswith(end[1]) else ""
 
@@ -267,7 +270,7 @@ def _fold(text: str) -> str:
 
 
 def _singulars(form: str) -> Iterator[str]:
-    """Yield the form itself and its possible singulars, also with hyphens between the words read as spaces."""
+    """Yield the form and its possible singulars, as they are and with spaces in place of hyphens."""
     for spelling in dict.fromkeys((form, form.replace("-", "_"))):
         yield spelling
         yield from nouns().exceptions.get(spelling, ())

@@ -1,7 +1,7 @@
-"""WordNet 3.0's noun taxonomy: looking synsets up, and similarities of whole lists of synsets at once.
+"""WordNet 3.0's noun taxonomy: look-up of synsets, and similarities between lists of synsets.
 
-A synset is written as its WordNet 3.0 offset, ``"n02084071"``, which is ImageNet's id; ``"dog.n.01"`` (NLTK's naming:
-the synset's first lemma and its rank among that lemma's senses) is accepted wherever a synset is given.
+A synset is written as its WordNet 3.0 offset, ``"n02084071"``, which is ImageNet's id. NLTK's name ``"dog.n.01"`` (the
+synset's first lemma and its rank among that lemma's senses) is accepted as well.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from jtln.errors import UserError, unknown
 
 METRICS = ("path", "wup", "lch", "lin", "jcn", "res")
 TABLE = Path(__file__).parents[1] / "assets" / "wordnet" / "nouns.npz"
-BLOCK = 2048  # synsets at once: all of ImageNet's 21841 at once would need gigabytes
-FAR = 1000  # stands for "not an ancestor": more edges than any path has, and twice it still fits in int16
+BLOCK = 2048  # synsets at once: all 21,841 of ImageNet would need gigabytes
+FAR = 1000  # edges to a node that is no ancestor: more than any path has, and twice that fits in int16
 
 
 class Nouns:
-    """The noun table, each part of it read when it is first needed. Synsets are rows 0..N-1 in order of offset."""
+    """The noun table, whose parts are read on first use. Synsets are rows 0..N-1 in order of offset."""
 
     def __init__(self, path: Path = TABLE) -> None:
         self._path = path
 
     def _read(self, part: str) -> np.ndarray:
-        with np.load(self._path) as table:  # opened each time, so that no file is shared with forked workers
+        with np.load(self._path) as table:  # The file is opened each time, so forked workers share no handle.
             return table[part]
 
     @functools.cached_property
     def offsets(self) -> np.ndarray:
-        """(N,) ascending."""
+        """The synsets' offsets (N,), ascending."""
         return np.cumsum(self._read("offsets"), dtype=np.int32)
 
     @functools.cached_property
     def _sorted(self) -> list[int]:
-        return self.offsets.tolist()  # a single offset is found 20 times as quickly as in the array
+        return self.offsets.tolist()  # Looking up one offset is 20 times faster in a list than in the array.
 
     @functools.cached_property
     def _edges(self) -> tuple[np.ndarray, np.ndarray]:
@@ -55,7 +55,7 @@ class Nouns:
 
     @functools.cached_property
     def information(self) -> np.ndarray:
-        """(N,) intrinsic information content in [0, 1]: 0 of the root, 1 of a leaf.
+        """The synsets' intrinsic information content (N,) in [0, 1]: 0 for the root, 1 for a leaf.
 
         Seco, Veale & Hayes 2004: ic(c) = 1 - log(hypo(c) + 1) / log(number of synsets).
         """
@@ -63,12 +63,12 @@ class Nouns:
 
     @functools.cached_property
     def tags(self) -> np.ndarray:
-        """(N,) how often each synset was meant in the texts that WordNet's authors tagged; 0 of most."""
+        """The number of occurrences (N,) of each synset in the texts that WordNet's authors tagged; mostly 0."""
         return self._read("tags")
 
     @functools.cached_property
     def max_depth(self) -> int:
-        """Edges on the longest way from the root to any synset: 19 in WordNet 3.0."""
+        """The number of edges on the longest path from the root to any synset: 19 in WordNet 3.0."""
         starts, above = self._edges
         child = np.repeat(np.arange(len(self.offsets)), np.diff(starts))
         depth = np.zeros(len(self.offsets), np.int32)
@@ -81,7 +81,7 @@ class Nouns:
 
     @functools.cached_property
     def lemmas(self) -> list[str]:
-        """(L,) sorted, lower case, words joined by underscores."""
+        """The lemmas (L,): sorted, lower case, words joined by underscores."""
         return self._read("lemmas").tobytes().decode("ascii").split("\n")
 
     @functools.cached_property
@@ -94,7 +94,7 @@ class Nouns:
         return np.concatenate([[0], ends]), self._read("senses")
 
     def senses(self, lemma: str) -> list[int]:
-        """Return the rows that ``lemma`` names, most frequent first; empty for an unknown lemma."""
+        """Return the rows of the senses of ``lemma``, the most frequent first; empty for an unknown lemma."""
         index = self._lemma_rows.get(lemma)
         if index is None:
             return []
@@ -122,7 +122,7 @@ class Nouns:
         return {plural: singulars for plural, *singulars in map(str.split, lines)}
 
     def find(self, synset: str) -> int | None:
-        """Return the row of ``synset`` in either spelling, or None."""
+        """Return the row of ``synset``, an id or a name; None if there is none."""
         if match := re.fullmatch(r"n(\d{8})", synset):
             offset = int(match[1])
             row = bisect_left(self._sorted, offset)
@@ -144,30 +144,30 @@ def nouns() -> Nouns:
 
 
 def find_rows(synsets: Iterable[str]) -> list[int]:
-    """Return the rows of ``synsets``. Raises a UserError that names all those that do not exist."""
+    """Return the rows of ``synsets``; raise a UserError that lists those that do not exist."""
     given = list(synsets)
     rows = [nouns().find(synset) for synset in given]
     if missing := [str(synset) for synset, row in zip(given, rows, strict=True) if row is None]:
         raise UserError(
             f"expected WordNet 3.0 noun synsets such as 'n02084071' or 'dog.n.01', but got: {', '.join(missing)}. "
-            "Ids of another WordNet version have to be translated first."
+            "Translate ids of another WordNet version first."
         )
     return [row for row in rows if row is not None]
 
 
 def resolve(synset: str) -> str:
-    """Return the canonical id: "dog.n.01" -> "n02084071". Raises a UserError where there is no such synset."""
+    """Return the canonical id: "dog.n.01" -> "n02084071"; raise a UserError if there is no such synset."""
     return nouns().id(find_rows([synset])[0])
 
 
 def name(synset: str) -> str:
-    """NLTK's name of a synset: "n02084071" -> "dog.n.01". Raises a UserError where there is no such synset."""
+    """Return NLTK's name of a synset: "n02084071" -> "dog.n.01"; raise a UserError if there is no such synset."""
     lemma, rank = nouns().name(find_rows([synset])[0])
     return f"{lemma}.n.{rank:02d}"
 
 
 def hypernym_chain(synset: str) -> tuple[str, ...]:
-    """Ids from ``synset`` up to the root, by the first hypernym wherever there are several.
+    """Return the ids from ``synset`` up to the root, by the first of several hypernyms.
 
     Raises:
         UserError: there is no such synset.
@@ -179,18 +179,18 @@ def hypernym_chain(synset: str) -> tuple[str, ...]:
 
 
 def senses(lemma: str) -> tuple[str, ...]:
-    """Ids of what ``lemma`` means, most frequent first; case and spaces are folded, plurals are not."""
+    """Return the ids of the senses of ``lemma``, the most frequent first; case and spaces are folded, plurals not."""
     return tuple(nouns().id(row) for row in nouns().senses(lemma.lower().replace(" ", "_")))
 
 
 class _Closure(NamedTuple):
-    """The given synsets and everything above them, as nodes 0..A-1; each node's ancestors, padded to K.
+    """The given synsets and all their ancestors as nodes 0..A-1, with each node's ancestors padded to K.
 
     Attributes:
         rows: (A,) rows of the table.
-        ancestors: (A, K) nodes; the node itself comes first, and fills the padding.
+        ancestors: (A, K) nodes; the node itself comes first, and is the padding.
         edges: (A, K) fewest edges up to that ancestor; FAR in the padding.
-        min_depth, max_depth: (A,) edges on the shortest and the longest way to the root.
+        min_depth, max_depth: (A,) edges on the shortest and the longest path to the root.
     """
 
     rows: np.ndarray
@@ -212,7 +212,7 @@ def _close(rows: list[int]) -> tuple[_Closure, dict[int, int]]:
     ways: dict[int, dict[int, int]] = {}  # row -> its ancestors' edges
     depths: dict[int, tuple[int, int]] = {}
     waiting = list(above)
-    while waiting:  # a row is done after all that is above it
+    while waiting:  # A row is finished after all rows above it.
         row = waiting[-1]
         todo = [parent for parent in above[row] if parent not in ways]
         if todo:
@@ -241,17 +241,17 @@ def _close(rows: list[int]) -> tuple[_Closure, dict[int, int]]:
 
 
 def similarity(source: Sequence[str], target: Sequence[str], metric: str = "path") -> np.ndarray:
-    """Similarities of all pairs of synsets, equal to those of NLTK's ``Synset.*_similarity``.
+    """Return the similarities of all pairs of synsets, equal to those of NLTK's ``Synset.*_similarity``.
 
-    With d the fewest edges from one synset up to a common hypernym and down to the other, and ic the intrinsic
-    information content of Seco, Veale & Hayes 2004 (:attr:`Nouns.information`), whose largest value over the common
-    hypernyms is ic(lcs):
+    d is the fewest edges from one synset up to a common hypernym and down to the other. ic is the intrinsic information
+    content of Seco, Veale & Hayes 2004 (:attr:`Nouns.information`), and ic(lcs) its largest value over the common
+    hypernyms:
 
     - ``path`` 1 / (d + 1), in (0, 1]
     - ``wup`` 2 depth(lcs) / (len1 + len2), in (0, 1]. As in NLTK, the lcs is the common hypernym with the greatest
-      *shortest* way to the root, its depth is its *longest* way to the root (the root has depth 1), and len is that
-      depth + the path distance to the lcs. With several hypernyms this can fall short of 1 for a synset and itself, and
-      where hypernyms tie it can depend on the order of the two.
+      *shortest* path to the root, its depth is its *longest* path to the root (the root has depth 1), and len is that
+      depth + the path distance to the lcs. With several hypernyms this can be below 1 for a synset and itself, and
+      with tied hypernyms it can depend on the order of the two.
     - ``lch`` -log((d + 1) / (2 * 19)), in [0, log 38 = 3.64]; 19 is the depth of the noun taxonomy
     - ``res`` ic(lcs), in [0, 1]
     - ``lin`` 2 ic(lcs) / (ic1 + ic2), in [0, 1]; 1 for the root and itself, where NLTK divides by zero
@@ -300,16 +300,16 @@ def similarity(source: Sequence[str], target: Sequence[str], metric: str = "path
 
 
 def _edges_up(closure: _Closure, nodes: np.ndarray) -> np.ndarray:
-    """Return (A, n) fewest edges from each of ``nodes`` up to each node of the closure, FAR where it is not above."""
+    """Return the fewest edges (A, n) from each of ``nodes`` up to each node of the closure; FAR if it is not above."""
     up = np.full((len(closure.rows), len(nodes)), FAR, np.int16)
     columns = np.arange(len(nodes))
-    for k in reversed(range(closure.ancestors.shape[1])):  # k = 0, the node itself, last: padding repeats it
+    for k in reversed(range(closure.ancestors.shape[1])):  # k = 0 comes last, because the node itself is the padding.
         up[closure.ancestors[nodes, k], columns] = closure.edges[nodes, k]
     return up
 
 
 def _path_edges(closure: _Closure, s: np.ndarray, t: np.ndarray) -> np.ndarray:
-    """(S, T) fewest edges between two synsets by way of a common hypernym."""
+    """Return the fewest edges (S, T) between two synsets through a common hypernym."""
     up = _edges_up(closure, t)
     d = np.full((len(s), len(t)), 2 * FAR, np.int16)
     for k in range(closure.ancestors.shape[1]):
@@ -318,7 +318,7 @@ def _path_edges(closure: _Closure, s: np.ndarray, t: np.ndarray) -> np.ndarray:
 
 
 def _best_common(closure: _Closure, s: np.ndarray, t: np.ndarray, rank: np.ndarray) -> np.ndarray:
-    """(S, T) of the nodes above both synsets, the one with the largest ``rank`` (A,), a permutation."""
+    """Return the common ancestor (S, T) with the largest ``rank`` (A,), which is a permutation."""
     above = np.where(_edges_up(closure, t) < FAR, rank[:, None], -1).astype(np.int32)  # (A, T)
     best = np.full((len(s), len(t)), -1, np.int32)
     for k in range(closure.ancestors.shape[1]):
@@ -328,12 +328,12 @@ def _best_common(closure: _Closure, s: np.ndarray, t: np.ndarray, rank: np.ndarr
 
 def _wup(closure: _Closure, s: np.ndarray, t: np.ndarray) -> np.ndarray:
     names = ["{}.n.{:02d}".format(*nouns().name(row)) for row in closure.rows.tolist()]
-    # NLTK takes the greatest shortest depth, and of those that tie the first by name
+    # NLTK takes the hypernym of greatest shortest depth, and on ties the first by name.
     worst_first = sorted(sorted(range(len(names)), key=names.__getitem__, reverse=True), key=closure.min_depth.item)
     rank = np.empty(len(names), np.int64)
     rank[worst_first] = np.arange(len(names))
     lcs = _best_common(closure, s, t, rank)  # (S, T)
-    # ... but the source synset itself, if it is one of them
+    # On ties NLTK prefers the source synset itself.
     over = _edges_up(closure, t)[s] < FAR  # the source synset is above the target synset
     tie = over & (closure.min_depth[s][:, None] == closure.min_depth[lcs])
     lcs = np.where(tie, s[:, None], lcs)
@@ -346,9 +346,9 @@ def _wup(closure: _Closure, s: np.ndarray, t: np.ndarray) -> np.ndarray:
 
 
 def _edges_to_ancestors(closure: _Closure, nodes: np.ndarray) -> np.ndarray:
-    """(n, A) path distance from each of ``nodes`` to each node above it (elsewhere meaningless).
+    """Return the path distances (n, A) from each of ``nodes`` to each node above it; other entries are meaningless.
 
-    Not the edges straight up: with several hypernyms, up past the ancestor and down to it can be shorter.
+    These are not the edges straight up: with several hypernyms a path over a higher node can be shorter.
     """
     up = _edges_up(closure, nodes).T  # (n, A)
     distance = np.full(up.shape, FAR, np.int16)
@@ -362,13 +362,13 @@ def _edges_to_ancestors(closure: _Closure, nodes: np.ndarray) -> np.ndarray:
 
 
 def distance(source: Sequence[str], target: Sequence[str], metric: str = "path") -> np.ndarray:
-    """Distances of all pairs of synsets: 1 - similarity, after the similarity is brought to [0, 1].
+    """Return the distances of all pairs of synsets: 1 - similarity, with the similarity scaled to [0, 1].
 
     ``path``, ``wup``, ``lin`` and ``res`` (with intrinsic information content) are in [0, 1] already; ``lch`` is
     divided by its value for a synset and itself, log 38; ``jcn`` is 1 - (ic1 + ic2 - 2 ic(lcs)) / 2, the form in which
-    Seco, Veale & Hayes 2004 make Jiang and Conrath's distance a similarity. A synset and itself are at distance 0 in
-    every metric, also where the similarity falls short of 1 (``wup`` with several hypernyms, ``res`` of what is no
-    leaf), and the order of the two never matters: of NLTK's two values of ``wup`` the larger similarity is taken.
+    Seco, Veale & Hayes 2004 turn Jiang and Conrath's distance into a similarity. A synset and itself have distance 0 in
+    every metric, even if the similarity is below 1 (``wup`` with several hypernyms, ``res`` of an inner node). The
+    distance is symmetric: of NLTK's two values of ``wup`` the larger similarity counts.
 
     Args:
         source: S synsets.
@@ -376,7 +376,7 @@ def distance(source: Sequence[str], target: Sequence[str], metric: str = "path")
         metric: one of :data:`METRICS`.
 
     Returns:
-        (S, T) float64, in [0, 1] (``lch`` may pass 1 by log(39) / log(38) - 1 at the most).
+        (S, T) float64, in [0, 1] (``lch`` may exceed 1 by at most log(39) / log(38) - 1).
 
     Raises:
         UserError: the metric is unknown or a synset does not exist.
@@ -384,7 +384,7 @@ def distance(source: Sequence[str], target: Sequence[str], metric: str = "path")
     return _distance(tuple(source), tuple(target), metric).copy()
 
 
-@functools.lru_cache(maxsize=2)  # a study makes many runs of the same classes in one process
+@functools.lru_cache(maxsize=2)  # A study needs the same distances for many runs in one process.
 def _distance(source: tuple[str, ...], target: tuple[str, ...], metric: str) -> np.ndarray:
     if metric == "jcn":
         ic_s, ic_t = nouns().information[find_rows(source)], nouns().information[find_rows(target)]

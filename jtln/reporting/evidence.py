@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from jtln.errors import UserError
 from jtln.reporting.naming import PER_RUN, Run, by_data, named
 from jtln.reporting.numbers import p_value, point_range, points
-from jtln.reporting.predictions import read_predictions
 from jtln.reporting.statistics import (
     Difference,
     Interval,
@@ -353,16 +352,16 @@ def _images(runs: Sequence[Run], metric: str) -> dict[int, Values]:
     found: dict[int, Values] = {}
     for run in runs:
         try:
-            predictions = read_predictions(run.folder)
+            label, right = run.correctness()
         except UserError:
             return {}
-        weights = np.full(len(predictions.label), 1.0)
+        weights = np.full(len(label), 1.0)
         if metric == "mean_class_accuracy":
-            counts = np.bincount(predictions.label)
-            weights = len(predictions.label) / ((counts > 0).sum() * counts[predictions.label])
+            counts = np.bincount(label)
+            weights = len(label) / ((counts > 0).sum() * counts[label])
         elif metric != "accuracy":
             return {}
-        found[run.result["seed"]] = Values(predictions.label, 100 * weights * predictions.right)
+        found[run.result["seed"]] = Values(label, 100 * weights * right)
     return found
 
 

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from jtln.reporting.predictions import Correctness, read_predictions
+
 PER_RUN = ("seed", "dataset.shots", "dataset.rate", "logger.wandb.group")  # what runs of one row differ in
 # Keys of a dataset that say where it lies and how its images are seen, but not which they are.
 _SAME_IMAGES = frozenset(
@@ -18,11 +20,26 @@ _MOST = 3  # differing settings in a name
 
 
 class Run(NamedTuple):
-    """A finished run: the name of its row, where it has one, what result.json holds, and its folder."""
+    """A finished run: the name of its row, where it has one, what result.json holds, and its folder.
+
+    ``images`` is the correctness of its test predictions where it is in memory; else the folder holds them.
+    """
 
     row: str | None
     result: dict[str, Any]
     folder: Path
+    images: Correctness | None = None
+
+    def correctness(self) -> Correctness:
+        """Return the correctness of the test predictions.
+
+        Raises:
+            UserError: they are neither in memory nor in the folder.
+        """
+        if self.images is not None:
+            return self.images
+        predictions = read_predictions(self.folder)
+        return Correctness(predictions.label, predictions.right)
 
 
 def by_data(runs: list[Run]) -> list[Run]:

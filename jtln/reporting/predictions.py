@@ -46,6 +46,13 @@ class Predictions(NamedTuple):
         return self.predicted == self.label
 
 
+class Correctness(NamedTuple):
+    """The test images of a run, and whether its predictions are right, in one order."""
+
+    label: NDArray[np.int32]  # (N,)
+    right: NDArray[np.bool_]  # (N,)
+
+
 def predicted_of(probabilities: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return what is kept of a batch.
 

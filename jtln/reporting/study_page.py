@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jtln.reporting import numbers
+from jtln.reporting.archive import write_archive
 from jtln.reporting.evidence import Comparison, DatasetEvidence, Evidence, TableRow
 from jtln.reporting.pages import Picture, pictures, write_page
 from jtln.reporting.sentences import correction, details, summary
@@ -67,6 +68,8 @@ def show_evidence(evidence: Evidence) -> None:
 def write_evidence(evidence: Evidence, folder: Path, title: str, command: str | None = None) -> Path:
     """Write report.html, report.md, rows.csv, comparisons.csv, runs.csv and a plot of each dataset into ``folder``.
 
+    ``folder/archive`` receives the runs in small files without paths of the machine: see :mod:`jtln.reporting.archive`.
+
     Returns:
         The path of report.html, which holds its plots.
     """
@@ -76,6 +79,7 @@ def write_evidence(evidence: Evidence, folder: Path, title: str, command: str | 
         plots[each.dataset] = folder / f"accuracy_{re.sub(r'[^A-Za-z0-9.-]+', '_', each.dataset)}.png"
         accuracy_plot(each, evidence.metric).savefig(plots[each.dataset])
     _write_csv(folder, evidence)
+    write_archive(evidence.runs, folder / "archive", command)
     write_text(folder / "report.md", _markdown(evidence, title, command, plots))
     path = folder / "report.html"
     write_page(path, "study.html", study_page(evidence, title, command, plots))

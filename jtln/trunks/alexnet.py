@@ -10,7 +10,7 @@ from jtln.trunks.base import IMAGENET_MEAN, IMAGENET_STD, Trunk, check_image_siz
 from jtln.trunks.weights import with_weights
 
 SMALL_MEAN, SMALL_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
-SMALLEST_FULL = 64  # pixels: under this, torchvision's AlexNet has pooled everything away before its last layers
+SMALLEST_FULL = 64  # pixels: below this the strides of torchvision's AlexNet leave no feature map
 
 
 def alexnet(
@@ -21,22 +21,22 @@ def alexnet(
     batch_norm: bool = False,
     match: str = "name",
 ) -> Trunk:
-    """AlexNet up to its second fully connected layer ("fc7", after ReLU).
+    """Return AlexNet up to its second fully connected layer ("fc7", after ReLU).
 
-    From 64 pixels on it is torchvision's, D = 4096. Below, where that one's strides leave nothing of the image, it is
-    the small form: the same five convolutions and two fully connected layers, the first convolution 5 x 5 at stride 1,
-    every layer ``width`` times as wide, D = 4096 * width.
+    From 64 pixels on it is torchvision's network with D = 4096. Smaller images have the small form: the same five
+    convolutions and two fully connected layers, with a first convolution of 5 x 5 at stride 1 and ``width`` times the
+    channels, D = 4096 * width.
 
     Args:
         image_size: height and width of the images, in pixels.
         weights: "auto" (ImageNet's for torchvision's form, none for the small one), "imagenet" (torchvision's newest),
-            a name of torchvision's ("IMAGENET1K_V1"), "none", or a file: a state dict of torchvision's AlexNet or of
-            this trunk, or a checkpoint of a run.
+            a torchvision name ("IMAGENET1K_V1"), "none", or a file: a state dict of torchvision's AlexNet or of this
+            trunk, or a checkpoint of a run.
         width: > 0; of the small form only.
-        dropout: probability in [0, 1), before each fully connected layer; None is AlexNet's own 0.5, and 0.2 in the
-            small form, which a few passes over a source set do not let overfit (notebooks/research_log.ipynb).
-        batch_norm: of the small form only: whether a batch norm follows each convolution. It then learns more from as
-            many steps, and conf/trunk/alexnet.yaml has it.
+        dropout: probability in [0, 1), before each fully connected layer; None: AlexNet's 0.5, and 0.2 in the small
+            form, which does not overfit in a few passes over a source set (notebooks/research_log.ipynb).
+        batch_norm: of the small form only: whether a batch norm follows each convolution, which speeds up learning;
+            conf/trunk/alexnet.yaml sets it.
         match: see :func:`jtln.trunks.weights.load_weights`.
     """
     if dropout is None:
@@ -79,7 +79,7 @@ class _SmallAlexNet(nn.Module):
             nn.Dropout(dropout), nn.Linear(c5 * 9, self.dim), nn.ReLU(inplace=True),
             nn.Dropout(dropout), nn.Linear(self.dim, self.dim), nn.ReLU(inplace=True),
         )  # fmt: skip
-        for layer in self.modules():  # the default initialisation is too small for seven ReLU layers from scratch
+        for layer in self.modules():  # PyTorch's default initialisation is too small for seven ReLU layers.
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
                 nn.init.zeros_(layer.bias)  # type: ignore[arg-type]

@@ -14,23 +14,23 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class PublishedHead(NamedTuple):
-    """The linear classifier that published weights have on top of the trunk."""
+    """The linear classifier of published weights, which the trunk leaves out."""
 
     weight: Tensor  # (S, D)
     bias: Tensor  # (S,)
 
 
 class Trunk(nn.Module):
-    """A network without its classifier, held with the channels last in memory, which is quicker.
+    """A network without its classifier, in the channels-last memory format, which is faster.
 
     Attributes:
-        name: what it is, for people and for caches.
+        name: of the network, for messages and cache keys.
         dim: D, the number of features.
-        mean, std: how it wants its images (in [0, 1]) normalised, a value a channel.
-        pretrained: whether it has weights that others trained; False where they are random.
-        frozen: whether training leaves it as it is.
-        published: the classifier that the weights of others came with; None where there was none.
-        digest: a hash of structure and weights, for a trunk of which neither changes any more; None: not known.
+        mean, std: the normalisation of its input images (in [0, 1]), a value a channel.
+        pretrained: whether its weights are pre-trained; False for random weights.
+        frozen: whether training leaves it unchanged.
+        published: the classifier of its published weights; None if there is none.
+        digest: a hash of structure and weights, for a trunk that does not change; None: unknown.
     """
 
     pretrained: bool = False
@@ -58,7 +58,7 @@ def check_image_size(image_size: int) -> None:
 def check_takes(trunk: Trunk, image_size: int) -> None:
     """Raise a UserError if the network cannot process images of this size.
 
-    Some networks pool small images away, and some take one size only.
+    In some networks the strides leave nothing of small images, and some accept one size only.
     """
     try:
         with torch.no_grad():
@@ -67,6 +67,6 @@ def check_takes(trunk: Trunk, image_size: int) -> None:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"{trunk.name} cannot take images of {image_size} pixels ({reason}): set dataset.image_size to the size "
-            "that it was made for, mostly 224"
+            "of its pre-training, often 224"
         ) from error
     trunk.train()

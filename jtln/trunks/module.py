@@ -1,4 +1,4 @@
-"""A network of the user's own as a trunk."""
+"""The user's own network as a trunk."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jtln.trunks.weights import check_match, load_weights, read_weights
 
 
 class Pooled(nn.Module):
-    """A network whose feature maps (B, C, H, W) become their means (B, C); vectors (B, D) stay as they are."""
+    """A network with global average pooling of feature maps (B, C, H, W) to (B, C); vectors (B, D) are unchanged."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -36,19 +36,19 @@ def from_module(
     std: Sequence[float] = IMAGENET_STD,
     **settings: Any,
 ) -> Trunk:
-    """Return any ``nn.Module`` that gives (B, D) or (B, C, H, W) as a trunk.
+    """Return any ``nn.Module`` with an output (B, D) or (B, C, H, W) as a trunk.
 
     Args:
         image_size: height and width of the images, in pixels.
-        path: where the module, or what makes it, is: "package.file.function".
+        path: the import path of the module or of a function that returns it: "package.file.function".
         weights: "none" or a file, see :func:`jtln.trunks.weights.read_weights`.
         match: see :func:`jtln.trunks.weights.load_weights`.
         mean: of images in [0, 1], a value a channel; subtracted first.
         std: of images in [0, 1], a value a channel; the divisor.
-        settings: further arguments of what makes it.
+        settings: further arguments of the function.
 
     Raises:
-        UserError: nothing can be imported from there, it is no ``nn.Module``, or it does not give features.
+        UserError: the path cannot be imported, it gives no ``nn.Module``, or the module returns no features.
     """
     check_image_size(image_size)
     check_match(match)
@@ -69,7 +69,7 @@ def from_module(
         with torch.no_grad():
             features = body.eval()(torch.zeros(1, 3, image_size, image_size))
         shape = tuple(features.shape)
-    except Exception as error:  # whatever the user's code raises
+    except Exception as error:  # The user's code may raise any error.
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"expected features of images of {image_size} pixels from trunk.path={path}, but got: {reason}"

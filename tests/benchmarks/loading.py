@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from jtln.data.cache import decoded
+from jtln.data.cache import with_image_cache
 from jtln.data.files import FileImages, Reader
 from jtln.data.images import ImageSet
 from jtln.data.loaders import PairData
@@ -91,7 +91,7 @@ def main() -> None:
         print(f"{len(paths)} JPEGs of 500 x 375 pixels, {size / 1e3:.0f} kB each; {options.workers} processes")
         files = FileImages(paths, [index % 4 for index in range(len(paths))], Reader(STORED), folder / "photographs")
         started = time.perf_counter()
-        kept, _ = decoded(files, folder / "cache", True, "skip")
+        kept, _ = with_image_cache(files, folder / "cache", True, "skip")
         print(f"decoding them once: {len(paths) / (time.perf_counter() - started):.0f} images/s")
         standard = transforms.Compose(
             [

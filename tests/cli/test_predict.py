@@ -144,12 +144,12 @@ MISTAKES: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "RUN . --device tpu9": (predict, "expected a device that this machine has for --device, but got tpu9"),
     "no/such/run .": (predict, "expected a run's folder or checkpoint, but there is no no/such/run"),
     ". .": (predict, "expected a run's folder, but there is no checkpoints/best.ckpt"),
-    "file.txt .": (predict, "expected a checkpoint of a run, with what its network is, in file.txt"),
+    "file.txt .": (predict, "expected a checkpoint of a run, with a description of its network, in file.txt"),
     "RUN empty": (predict, "expected images in the folder empty, but there is none"),
     "RUN --format tflite": (export, "unknown --format 'tflite': expected one of onnx, torch"),
     "RUN --format torch --output net.bin": (export, "expected --output to end in .pt2"),
     "RUN --format torch --output /dev/full/x.pt2": (export, "/dev/full"),
-    "other.ckpt": (export, "expected a checkpoint of a run, with what its network is, in other.ckpt"),
+    "other.ckpt": (export, "expected a checkpoint of a run, with a description of its network, in other.ckpt"),
 }
 
 

@@ -19,7 +19,7 @@ SIZES = (3, 2)
 
 
 def features(seed: int = 0, dim: int = 7) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """A batch for each side: features (B, D), every class in the labels (B,)."""
+    """Return a batch for each task: features (B, D), and labels (B,) with every class."""
     generator = torch.Generator().manual_seed(seed)
     batches = []
     for classes, images in ((3, 11), (2, 8)):
@@ -64,7 +64,7 @@ def test_bad_distances() -> None:
 
 
 class PartCost(GivenCost):
-    """Knows nothing of some classes, of which its distances are NaN."""
+    """A cost without information on some classes, whose distances are NaN."""
 
     def __init__(self, distances: Tensor, unknown: Unknown, scale: str = "none") -> None:
         super().__init__(distances, scale)
@@ -123,7 +123,7 @@ def test_centroid_distances_agree_with_scipy(metric: str, autocast: bool) -> Non
 
 @pytest.mark.parametrize("metric", ["euclidean", "sqeuclidean", "cosine"])
 def test_small_distances_of_far_off_centroids_keep_their_digits(metric: str) -> None:
-    """Cosines near 1, and differences small beside the centroids' length, where |x|^2 + |y|^2 - 2 x y cancels."""
+    """Cosines near 1, and differences so small against the lengths that |x|^2 + |y|^2 - 2 x y cancels."""
     generator = torch.Generator().manual_seed(0)
     x = 100 + 0.01 * torch.randn(3, 50, generator=generator)
     y = 100 + 0.01 * torch.randn(2, 50, generator=generator)

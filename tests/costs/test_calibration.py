@@ -19,7 +19,7 @@ LOSS = 0.2  # epsilon of the transport loss
 
 
 def related(noise: float, seed: int = 0) -> Tensor:
-    """(S, T): two source classes near to each target class, with noise and numbers that rows and columns share."""
+    """Return a cost (S, T): two source classes near to each target class, noise, and row and column constants."""
     generator = torch.Generator().manual_seed(seed)
     near = 1 - torch.eye(T).repeat_interleave(S // T, 0)
     common = torch.rand(S, 1, generator=generator) + torch.rand(1, T, generator=generator)
@@ -27,7 +27,7 @@ def related(noise: float, seed: int = 0) -> Tensor:
 
 
 def images(count: int = 40, lean: float = 3.0, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """The source head's logits (count, S) on target images, which lean to the near source classes, and labels."""
+    """Return the source head's logits (count, S) on target images, which favour the near source classes, and labels."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % T
     near = torch.eye(T).repeat_interleave(S // T, 1)[labels]  # (count, S)
@@ -35,7 +35,7 @@ def images(count: int = 40, lean: float = 3.0, seed: int = 0) -> tuple[Tensor, T
 
 
 def nll(logits: Tensor, labels: Tensor, rows: np.ndarray) -> float:
-    """Mean of -log q_y, q the source head's probabilities carried by the rows (S, T)."""
+    """Return the mean of -log q_y, with q the source head's probabilities times the rows (S, T)."""
     log_q = logsumexp(np.log(softmax(logits.double().numpy(), 1))[:, :, None] + np.log(rows)[None], axis=1)
     return float(-log_q[np.arange(len(labels)), labels.numpy()].mean())
 
@@ -98,7 +98,7 @@ def test_a_cost_that_predicts_every_label_stays_finite() -> None:
 
 
 def test_on_ties_the_softer_plan_is_kept() -> None:
-    """Images of which the source head knows nothing: under every plan between these classes they are as likely."""
+    """Images with uninformative source predictions: all plans between these classes have the same likelihood."""
     logits, labels = torch.zeros(T, S), torch.arange(T)
     used, found = calibrate(1 - torch.eye(T).repeat(S // T, 1), LOSS, [(logits, labels)])
     assert math.isinf(found.epsilon)

@@ -86,7 +86,7 @@ def test_agrees_with_scikit_learn(estimator: str, bandwidths: list[float], autoc
 
 
 def test_two_gaussians_have_the_closed_form() -> None:
-    """E exp(-|x - y|^2 / 2 s^2) of x - y ~ N(m, v I) is (s^2 / (s^2 + v))^(D/2) exp(-|m|^2 / (2 (s^2 + v)))."""
+    """E exp(-|x - y|^2 / 2 s^2) for x - y ~ N(m, v I) is (s^2 / (s^2 + v))^(D/2) exp(-|m|^2 / (2 (s^2 + v)))."""
     dim, width, deviations, mean = 3, 1.5, (1.0, 2.0), torch.tensor([1.0, -0.5, 0.0])
     generator = torch.Generator().manual_seed(0)
     x, y = (deviation * torch.randn(2500, dim, generator=generator) for deviation in deviations)
@@ -118,7 +118,7 @@ def test_the_same_images_cost_nothing_and_negative_estimates_are_clamped() -> No
 
 
 def test_one_image_a_class() -> None:
-    """Of two single images MMD^2 is 2 - 2 k(x, y); the unbiased estimate does not exist."""
+    """For two single images MMD^2 is 2 - 2 k(x, y); the unbiased estimate does not exist."""
     x, y = torch.tensor([[0.0], [1.0], [4.0]]), torch.tensor([[1.0], [2.0]])
     labels = torch.arange(3)
     cost = MMDCost("biased", [1.0], scale="none")

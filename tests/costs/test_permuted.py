@@ -52,7 +52,7 @@ def test_no_class_stays_in_its_place(size: int) -> None:
 
 
 def test_derangements_are_equally_likely() -> None:
-    """The nine of four, within four standard deviations."""
+    """The nine derangements of four, each within four standard deviations of its expected frequency."""
     draws = [tuple(derangement(4, seed).tolist()) for seed in range(1800)]
     counts = [draws.count(order) for order in set(draws)]
     assert len(counts) == 9
@@ -110,7 +110,7 @@ def test_a_cost_that_reads_features_reads_them_through_it() -> None:
 
 @pytest.mark.parametrize("update", ["epoch", "ema"])
 def test_in_training(update: str, make_trunk: Callable[..., Any], fit: Callable[..., Any]) -> None:
-    """Both costs follow the same features, so that the matrices of the loss differ in the order of columns alone."""
+    """Both costs use the same features, so that the loss's matrices differ only in the order of columns."""
     used = []
     for wrap in (lambda cost: cost, lambda cost: PermutedCost(cost, 0)):
         torch.manual_seed(0)

@@ -65,7 +65,7 @@ def test_is_minus_the_log_of_the_smoothed_posterior(
 
 
 def test_sure_predictions_give_a_cost_in_closed_form() -> None:
-    """One-hot: 0 (to within the smoothing) for what a class is taken for, log(S / delta) for everything else."""
+    """One-hot predictions: 0 (within the smoothing) for the predicted class, log(S / delta) for all others."""
     features = torch.tensor([[1.0, 0, 0, 0], [0, 1.0, 0, 0], [0, 0, 0, 1.0], [0, 1.0, 0, 0]])
     head = SourceHead(lambda x: 1e4 * x, [], 1e4 * torch.eye(4))
     cost = fitted(head, (features, torch.tensor([0, 1, 2, 2])), smoothing=0.01, scale="none")
@@ -75,7 +75,7 @@ def test_sure_predictions_give_a_cost_in_closed_form() -> None:
 
 
 def test_unscaled_it_is_co_tunings_posterior(head: SourceHead, target: tuple[Tensor, Tensor]) -> None:
-    """softmax(-C / 1) over the source classes: the soft label that a sure target head gives the source head."""
+    """softmax(-C / 1) over the source classes: the soft label of a certain target head for the source head."""
     matrix = fitted(head, target, smoothing=1e-6, scale="none").matrix(SOURCE, TARGET)
     logits = head.logits(target[0]).detach()
     posterior = source_given_target([(logits, target[1])], 3)  # (T, S)

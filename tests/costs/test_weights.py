@@ -33,7 +33,7 @@ def target() -> tuple[Tensor, Tensor]:
 
 @pytest.fixture
 def head() -> SourceHead:
-    """All rows of the weight have something in common, which does not count."""
+    """A constant in all rows of the weight has no effect."""
     linear = nn.Linear(5, 4)
     with torch.no_grad():
         linear.weight.add_(torch.arange(5.0))
@@ -71,7 +71,7 @@ def test_agrees_with_scipy(autocast: bool, head: SourceHead, target: tuple[Tenso
 
 
 def test_the_same_classifier_costs_nothing_on_the_diagonal() -> None:
-    """A source head by the nearest class mean of the very images: cosine 1, up to any scale and shift."""
+    """A nearest-mean source head of the same images: cosine 1, for any scale and shift."""
     means = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
     head = SourceHead(lambda x: x @ means.T, [], 7 * means + 2)
     cost = WeightsCost(scale="none")
@@ -96,7 +96,7 @@ def test_a_class_without_a_direction_is_at_distance_one(head: SourceHead, target
 
 
 def test_in_a_run_it_reads_the_source_head(make_trunk: Callable[..., Trunk]) -> None:
-    """From a data module that has no source images."""
+    """The data module has no source images."""
     trunk, pair = make_trunk(), TinySpec().load()
     source_head = nn.Linear(trunk.dim, 4)
 

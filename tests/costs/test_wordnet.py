@@ -53,7 +53,7 @@ def test_names_are_linked_where_no_synset_is_given() -> None:
 
 @pytest.mark.parametrize("scale", ["max", "range"])
 def test_unknown_classes_have_the_mean_costs(scale: str) -> None:
-    """Beside the matrix of the known ones alone, which is unchanged."""
+    """The matrix of the known classes is unchanged."""
     source = ClassSet(["xyzzyx", *SOURCE.names], [None, *(SOURCE.synsets or ())])
     target = ClassSet(["cat", "xyzzzyx", "truck"], ["cat.n.01", None, "truck.n.01"])
     cost = WordNetCost("path", scale)
@@ -83,7 +83,7 @@ def test_a_side_without_any_known_class_is_an_error() -> None:
 
 
 def test_two_classes_of_one_synset() -> None:
-    """Both are as far from every source class; a name of a kind and the kind itself."""
+    """A compound and its head noun have the same distance from every source class."""
     with pytest.warns(AmbiguousClassWarning, match="desk_lamp -> lamp"):
         matrix = WordNetCost().matrix(SOURCE, ClassSet(["desk_lamp", "lamp", "cat"]))
     assert torch.equal(matrix[:, 0], matrix[:, 1])

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from jtln.data import cache as module
-from jtln.data.cache import CachedImages, Skipped, decoded
+from jtln.data.cache import CachedImages, Skipped, with_image_cache
 from jtln.data.files import BadImage, FileImages, Reader
 from jtln.data.images import ArrayImages
 from jtln.errors import UserError
@@ -49,7 +49,7 @@ def sound(files: FileImages) -> FileImages:
 
 
 def test_kept_pixels_are_the_files(files: FileImages, sound: FileImages, tmp_path: Path) -> None:
-    kept, skipped = decoded(files, tmp_path / "cache", True, "skip")
+    kept, skipped = with_image_cache(files, tmp_path / "cache", True, "skip")
     assert isinstance(kept, CachedImages)
     assert kept.in_memory
     assert skipped == (
@@ -72,10 +72,10 @@ def test_kept_pixels_are_the_files(files: FileImages, sound: FileImages, tmp_pat
 
 
 def test_what_is_decoded_once_is_there(files: FileImages, tmp_path: Path) -> None:
-    first, skipped = decoded(files, tmp_path / "cache", True, "skip")
+    first, skipped = with_image_cache(files, tmp_path / "cache", True, "skip")
     assert len(Counting.seen) == 12
     for order in (range(12), range(11, -1, -1)):  # in any order
-        again, skipped_again = decoded(files.subset(order), tmp_path / "cache", "auto", "skip")
+        again, skipped_again = with_image_cache(files.subset(order), tmp_path / "cache", "auto", "skip")
         assert isinstance(again, CachedImages)
         assert sorted(skipped_again) == sorted(skipped)
         of = dict(zip(first.names, first.__getitems__(list(range(10)))[0], strict=True))
@@ -89,7 +89,7 @@ def test_anything_else_is_decoded_anew(sound: FileImages, tmp_path: Path) -> Non
 
     def reads(images: FileImages) -> int:
         Counting.seen.clear()
-        kept, _ = decoded(images, cache, True, "error")
+        kept, _ = with_image_cache(images, cache, True, "error")
         assert torch.equal(kept.__getitems__([0])[0], images.__getitems__([0])[0])
         return len(Counting.seen) - 1
 
@@ -108,7 +108,7 @@ def test_anything_else_is_decoded_anew(sound: FileImages, tmp_path: Path) -> Non
 def test_broken_files_are_an_error_that_lists_them(files: FileImages, tmp_path: Path) -> None:
     for _ in range(2):  # found, and then known
         with pytest.raises(UserError, match="2 of 12 ") as caught:
-            decoded(files, tmp_path / "cache", True, "error")
+            with_image_cache(files, tmp_path / "cache", True, "error")
         assert f"{files.paths[1]}: it is not an image" in str(caught.value)
         assert f"{files.paths[7]}: the file is empty" in str(caught.value)
         assert "on_bad_image=skip" in str(caught.value)
@@ -122,34 +122,34 @@ def test_only_ten_are_named(tmp_path: Path) -> None:
     Image.new("L", (4, 4)).save(paths[0])
     images = FileImages(paths, [0] * 30, Reader(4))
     with pytest.raises(UserError) as caught:
-        decoded(images, tmp_path / "cache", True, "error")
+        with_image_cache(images, tmp_path / "cache", True, "error")
     assert str(caught.value).count(".jpg") == 10
     assert "and 19 more" in str(caught.value)
     with pytest.raises(UserError, match="29 of 29 "):  # nothing would be left
-        decoded(images.subset(range(1, 30)), tmp_path / "cache", True, "skip")
+        with_image_cache(images.subset(range(1, 30)), tmp_path / "cache", True, "skip")
 
 
 def test_without_pixels(files: FileImages, sound: FileImages, tmp_path: Path) -> None:
-    same, skipped = decoded(files, tmp_path / "cache", False, "error")
+    same, skipped = with_image_cache(files, tmp_path / "cache", False, "error")
     assert same is files
     assert skipped == ()
     assert not Counting.seen
     for cache, reads in ((tmp_path / "cache", 12), (tmp_path / "cache", 0), (None, 12)):
         Counting.seen.clear()
-        left, skipped = decoded(files, cache, False, "skip")
+        left, skipped = with_image_cache(files, cache, False, "skip")
         assert isinstance(left, FileImages)
         assert left.names == sound.names
         assert [name for name, _ in skipped] == ["03.png", "07.png"]
         assert len(Counting.seen) == reads
     assert not list((tmp_path / "cache").rglob("*.u8"))
-    kept, _ = decoded(files, tmp_path / "cache", True, "skip")  # the pixels as well, later
+    kept, _ = with_image_cache(files, tmp_path / "cache", True, "skip")  # the pixels as well, later
     assert isinstance(kept, CachedImages)
 
 
 def test_no_cache_and_sets_in_memory(sound: FileImages, tmp_path: Path) -> None:
-    assert decoded(sound, None, True, "error") == (sound, ())
+    assert with_image_cache(sound, None, True, "error") == (sound, ())
     array = ArrayImages(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(2), ["a", "b"])
-    assert decoded(array, tmp_path, True, "skip") == (array, ())
+    assert with_image_cache(array, tmp_path, True, "skip") == (array, ())
     assert not list(tmp_path.rglob("decoded"))
 
 
@@ -157,10 +157,10 @@ def test_auto_looks_at_the_disk(sound: FileImages, tmp_path: Path, monkeypatch: 
     usage = module.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage._replace(free=10 * 48 * 4))
     with pytest.warns(UserWarning, match="decoded=true"):
-        images, _ = decoded(sound, tmp_path / "cache", "auto", "error")
+        images, _ = with_image_cache(sound, tmp_path / "cache", "auto", "error")
     assert images is sound
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage._replace(free=10 * 48 * 5))
-    assert isinstance(decoded(sound, tmp_path / "cache", "auto", "error")[0], CachedImages)
+    assert isinstance(with_image_cache(sound, tmp_path / "cache", "auto", "error")[0], CachedImages)
 
 
 class FullDisk:
@@ -172,10 +172,10 @@ def test_a_full_disk(files: FileImages, sound: FileImages, tmp_path: Path, monke
     look = module._Store._look
     monkeypatch.setattr(module._Store, "_look", lambda self, file: look(self, file and FullDisk()))
     with pytest.warns(UserWarning, match="No space left on device"):
-        images, skipped = decoded(sound, tmp_path / "cache", True, "error")
+        images, skipped = with_image_cache(sound, tmp_path / "cache", True, "error")
     assert images is sound
     with pytest.warns(UserWarning, match="No space left on device"):
-        images, skipped = decoded(files, tmp_path / "cache", True, "skip")
+        images, skipped = with_image_cache(files, tmp_path / "cache", True, "skip")
     assert images.names == sound.names
     assert len(skipped) == 2
     assert not list((tmp_path / "cache").rglob("*.u8*"))
@@ -184,15 +184,15 @@ def test_a_full_disk(files: FileImages, sound: FileImages, tmp_path: Path, monke
 def test_a_cache_that_cannot_be_written(files: FileImages, sound: FileImages, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file where a folder should be")
     with pytest.warns(UserWarning, match=r"File exists|Not a directory"):
-        assert decoded(sound, tmp_path / "cache", True, "error")[0] is sound
+        assert with_image_cache(sound, tmp_path / "cache", True, "error")[0] is sound
     with pytest.warns(UserWarning, match=r"File exists|Not a directory"):
-        images, skipped = decoded(files, tmp_path / "cache", False, "skip")
+        images, skipped = with_image_cache(files, tmp_path / "cache", False, "skip")
     assert images.names == sound.names
     assert len(skipped) == 2
 
 
 def test_a_pickle_is_small_and_reads_the_file(sound: FileImages, tmp_path: Path) -> None:
-    kept, _ = decoded(sound, tmp_path / "cache", True, "error")
+    kept, _ = with_image_cache(sound, tmp_path / "cache", True, "error")
     before = kept.__getitems__([1, 2])[0]
     data = pickle.dumps(kept)
     assert len(data) < 4000
@@ -212,7 +212,7 @@ def test_two_runs_at_a_time_decode_once(sound: FileImages, tmp_path: Path, monke
     monkeypatch.setattr(Reader, "__call__", read)
     results = []
     runs = [
-        threading.Thread(target=lambda: results.append(decoded(sound, tmp_path / "cache", True, "error")))
+        threading.Thread(target=lambda: results.append(with_image_cache(sound, tmp_path / "cache", True, "error")))
         for _ in range(2)
     ]
     for run in runs:
@@ -227,22 +227,22 @@ def test_a_long_decoding_prints_a_line(
     sound: FileImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(module, "_PATIENCE", 3600.0)
-    decoded(sound, tmp_path / "cache", True, "error")
+    with_image_cache(sound, tmp_path / "cache", True, "error")
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(module, "_PATIENCE", 0.0)
-    decoded(sound, tmp_path / "other", True, "error")
+    with_image_cache(sound, tmp_path / "other", True, "error")
     assert capsys.readouterr().err.count("decoding images: 10") == 1
 
 
 def test_senseless_settings(sound: FileImages, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"'ignore'.*skip"):
-        decoded(sound, tmp_path, True, "ignore")
+        with_image_cache(sound, tmp_path, True, "ignore")
     with pytest.raises(UserError, match=r"'yes'.*auto"):
-        decoded(sound, tmp_path, "yes", "skip")
+        with_image_cache(sound, tmp_path, "yes", "skip")
 
 
 def test_a_file_that_breaks_later_is_found_when_read(sound: FileImages) -> None:
-    images, _ = decoded(sound, None, "auto", "error")
+    images, _ = with_image_cache(sound, None, "auto", "error")
     Path(sound.paths[0]).write_text("no image")
     with pytest.raises(BadImage):
         images[0]

@@ -21,7 +21,7 @@ NAMES = ("ant", "bee", "cat", "dog", "elk", "fox")
 
 
 class Made(Collection):
-    """``sizes`` images a class in each part; every image is of the colour of its class."""
+    """Return a collection with ``sizes`` images a class in each part; every image has the colour of its class."""
 
     name = "made"
 

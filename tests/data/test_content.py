@@ -16,7 +16,7 @@ from PIL import Image
 
 from jtln.data import cache as cache_module
 from jtln.data import content as module
-from jtln.data.cache import CachedImages, decoded
+from jtln.data.cache import CachedImages, with_image_cache
 from jtln.data.content import contents
 from jtln.data.files import FileImages, Reader
 from jtln.errors import UserError
@@ -24,7 +24,7 @@ from jtln.errors import UserError
 
 @pytest.fixture(autouse=True)
 def settled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files count as settled at once, and nothing is known of an earlier test's."""
+    """Files count as settled at once, and the cache of an earlier test is empty."""
     monkeypatch.setattr(module, "_SETTLED", -1.0)
     monkeypatch.setattr(module, "_memory", {})
 
@@ -39,7 +39,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def bitmaps(folder: Path, value: int, count: int = 4) -> list[Path]:
-    """BMP files, which are equally long whatever they show, with one time of change."""
+    """BMP files of equal length and equal times of change."""
     folder.mkdir(parents=True)
     paths = [folder / f"{index}.bmp" for index in range(count)]
     for index, path in enumerate(paths):
@@ -69,7 +69,7 @@ def test_same_names_sizes_and_times_but_other_pixels(tmp_path: Path) -> None:
     assert first.names == second.names
     assert first.fingerprint() != second.fingerprint()
     for files, value in ((first, 9), (second, 90)):
-        kept, _ = decoded(files, tmp_path / "cache", True, "error")
+        kept, _ = with_image_cache(files, tmp_path / "cache", True, "error")
         assert isinstance(kept, CachedImages)
         assert kept.__getitems__([0, 1, 2, 3])[0][:, 0, 0, 0].tolist() == [value] * 4
     assert len(list((tmp_path / "cache").rglob("*.u8"))) == 2
@@ -79,14 +79,14 @@ def test_a_file_written_anew_with_its_old_time_is_another(tmp_path: Path) -> Non
     paths = bitmaps(tmp_path / "a", 9)
     files = images_of(tmp_path / "a", paths)
     before = files.fingerprint()
-    decoded(files, tmp_path / "cache", True, "error")
+    with_image_cache(files, tmp_path / "cache", True, "error")
     status = paths[2].stat()
     Image.new("RGB", (5, 4), (200, 2, 0)).save(paths[2])
     os.utime(paths[2], ns=(status.st_atime_ns, status.st_mtime_ns))
     assert (paths[2].stat().st_size, paths[2].stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns)
     again = files.looked_at_again()
     assert again.fingerprint() != before
-    kept, _ = decoded(again, tmp_path / "cache", True, "error")
+    kept, _ = with_image_cache(again, tmp_path / "cache", True, "error")
     assert int(kept[2][0][0, 0, 0]) == 200
 
 
@@ -97,8 +97,8 @@ def test_a_copy_elsewhere_is_the_same(tmp_path: Path) -> None:
     for path in copies.paths:
         os.utime(path)
     assert copies.fingerprint() == images_of(tmp_path / "a", paths).fingerprint()
-    decoded(images_of(tmp_path / "a", paths), tmp_path / "cache", True, "error")
-    decoded(copies, tmp_path / "cache", True, "error")
+    with_image_cache(images_of(tmp_path / "a", paths), tmp_path / "cache", True, "error")
+    with_image_cache(copies, tmp_path / "cache", True, "error")
     assert len(list((tmp_path / "cache").rglob("*.u8"))) == 1
 
 
@@ -188,7 +188,7 @@ def test_a_cache_that_cannot_be_written_is_passed_over(tmp_path: Path) -> None:
 
 
 def test_what_has_just_changed_is_read_again(tmp_path: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """It could change within one tick of the file system's clock, and its times would be the same."""
+    """A file could change again within one tick of the file system's clock, with the same times."""
     monkeypatch.setattr(module, "_SETTLED", 600.0)
     paths = [str(path) for path in bitmaps(tmp_path / "a", 9, count=1)]
     for times in (1, 2):
@@ -241,7 +241,7 @@ def test_two_threads_read_once(tmp_path: Path, reads: list[str]) -> None:
 
 
 def test_images_that_change_while_they_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their pixels are not kept under the name of what they were."""
+    """Their pixels are not stored under the key of their earlier content."""
     paths = bitmaps(tmp_path / "a", 9)
     look = cache_module._Store._look
 
@@ -251,7 +251,7 @@ def test_images_that_change_while_they_are_decoded(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(cache_module._Store, "_look", change)
     with pytest.raises(UserError, match="changed"):
-        decoded(images_of(tmp_path / "a", paths), tmp_path / "cache", True, "error")
+        with_image_cache(images_of(tmp_path / "a", paths), tmp_path / "cache", True, "error")
     assert not list((tmp_path / "cache").rglob("*.u8*"))
 
 
@@ -297,30 +297,30 @@ def test_a_damaged_cache_is_decoded_anew(
     noise: FileImages, tmp_path: Path, suffix: str, spoil: Callable[[Path], Any]
 ) -> None:
     expected = noise.subset(SOUND).__getitems__(list(range(11)))[0]
-    decoded(noise, tmp_path / "cache", True, "skip")
+    with_image_cache(noise, tmp_path / "cache", True, "skip")
     (kept,) = (tmp_path / "cache" / "decoded").glob(f"*.{suffix}")
     spoil(kept)
 
     def read() -> tuple[Any, Any]:
-        images, skipped = decoded(noise, tmp_path / "cache", True, "skip")
+        images, skipped = with_image_cache(noise, tmp_path / "cache", True, "skip")
         return images.__getitems__(list(range(11)))[0], skipped
 
     with pytest.warns(UserWarning, match=r"\.u8 is damaged"):
         pixels, skipped = read()
     assert torch.equal(pixels, expected)
     assert [name for name, _ in skipped] == ["03.png"]
-    again, _ = decoded(noise, tmp_path / "cache", True, "skip")
+    again, _ = with_image_cache(noise, tmp_path / "cache", True, "skip")
     assert torch.equal(again.__getitems__(list(range(11)))[0], expected)
 
 
 def test_damage_is_found_in_the_images_that_are_read(
     noise: FileImages, tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
-    images, _ = decoded(noise.subset(SOUND), tmp_path / "cache", True, "error")
+    images, _ = with_image_cache(noise.subset(SOUND), tmp_path / "cache", True, "error")
     expected = images.__getitems__(list(range(11)))[0]
     (kept,) = (tmp_path / "cache" / "decoded").glob("*.u8")
     flip(kept, 7 * SIZE + 5)
-    again, _ = decoded(noise.subset(SOUND), tmp_path / "cache", True, "error")
+    again, _ = with_image_cache(noise.subset(SOUND), tmp_path / "cache", True, "error")
     part = again.subset([0, 1, 2])
     assert torch.equal(part.__getitems__([0, 1, 2])[0], expected[:3])
     assert not [each for each in recwarn if "damaged" in str(each.message)]
@@ -330,7 +330,7 @@ def test_damage_is_found_in_the_images_that_are_read(
 
 
 def test_every_image_is_checked_once(noise: FileImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    images, _ = decoded(noise.subset(SOUND), tmp_path / "cache", True, "error")
+    images, _ = with_image_cache(noise.subset(SOUND), tmp_path / "cache", True, "error")
     checks = []
     crc32 = cache_module.zlib.crc32
     monkeypatch.setattr(cache_module.zlib, "crc32", lambda data: (checks.append(1), crc32(data))[1])
@@ -345,10 +345,10 @@ def test_where_the_cache_cannot_be_mended_files_are_read(
 ) -> None:
     sound = noise.subset(SOUND)
     expected = sound.__getitems__(list(range(11)))[0]
-    decoded(sound, tmp_path / "cache", True, "error")
+    with_image_cache(sound, tmp_path / "cache", True, "error")
     (kept,) = (tmp_path / "cache" / "decoded").glob("*.u8")
     kept.write_bytes(b"\0" * kept.stat().st_size)
-    images, _ = decoded(sound, tmp_path / "cache", True, "error")
+    images, _ = with_image_cache(sound, tmp_path / "cache", True, "error")
     assert isinstance(images, CachedImages)
 
     def refuse(self: Any, with_pixels: bool) -> None:
@@ -366,12 +366,12 @@ def test_two_processes_that_find_the_damage_decode_once(
     noise: FileImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sound = noise.subset(SOUND)
-    first, _ = decoded(sound, tmp_path / "cache", True, "error")
+    first, _ = with_image_cache(sound, tmp_path / "cache", True, "error")
     (kept,) = (tmp_path / "cache" / "decoded").glob("*.u8")
     damaged = kept.stat().st_ino
     with open(kept, "r+b") as file:
         file.write(b"\0" * SIZE * 11)
-    second, _ = decoded(sound, tmp_path / "cache", True, "error")
+    second, _ = with_image_cache(sound, tmp_path / "cache", True, "error")
     made = []
     make = cache_module._Store._make
     monkeypatch.setattr(
@@ -404,14 +404,14 @@ def test_pixels_are_on_the_disk_before_they_have_their_name(
 
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(os, "replace", renamed)
-    decoded(noise.subset(SOUND), tmp_path / "cache", True, "error")
+    with_image_cache(noise.subset(SOUND), tmp_path / "cache", True, "error")
     (kept,) = (tmp_path / "cache" / "decoded").glob("*.u8")
     places = [events.index((what, kept.stat().st_ino)) for what in ("sync", "rename")]
     assert places == sorted(places)
 
 
 def test_hashes_are_made_with_the_pixels(noise: FileImages, tmp_path: Path) -> None:
-    images, _ = decoded(noise.subset(SOUND), tmp_path / "cache", True, "error")
+    images, _ = with_image_cache(noise.subset(SOUND), tmp_path / "cache", True, "error")
     assert isinstance(images, CachedImages)
     expected = [hashlib.blake2b(image.numpy().tobytes(), digest_size=8).digest() for image, _ in images]
     assert images.hashes().astype("<u8").tobytes() == b"".join(expected)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from jtln.data.cache import CachedImages, decoded
+from jtln.data.cache import CachedImages, with_image_cache
 from jtln.data.category_pair import CategoryPair
 from jtln.data.collections.folder import Folder
 from jtln.data.duplicates import Repeat, repeats, unseen
@@ -104,7 +104,7 @@ def test_files_that_are_not_kept_are_not_looked_at(root: Path) -> None:
 def test_hashes_are_of_the_pixels_and_kept(root: Path, tmp_path: Path) -> None:
     paths = sorted(root.rglob("*.png"))
     shutil.copy(paths[3], paths[40])
-    images, _ = decoded(FileImages(paths, [0] * 48, Reader(8)), tmp_path / "kept", True, "error")
+    images, _ = with_image_cache(FileImages(paths, [0] * 48, Reader(8)), tmp_path / "kept", True, "error")
     assert isinstance(images, CachedImages)
     hashes = images.hashes()
     pixels = [images[index][0].numpy().tobytes() for index in range(48)]
@@ -115,7 +115,7 @@ def test_hashes_are_of_the_pixels_and_kept(root: Path, tmp_path: Path) -> None:
     for spoilt in (kept.read_bytes()[::-1], b"cut off"):
         kept.write_bytes(spoilt)
         with pytest.warns(UserWarning, match="damaged"):
-            again, _ = decoded(FileImages(paths, [0] * 48, Reader(8)), tmp_path / "kept", True, "error")
+            again, _ = with_image_cache(FileImages(paths, [0] * 48, Reader(8)), tmp_path / "kept", True, "error")
         assert np.array_equal(again.hashes(), hashes)  # type: ignore[attr-defined]
 
 

@@ -24,7 +24,7 @@ def images() -> PairData:
 def test_features_are_those_of_evaluation(
     training: bool, side: str, part: str, images: PairData, make_trunk: Callable[..., Trunk]
 ) -> None:
-    """Without dropout and without a gradient; between the batches the trunk is as it was before."""
+    """Features have no dropout and no gradient; between batches the trunk's mode is unchanged."""
     trunk = make_trunk(dropout=0.5).train(training)
     frozen = copy.deepcopy(trunk).eval()
     of_part = list(Features(trunk, images, "cpu").images_of(side, part))

@@ -33,7 +33,7 @@ def close(got: torch.Tensor, wanted: torch.Tensor, most: float) -> bool:
 
 @pytest.mark.parametrize("side", [(96, 64), (64, 96), (48, 48), (24, 16), (36, 32)])
 def test_crop_is_torchvisions(tmp_path: Path, side: tuple[int, int]) -> None:
-    """Where torchvision's crop lies on whole pixels; at odd sizes it is half a pixel beside the middle."""
+    """Only for sizes at which torchvision's crop is on whole pixels; at odd sizes it is half a pixel off the centre."""
     path = tmp_path / "x.png"
     scene(*side).save(path)
     got = Reader(32)(path)
@@ -136,7 +136,7 @@ def test_transparent_is_white(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation(tmp_path: Path, orientation: int) -> None:
-    """A camera held otherwise stores other pixels, and says how to turn them: the picture is the same."""
+    """A turned camera stores turned pixels and their orientation: the picture is the same."""
     stored = scene(64, 64)
     undo = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -302,7 +302,7 @@ def test_fingerprint_is_of_names_contents_labels_and_reader(files: FileImages) -
 
 
 def test_a_transparent_grey_of_sixteen_bits(tmp_path: Path) -> None:
-    """It is brought to eight bits like any other, and what the file calls transparent lies on white."""
+    """It is converted to eight bits like any other, with transparent pixels on white."""
     grey = (np.arange(1600, dtype=np.uint16) * 40).reshape(40, 40)
     Image.fromarray(grey).save(tmp_path / "plain.png")
     Image.fromarray(grey).save(tmp_path / "clear.png", transparency=40 * 1599)

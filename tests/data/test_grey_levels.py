@@ -72,7 +72,7 @@ def grey(path: Path, white: float | None = None) -> np.ndarray:
 
 
 def scaled(values: np.ndarray, white: float) -> np.ndarray:
-    """By the definition: 0 is 0, white is 255, and what is lighter is white."""
+    """By definition: 0 becomes 0, white becomes 255, and lighter levels become white."""
     return np.round(np.clip(values.astype(np.float64) / white, 0, 1) * 255)
 
 
@@ -85,7 +85,7 @@ def whole(most: int) -> np.ndarray:
 
 
 def folder_of(root: Path, suffix: str, most: Callable[[int], float], write: Callable[[Path, float], Any]) -> Path:
-    """Six images of each of four classes, with other extremes each."""
+    """Six images of each of four classes, with different extremes."""
     for index in range(24):
         write(root / "abcd"[index % 4] / f"{index:02d}.{suffix}", most(index))
     return root
@@ -276,7 +276,7 @@ def test_signed_and_long_whole_numbers(tmp_path: Path) -> None:
 
 
 def test_tags_with_each_images_own_maximum_are_not_believed(tmp_path: Path) -> None:
-    """The specification has MaxSampleValue as statistics, and some programs write it so."""
+    """By the specification MaxSampleValue is a statistic, and some programs write it as one."""
 
     def write(path: Path, most: float) -> None:
         tiff(path, whole(int(most)), tag281=(SHORT, most))

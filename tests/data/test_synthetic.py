@@ -7,7 +7,7 @@ from jtln.names.class_set import ClassSet
 
 
 class Large(TinySpec):
-    """As many classes as ImageNet has, at its size: what a machine has no memory to hold at once."""
+    """As many classes as ImageNet, at its size, which do not fit into memory at once."""
 
     source_classes = ClassSet([f"class {index}" for index in range(1000)])
     image_size = 224

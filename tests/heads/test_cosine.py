@@ -23,7 +23,7 @@ Images = tuple[Tensor, Tensor]  # features (N, D), labels (N,)
 
 
 def images(count: int, seed: int, classes: int = T) -> Images:
-    """Features that lean to a direction of their class, of lengths that differ much."""
+    """Features near their class's direction, with very different lengths."""
     draw = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % classes
     lengths = torch.rand(count, 1, generator=draw) * 10 + 0.1

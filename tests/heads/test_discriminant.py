@@ -28,7 +28,7 @@ Images = tuple[Tensor, Tensor]  # features (N, D), labels (N,)
 
 
 class World:
-    """Classes that are Gaussians with one covariance; each target class lies between its two source classes."""
+    """Gaussian classes with one covariance; each target class is between its two source classes."""
 
     def __init__(self, labelled: tuple[int, ...] = (2, 1, 3), spread: float = 0.5, away: float = 0.0) -> None:
         draw = torch.Generator().manual_seed(3)
@@ -82,7 +82,7 @@ def densities(features: Tensor, means: np.ndarray, covariance: np.ndarray) -> np
 
 
 def best_factor(scores: np.ndarray, labels: Tensor) -> tuple[float, float]:
-    """The factor of the scores at which the labels are most likely, and their mean negative log-likelihood there."""
+    """Return the factor of the scores with the least negative log-likelihood, and that value."""
 
     def nll(log_factor: float) -> float:
         return float(-log_softmax(np.exp(log_factor) * scores, axis=1)[np.arange(len(labels)), labels].mean())
@@ -123,7 +123,7 @@ def test_is_the_gaussian_discriminant_of_the_least_validation_nll(
 
 
 def test_a_true_plan_counts_for_more_than_a_permuted_one() -> None:
-    """One labelled image a class; the classes lie where the plan has them, or elsewhere."""
+    """One labelled image a class; the classes are at the plan's means, or elsewhere."""
     world = World((1, 1, 1), spread=0.0)
     informed, uninformed = world.fit(), world.fit(plan=None)
     permuted = world.fit(plan=PLAN[:, [1, 2, 0]])
@@ -138,7 +138,7 @@ def test_a_true_plan_counts_for_more_than_a_permuted_one() -> None:
 
 
 def test_target_classes_far_from_the_source_have_a_centre_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawn to the source's centre, a class of few labelled images would lose against one of many."""
+    """With a prior at the source's centre, a class with few labelled images would lose to one with many."""
     world = World((8, 1, 1), spread=0.0, away=10.0)
     shifted = world.fit()
     monkeypatch.setattr(discriminant, "CENTRE_SHIFTS", (0.0,))
@@ -152,7 +152,7 @@ def test_target_classes_far_from_the_source_have_a_centre_of_their_own(monkeypat
 
 @pytest.mark.parametrize("good", [True, False])
 def test_with_more_labelled_images_the_trained_head_has_a_share(good: bool) -> None:
-    """The share of the least validation nll; none below the number of images from which there may be one."""
+    """The share has the least validation nll; below ``mixed_from`` images it is zero."""
     world = World((4, 4, 4), spread=3.0)
     features, labels = world.validation
     torch.manual_seed(0)
@@ -190,7 +190,7 @@ def test_the_classifier_is_linear_and_a_state_dict_fills_an_empty_one() -> None:
 
 
 def test_source_classes_without_an_image_and_a_single_image() -> None:
-    """A class that the choice of source images misses lies at the centre; the classifier stays finite."""
+    """A class without a chosen source image is at the centre; the classifier stays finite."""
     world = World()
     kept = world.source[1] != 4
     whole = world.source
@@ -294,14 +294,14 @@ def test_episodes_are_of_other_classes_each_time_and_the_same_in_every_fit() -> 
 
 
 def test_images_that_are_held_out_are_not_the_labelled_ones() -> None:
-    """Of noise alone, no labels are much likelier than by chance."""
+    """With pure noise the negative log-likelihood is near that of chance."""
     found = Families(apart=0.0).fit().chosen
     assert math.log(FAMILIES) - 0.05 < found["nll"] < math.log(FAMILIES) + 0.02
 
 
 @pytest.mark.parametrize("shots", [1, 4])
 def test_the_outcome_is_the_gaussian_discriminant_of_the_choice(shots: int) -> None:
-    """By SciPy, up to the temperature, one factor of all logits."""
+    """Compared with SciPy, up to the temperature."""
     world = Families(shots)
     classifier, chosen, _ = world.fit(COST, BETWEEN)
     k, u, shift = (chosen[name] for name in ("transport_count", "prior_count", "centre_shift"))

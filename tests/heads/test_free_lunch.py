@@ -77,7 +77,7 @@ def test_samples_have_the_calibrated_mean_and_covariance(k: int, alpha: float, p
 
 
 def by_scikit_learn(x: np.ndarray, y: np.ndarray, c: float, fresh: np.ndarray) -> np.ndarray:
-    """Predictions where the bias has the penalty |b|^2 / 2, as the weight of a constant column of 1/sqrt(C)."""
+    """Return predictions with the penalty |b|^2 / 2 on the bias, the weight of a constant column of 1/sqrt(C)."""
     x, fresh = (np.hstack([each, np.full((len(each), 1), c**-0.5)]) for each in (x, fresh))
     return LogisticRegression(C=c, fit_intercept=False, tol=1e-9, max_iter=10_000).fit(x, y).predict_proba(fresh)
 
@@ -96,7 +96,7 @@ def test_without_samples_it_is_logistic_regression(c: float, power: float) -> No
 
 
 def test_with_samples_it_is_logistic_regression_on_all_features() -> None:
-    """Every class has as many samples, but for rounding; the labelled images of a class share them."""
+    """Every class has the same number of samples, except for rounding; its labelled images share them."""
     world, fresh = World(), torch.rand(20, D, generator=torch.Generator().manual_seed(2))
     classifier, chosen, _ = world.fit(samples=60, alpha=0.1, neighbours=1, seed=3)
     rows = world.labelled[0].double() ** 0.5

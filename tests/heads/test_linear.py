@@ -11,7 +11,7 @@ from jtln.heads import HeadInputs, Linear
 
 
 class Unread:
-    """Features that nobody may ask for."""
+    """Features that must not be read."""
 
     def of(self, *arguments: Any, **options: Any) -> Any:
         raise AssertionError("the linear head reads no features")

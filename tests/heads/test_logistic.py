@@ -28,7 +28,7 @@ def images(count: int, seed: int, dim: int = D) -> tuple[Tensor, Tensor]:
 
 
 class Given:
-    """Labelled images in two batches, and nothing else."""
+    """Only labelled images, in two batches."""
 
     def __init__(self, rows: Tensor, labels: Tensor) -> None:
         self.rows, self.labels = rows, labels
@@ -139,7 +139,7 @@ def test_with_one_label_a_class_the_temperature_is_the_setting() -> None:
 
 
 def test_left_out_labels_choose_the_weight_of_the_prior() -> None:
-    """A prior that knows the labels is wanted at its full weight, one that is wrong not at all."""
+    """A prior that predicts the labels gets its full weight, a wrong one gets none."""
     rows, labels = images(12, seed=5)
     right = torch.full((12, T), 0.01).scatter(1, labels[:, None], 0.97).log()
     wrong = right.roll(1, dims=1)

@@ -206,7 +206,7 @@ def test_a_synset_of_another_name_has_a_word_why(name: str) -> None:
 
 
 def meanings(class_name: str) -> set[str]:
-    """The ids of all that a name means in WordNet, in plural or singular; what is in brackets is no part of it."""
+    """Return the ids of all senses of a name, plural or singular, without a part in brackets."""
     (found,) = link_all(ClassSet([class_name.partition(" (")[0]]))
     return {found.synset, *found.others} if isinstance(found, Link) and found.how in ("id", "lemma") else set()
 

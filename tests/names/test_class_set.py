@@ -127,7 +127,7 @@ def test_mistakes() -> None:
 
 
 def test_links_may_have_a_column_for_the_task(tmp_path: Path) -> None:
-    """What ``jtln classes`` writes of a class that both tasks have; one of the other task counts where it is alone."""
+    """Lines of ``jtln classes`` for a class of both tasks: the own task's line takes precedence over the other's."""
     path = tmp_path / "links.csv"
     path.write_text("class,synset,task\ncrane,crane.n.04,source\ncrane,crane.n.05,target\nheron,heron.n.02,target\n")
     classes = ClassSet(["crane", "heron"])

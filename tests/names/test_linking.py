@@ -19,12 +19,12 @@ ASSETS = Path(jtln.__file__).parent / "assets"
 
 
 def link_one(classes: ClassSet, **settings: str) -> tuple[Found, ...]:
-    """The links of a single task's classes."""
+    """Return the links of a single task's classes."""
     return link({"target": classes}, **settings)["target"]
 
 
 def linked(class_name: str) -> str:
-    """NLTK's name of the synset that a single class is linked to, ambiguous or not."""
+    """Return NLTK's name of the synset of a single class, ambiguous or not."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AmbiguousClassWarning)
         (each,) = link_one(ClassSet([class_name]))
@@ -185,7 +185,7 @@ def test_what_an_unknown_name_is_a_kind_of_fits_the_others_too() -> None:
 
 
 def test_the_likeliest_sense_is_right_more_often_than_the_first() -> None:
-    """Against the tables that people reviewed, by name alone."""
+    """Compared with the reviewed tables, by name alone."""
     right, known = {"context": 0, "pictured": 0, "first": 0}, 0
     for path in (ASSETS / "classes" / "imagenet.csv", ASSETS / "pictograms" / "classes.csv"):
         given = ClassSet.from_csv(path)
@@ -427,6 +427,6 @@ def test_a_warning_lists_the_first_twenty() -> None:
     assert len(ambiguous) > 20
     (message,) = (str(each.message) for each in caught)
     assert f"{len(ambiguous)} of {len(names)} class names" in message
-    assert f"and {len(ambiguous) - 20} more: `python -m jtln classes` shows them all" in message
+    assert f"and {len(ambiguous) - 20} more: `python -m jtln classes`" in message
     assert ambiguous[19].name in message
     assert f"\n  {ambiguous[20].name} ->" not in message

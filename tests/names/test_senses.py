@@ -82,7 +82,7 @@ def test_a_set_of_cifar_100_is_understood() -> None:
     ("table", "at_least"), [("caltech256", 60), ("cifar100", 65), ("flowers102", 10), ("places365", 55)]
 )
 def test_by_name_alone_the_reviewed_tables_are_met(table: str, at_least: int) -> None:
-    """As often as in the docstring's table, and more often than by kind and by frequency."""
+    """The numbers of the docstring's table, which are larger than by kind and by frequency."""
     given = ClassSet.from_csv(CLASSES / f"{table}.csv")
     truth = [resolve(each) if each else "" for each in given.synsets or ()]
     candidates = meanings([*given.names])
@@ -126,7 +126,7 @@ def test_small_sets(choice: str) -> None:
 
 
 def test_the_score_is_that_of_the_docstring() -> None:
-    """Against the formula, sense by sense, for a class of two senses beside an unambiguous and an ambiguous one."""
+    """Each sense against the formula, for a class of two senses, an unambiguous and an ambiguous class."""
     boar, zebra, mouse = senses("boar"), senses("zebra"), senses("mouse")
     found = module._scores([boar, zebra, mouse])
 
@@ -150,7 +150,7 @@ def test_an_unknown_choice() -> None:
 
 
 def test_how_often_a_sense_occurs() -> None:
-    """The dog was tagged 42 times, and the dog that is a cad (dog.n.04) once."""
+    """The animal was tagged 42 times, and the cad (dog.n.04) once."""
     rows = [nouns().find(each) for each in senses("dog")]
     assert [int(nouns().tags[row]) for row in rows if row is not None][:4] == [42, 0, 0, 1]
     assert nouns().tags.shape == nouns().offsets.shape

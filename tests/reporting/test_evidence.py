@@ -468,7 +468,7 @@ class Page(HTMLParser):
 def test_the_files(evidence: Evidence, tmp_path: Path) -> None:
     path = write_evidence(evidence, tmp_path / "report", "Study <few>", "python train.py -m study=few_shot")
     folder = tmp_path / "report"
-    names = {"accuracy_toys.png", "report.html", "report.md", "rows.csv", "comparisons.csv", "runs.csv"}
+    names = {"accuracy_toys.png", "report.html", "report.md", "rows.csv", "comparisons.csv", "runs.csv", "archive"}
     assert {each.name for each in folder.iterdir()} == names
     page = Page(path.read_text(encoding="utf-8"))
     assert not page.outside

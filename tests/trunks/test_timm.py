@@ -36,7 +36,7 @@ def test_features_are_timms_own(name: str, tmp_path: Path) -> None:
 
 
 def by_jax(model: nn.Module, heads: int) -> dict[str, np.ndarray]:
-    """The weights of a ViT as its authors' .npz files name and shape them."""
+    """The weights of a ViT with the names and shapes of its authors' .npz files."""
     state = {name: value.numpy() for name, value in model.state_dict().items()}
     dim = state["cls_token"].shape[2]
     arrays = {

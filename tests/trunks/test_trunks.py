@@ -90,7 +90,7 @@ def test_dropout_is_passed_on(size: int, own: float) -> None:
 
 
 def test_batch_norms_come_between_convolutions_and_their_relus() -> None:
-    """One network with them and one without are the same function where every norm is the identity."""
+    """A network with batch norms and one without are the same function if every norm is the identity."""
     plain, normed = alexnet(28, width=0.125), alexnet(28, width=0.125, batch_norm=True)
     assert normed.name == plain.name + "-bn"
     kinds = [type(layer) for layer in normed.body.features]  # type: ignore[union-attr]

@@ -60,7 +60,7 @@ def test_the_momentum_encoder_is_not_taken_for_the_encoder(state: dict[str, Tens
 
 
 def test_a_head_of_the_same_names_in_another_shape(state: dict[str, Tensor], tmp_path: Path) -> None:
-    """What fits in shape wins over what fits in name alone."""
+    """A match of shapes takes precedence over a match of names alone."""
     wrong = {f"head.{name}": torch.zeros(2) for name in state}
     loads({**wrong, **{f"net.{name}": value for name, value in state.items()}}, state, tmp_path)
 
@@ -108,7 +108,7 @@ class EvilInZip:
 def test_what_lies_beside_the_weights_is_not_made(
     state: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Checkpoints hold arguments, paths and the like, for which PyTorch alone would refuse the whole file."""
+    """Checkpoints contain objects such as arguments and paths, for which PyTorch refuses the whole file."""
     monkeypatch.chdir(tmp_path)
     beside = {
         "args": argparse.Namespace(arch="vit_tiny", lr=0.1, output=Path("runs")),

@@ -1,4 +1,4 @@
-"""Image collections, and the common part of those that are read from files as their authors published them."""
+"""Image collections, and the base class of those that are read from files as published by their authors."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class Collection(ABC):
     """A labelled image collection.
 
     Attributes:
-        name: what it is called.
-        classes: all its categories, in the order of the labels.
+        name: its name in messages and results.
+        classes: all its classes, in the order of the labels.
         channels: 1 (grey) or 3 (RGB).
-        own_parts: whether the user made the parts, by patient or by day for instance: a validation part stays one.
-        has_images: whether there are images; a published classifier's classes have none.
-        classifier_classes: all classes of its published classifiers, in their order; None: there are none.
-        temperature: > 0, by which its published classifier's logits are divided.
+        own_parts: whether the user defined the parts, by patient or day for instance: a validation part is then kept.
+        has_images: whether there are images; the classes of a published classifier have none.
+        classifier_classes: all classes of its published classifiers, in their order; None: there is no such classifier.
+        temperature: > 0, divides the published classifier's logits.
     """
 
     name: str
@@ -49,50 +49,50 @@ class Collection(ABC):
 
     @abstractmethod
     def parts(self, reader: Reader) -> dict[str, ImageSet]:
-        """Return the images: "train" and, where there are official ones, "val" and "test".
+        """Return the images: "train" and, if there are official parts, "val" and "test".
 
-        Labels are indices into ``classes``. A collection without official parts has "train" alone, and whoever uses it
-        splits it. Images that are not there are fetched first where the user allows it.
+        Labels are indices into ``classes``. A collection without official parts has only "train", which the caller
+        splits. Missing images are fetched first if the user allows it.
 
         Args:
-            reader: what an image file becomes.
+            reader: decodes the image files.
 
         Raises:
-            UserError: the images are not there, or not as they were published.
+            UserError: images are missing, or differ from the published collection.
         """
 
 
 class Listed(NamedTuple):
-    """Image files, and what the collection's own files call the class of each."""
+    """Image files, and the class of each as the collection's own files name it."""
 
     paths: list[str]
     kinds: list[str]
 
 
 class Published(Collection):
-    """A collection that lies in a folder as its authors published it, and whose classes the package knows.
+    """A collection in a folder as published by its authors, with a table of its classes in the package.
 
-    A new one needs ``name``, a table of its classes, ``folder``, ``layout`` and ``files``: flowers.py shows how little
-    that is where torchvision reads the collection. The table has a line for each class in the order of the labels,
-    with the columns class (as people say it), folder (as the collection's files call it, where that differs), synset
-    (may be empty) and, if there is a hierarchy, path; ``jtln classes`` fills in the synsets that it finds by name.
+    A subclass needs ``name``, a table of its classes, ``folder``, ``layout`` and ``files``; flowers.py is an example
+    that torchvision reads. The table has a line for each class in the order of the labels, with the columns class (its
+    readable name), folder (its name in the collection's files, if that differs), synset (may be empty) and, if there
+    is a hierarchy, path; ``jtln classes`` adds the synsets that it finds by name.
 
-    Images are labelled by what the collection calls their class, so that the labels are the same whatever part of it a
-    copy holds. Classes that a copy has no training image of are left out, with a warning that names them.
+    Images are labelled by the class names of the collection's files, so that an incomplete copy has the same labels.
+    Classes without training images in a copy are left out, with a warning that lists them.
 
     Args:
-        root: what holds the collection's folder, or is to hold it; the folder itself will do as well.
-        download: whether the collection is fetched where it is not there.
+        root: the parent of the collection's folder, existing or to be created; the folder itself is accepted too.
+        download: whether a missing collection is fetched.
 
     Attributes:
-        folder: below ``root``, a folder that is there once the collection is.
-        layout: what lies in ``root``, for messages.
-        size: of what is fetched; empty where nothing can be.
-        archive: below ``root``, what is fetched first, and unpacked.
-        manual: where a copy comes from if not by fetching, for messages.
+        folder: below ``root``, a folder that exists in every copy.
+        layout: the content of ``root``, for messages.
+        size: of the download; empty if there is none.
+        archive: below ``root``, the downloaded archive.
+        manual: the origin of a copy that cannot be fetched, for messages.
         table: of the classes; by default ``jtln/assets/classes/NAME.csv``.
-        kinds: what the collection's files call each of its classes.
-        left: of these, those of ``classes``.
+        kinds: the name of each class in the collection's files.
+        left: those of ``kinds`` that are among ``classes``.
     """
 
     folder: str
@@ -112,15 +112,15 @@ class Published(Collection):
 
     @abstractmethod
     def files(self) -> dict[str, Listed]:
-        """Return the files of every part; any exception means that the collection is missing or incomplete."""
+        """Return the files of every part; any exception is taken as a missing or incomplete collection."""
 
     def present(self) -> set[str] | None:
-        """Return the ``kinds`` of which ``root`` has training images; None where no copy can be read."""
-        download, self.download = self.download, False  # nothing is fetched before images are asked for
+        """Return the ``kinds`` with training images in ``root``; None if no copy can be read."""
+        download, self.download = self.download, False  # Nothing is fetched before images are needed.
         try:
             self._listed = self.files()
             return set(self._listed["train"].kinds)
-        except Exception:  # ``parts`` says why
+        except Exception:  # ``parts`` raises the error again, with an explanation.
             return None
         finally:
             self.download = download
@@ -149,12 +149,12 @@ class Published(Collection):
 
         Args:
             dataset: a class of torchvision.datasets.
-            kinds: its classes in the order of its labels, where it does not tell them.
-            folder: as ``fetched`` takes it.
+            kinds: its classes in the order of its labels, if the dataset object lacks them.
+            folder: as in :meth:`fetched`.
             settings: further arguments of ``dataset``.
         """
         data = self.fetched(lambda download: dataset(str(self.root), download=download, **settings), folder)
-        # What torchvision's classes call the paths and the labels.
+        # torchvision's classes differ in the names of the attributes for paths and labels.
         pairs = next((getattr(data, name) for name in ("_samples", "imgs") if hasattr(data, name)), None)
         if pairs is None:
             pairs = zip(getattr(data, "_image_files", None) or data._images, data._labels, strict=True)
@@ -163,14 +163,14 @@ class Published(Collection):
         return Listed([os.fspath(path) for path in paths], [kind_of[label] for label in labels])
 
     def fetched(self, make: Callable[[bool], Data], folder: str | None = None) -> Data:
-        """``make(False)`` where the collection is there, otherwise ``make(True)``, by one process at a time.
+        """Return ``make(False)`` if the collection is there, otherwise ``make(True)``, by one process at a time.
 
-        A file beside the collection says that it is being fetched, so that what a run that was cut off left behind is
-        not taken for the whole.
+        A marker file beside the collection exists during the download, so that an interrupted download is not taken
+        for the whole collection.
 
         Args:
-            make: reads the collection; told True it may fetch it first, told False it raises where it is not there.
-            folder: below ``root``, what is there once it is; ``self.folder`` by default.
+            make: reads the collection; with True it may fetch it first, with False it raises if it is missing.
+            folder: below ``root``, a folder that exists after the download; ``self.folder`` by default.
         """
         folder = folder or self.folder
         whole = self.root / folder
@@ -179,7 +179,7 @@ class Published(Collection):
         if not unfinished.exists():
             try:
                 data = make(False)
-            except Exception:  # not there, or another process is unpacking it
+            except Exception:  # The collection is missing, or another process is unpacking it.
                 if not self.download:
                     raise
             else:
@@ -193,14 +193,14 @@ class Published(Collection):
             if there and unfinished.exists():
                 raise cut_off
             try:
-                return make(False)  # another process has fetched it meanwhile
+                return make(False)  # Another process may have fetched it meanwhile.
             except RuntimeError:
                 unfinished.touch()
             print(f"fetching {self.name} ({self.size}) into {self.root}", file=sys.stderr, flush=True)
             try:
                 data = make(True)
             except BaseException as error:
-                if there or not whole.exists():  # nothing was unpacked that could be taken for the whole
+                if there or not whole.exists():  # Nothing was unpacked that looks like the whole collection.
                     unfinished.unlink()
                 if not isinstance(error, Exception):
                     raise
@@ -210,29 +210,29 @@ class Published(Collection):
 
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """Turn an error while the collection is read into a UserError with the expected layout and the folder."""
+        """Convert an error in reading the collection to a UserError with the expected layout and the folder."""
         try:
             if self.given.exists() and not os.access(self.given, os.R_OK | os.X_OK):
                 raise PermissionError(None, "no permission to read it")
             yield
         except UserError:
             raise
-        except Exception as error:  # each of the archives and tables raises what its own reader raises
+        except Exception as error:  # The readers of archives and tables raise errors of many types.
             raise self.missing(_reason(error)) from error
 
     def missing(self, reason: str) -> UserError:
         """Return the error for a missing or incomplete collection."""
-        told = f"expected {self.layout} in {self.given}, but got: {reason.strip().rstrip('.')}. "
+        message = f"expected {self.layout} in {self.given}, but got: {reason.strip().rstrip('.')}. "
         archive = self.root / self.archive
         if self.archive and os.path.isfile(archive):
-            told += f"There is {archive}: if it is half a download, delete it and what was unpacked of it. "
-        told += "Set dataset.root=DIR (of a source: dataset.source.root=DIR) to where it lies"
+            message += f"There is {archive}: if its download is incomplete, delete it and what was unpacked from it. "
+        message += "Set dataset.root=DIR (of a source: dataset.source.root=DIR) to its folder"
         if self.size and not self.download:
-            told += f", or dataset.download=true to fetch it ({self.size})"
-        return UserError(f"{told}. {self.manual}".strip())
+            message += f", or dataset.download=true to fetch it ({self.size})"
+        return UserError(f"{message}. {self.manual}".strip())
 
     def _leave_out(self, present: set[str] | None) -> tuple[str, ...]:
-        """Take the classes out that are not ``present``; the ``kinds`` that are left."""
+        """Remove the classes that are not ``present``, and return the remaining ``kinds``."""
         left = [label for label, kind in enumerate(self.kinds) if present is None or kind in present]
         if not left or len(left) == len(self.kinds):
             return self.kinds
@@ -250,8 +250,8 @@ def classes_of(name: str, table: str | Path | None = None) -> tuple[ClassSet, tu
     """Return the classes of a collection, and the name of each class in the collection's own files.
 
     Args:
-        name: the collection's.
-        table: lists them; by default the package's.
+        name: of the collection.
+        table: of the classes; by default the package's.
     """
     path = TABLES / f"{name}.csv" if table is None else Path(table)
     rows = read_table(path, ("class", "folder", "synset"))
@@ -262,7 +262,7 @@ def by_folder(folder: Path, kinds: Sequence[str]) -> Listed:
     """Return the images in the folders ``folder/KIND``, sorted by name; a kind without a folder has none.
 
     Raises:
-        RuntimeError: there is not one of these folders.
+        RuntimeError: none of these folders exists.
     """
     paths: list[str] = []
     found: list[str] = []
@@ -274,27 +274,27 @@ def by_folder(folder: Path, kinds: Sequence[str]) -> Listed:
         paths += files
         found += [kind] * len(files)
     if not paths:
-        raise RuntimeError(f"no images in {folder / kinds[0]} and its like")
+        raise RuntimeError(f"no images in {folder / kinds[0]} and the other class folders")
     return Listed(paths, found)
 
 
 def _reason(error: BaseException) -> str:
     """Return the error in one line."""
-    told = getattr(error, "strerror", None) or (str(error).strip().splitlines() or [""])[0]
+    text = getattr(error, "strerror", None) or (str(error).strip().splitlines() or [""])[0]
     if isinstance(error, OSError) and error.filename:
-        told = f"{told}: {error.filename}"
+        text = f"{text}: {error.filename}"
     if isinstance(error, PermissionError):
-        told += " (ask its owner; chmod -R u+rX gives what is yours to yourself)"
-    return told if told and isinstance(error, RuntimeError | OSError) else f"{type(error).__name__} {told}".strip()
+        text += " (ask its owner, or for your own files use chmod -R u+rX)"
+    return text if text and isinstance(error, RuntimeError | OSError) else f"{type(error).__name__} {text}".strip()
 
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
-    # Hidden files are what macOS writes beside images; Caltech-256 holds stray files and folders, too.
+    # macOS writes hidden files beside images, and Caltech-256 contains stray files and folders.
     return entry.name.lower().endswith(IMAGES) and not entry.name.startswith(".") and entry.is_file()
 
 
 def _above(given: Path, folder: Sequence[str]) -> Path:
-    """Return the folder that holds ``folder``, where ``given`` is that or a folder on the way down to ``folder``."""
+    """Return the parent of ``folder``, if ``given`` is that parent or a folder on the path down to ``folder``."""
     here = Path(os.path.abspath(given))
     for depth in range(len(folder) + 1):
         if here.parts[len(here.parts) - depth :] == tuple(folder[:depth]) and os.path.exists(
@@ -305,6 +305,6 @@ def _above(given: Path, folder: Sequence[str]) -> Path:
 
 
 def as_labels(kinds: Sequence[str], known: Sequence[str]) -> Tensor:
-    """(N,) int64: the places of ``kinds`` among ``known``; -1 where one is none of them."""
+    """Return the indices (N,) int64 of ``kinds`` among ``known``; -1 for those that are not."""
     label_of = {kind: label for label, kind in enumerate(known)}
     return torch.tensor([label_of.get(kind, -1) for kind in kinds], dtype=torch.int64)

@@ -14,8 +14,8 @@ from jtln.data.collections.base import Listed, Published, by_folder
 class Caltech256(Published):
     """256 kinds of objects, without the clutter category 257; arguments as in ``Published``.
 
-    There are no official parts. torchvision fetches it, but the folders are listed here: torchvision takes a class for
-    its place among the folders and numbers its files from one, which a copy that lacks some of them would belie.
+    There are no official parts. torchvision fetches the archive, but the folders are listed here, because torchvision's
+    labels and file names are wrong for a copy that lacks some folders or files.
     """
 
     name = "caltech256"

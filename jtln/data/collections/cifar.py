@@ -17,7 +17,7 @@ from jtln.data.images import ArrayImages, ImageSet
 class CIFAR10(Published):
     """Ten kinds of animals and vehicles, 32 x 32 pixels, in official training and test parts.
 
-    Arguments as in ``Published``. The images are held in memory, with as many pixels as the reader is to give.
+    Arguments as in ``Published``. The images are held in memory, at the reader's size.
     """
 
     name = "cifar10"
@@ -31,7 +31,7 @@ class CIFAR10(Published):
         raise RuntimeError("its images are not files of their own")
 
     def present(self) -> set[str] | None:
-        return None  # its files hold images of all classes
+        return None  # Each file holds images of all classes.
 
     def parts(self, reader: Reader) -> dict[str, ImageSet]:
         with self.explained():
@@ -46,7 +46,7 @@ class CIFAR10(Published):
 
 
 class CIFAR100(CIFAR10):
-    """A hundred kinds of things in twenty groups, which the classes know; otherwise as ``CIFAR10``."""
+    """A hundred kinds of things in twenty groups, which are the classes' paths; otherwise as ``CIFAR10``."""
 
     name = "cifar100"
     folder = "cifar-100-python"

@@ -17,18 +17,18 @@ AUTO, IMAGENET = "auto", "imagenet-1k"
 
 
 class Classifier(Collection):
-    """The classes of a published classifier. There is no image: the network has learned them.
+    """The classes of a published classifier, without images.
 
     Args:
         labels: "imagenet-1k"; another list of timm's ``ImageNetInfo`` ("imagenet-12k", "imagenet-21k",
-            "imagenet-22k", ...); a CSV file with the columns class and synset in the classifier's order; or "auto": as
-            timm says of ``network``, and "imagenet-1k" where timm does not know it.
+            "imagenet-22k", ...); a CSV file with the columns class and synset in the classifier's order; or "auto":
+            timm's list for ``network``, and "imagenet-1k" if timm has none.
         network: the trunk's name.
-        temperature: > 0, by which the classifier's logits are divided; one that was trained with binary cross-entropies
-            needs another than 1.
+        temperature: > 0, divides the classifier's logits; a classifier trained with binary cross-entropies needs a
+            value other than 1.
 
     Raises:
-        UserError: there is no such list, or timm is needed for it and not installed.
+        UserError: there is no such list, or it needs timm, which is not installed.
     """
 
     name = "classifier"

@@ -26,10 +26,10 @@ FILES = tuple(f"{s}-{part}-ubyte" for s in ("train", "t10k") for part in ("image
 
 
 class Fashion(Collection):
-    """The part of Fashion-MNIST that travels with the package (made by ``jtln/assets/fashion/make.py``).
+    """The embedded part of Fashion-MNIST (made by ``jtln/assets/fashion/make.py``).
 
-    Of SOURCE it holds 800 training and 200 test images a class, of TARGET 300 and 1000, each from the official part of
-    that name. An image is called by its official part and place there: ``train/01994``.
+    It has 800 training and 200 test images of each SOURCE class, and 300 and 1,000 of each TARGET class, from the
+    official parts. An image's name is its official part and index: ``train/01994``.
     """
 
     name = "fashion"
@@ -47,7 +47,7 @@ class Fashion(Collection):
         return ArrayImages(resize(images, reader.size).expand(-1, reader.channels, -1, -1), labels, names)
 
     def _read(self, part: str) -> tuple[Tensor, Tensor, Tensor]:
-        """Images (N, 1, 28, 28) uint8, labels (N,), and places in the official part (N,)."""
+        """Return images (N, 1, 28, 28) uint8, labels (N,), and indices in the official part (N,)."""
         with np.load(ASSETS / "fashion.npz") as arrays:
             images, labels, index = (
                 torch.from_numpy(arrays[f"{part}_{what}"]) for what in ("images", "labels", "index")
@@ -56,14 +56,14 @@ class Fashion(Collection):
 
 
 class FashionFull(Fashion):
-    """The whole of Fashion-MNIST: 60,000 training and 10,000 test images, by way of torchvision.
+    """The whole of Fashion-MNIST: 60,000 training and 10,000 test images, read by torchvision.
 
     Args:
-        root: the folder that holds ``FashionMNIST/raw/``, or is to hold it.
-        download: whether files that are missing there are fetched (30 MB).
+        root: the parent of ``FashionMNIST/raw/``, existing or to be created.
+        download: whether missing files are fetched (30 MB).
 
     Raises:
-        UserError: on ``parts``, the files are not there and could not be fetched.
+        UserError: on ``parts``, files are missing and could not be fetched.
     """
 
     name = "fashion_full"
@@ -74,7 +74,7 @@ class FashionFull(Fashion):
         self.download = download
 
     def _read(self, part: str) -> tuple[Tensor, Tensor, Tensor]:
-        from torchvision.datasets import FashionMNIST  # heavy to import, and needed here alone
+        from torchvision.datasets import FashionMNIST  # Importing it is slow.
 
         try:
             self._unpack()
@@ -84,7 +84,7 @@ class FashionFull(Fashion):
         return data.data[:, None], data.targets, torch.arange(len(data))
 
     def _unpack(self) -> None:
-        """Unpack a manual copy's .gz files; torchvision takes only those of its own mirror, by their checksum."""
+        """Unpack a manual copy's .gz files, because torchvision accepts only those of its own mirror."""
         for name in FILES:
             path = self.root / "FashionMNIST" / "raw" / name
             packed = path.with_name(f"{name}.gz")
@@ -104,7 +104,7 @@ class FashionFull(Fashion):
 
 
 def resize(images: Tensor, size: int) -> Tensor:
-    """(N, C, H, W) uint8 at ``size`` a side, antialiased; images of that size come back as they are."""
+    """Resize images (N, C, H, W) uint8 to ``size`` pixels a side, antialiased; images of that size are unchanged."""
     if images.shape[-2:] == (size, size):
         return images
     return v2.resize(images, [size, size], antialias=True)

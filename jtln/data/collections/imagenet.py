@@ -16,8 +16,8 @@ PARTS = {"train": "train", "test": "val"}
 class ImageNet(Published):
     """1,000 classes. Arguments as in ``Published``; it cannot be fetched without an account.
 
-    The official validation part, whose labels are public, is the test part here; without it there is only "train".
-    Folders train/ and val/ with a folder of each WordNet id are read as they are; torchvision unpacks the archives.
+    The official validation part, whose labels are public, is the test part; without it there is only "train". Folders
+    train/ and val/ with a folder for each WordNet id are read directly; torchvision unpacks the archives.
     """
 
     name = "imagenet"
@@ -25,8 +25,8 @@ class ImageNet(Published):
     layout = "train/n01440764/*.JPEG and so on and val/n01440764/*.JPEG and so on"
     size = "150 GB, from its archives there"
     manual = (
-        "It can be had at image-net.org only, with an account; the archives ILSVRC2012_img_train.tar, "
-        "ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz are unpacked where they lie in that folder"
+        "It is available at image-net.org only, with an account; the archives ILSVRC2012_img_train.tar, "
+        "ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz are unpacked if they are in that folder"
     )
 
     def __init__(self, root: str | Path = "data", download: bool = True) -> None:
@@ -43,7 +43,7 @@ class ImageNet(Published):
         }
 
     def present(self) -> set[str] | None:
-        train = self.root / "train"  # its 1.3 million files are listed only when they are asked for
+        train = self.root / "train"  # Its 1.3 million files are listed only when images are needed.
         return (set(os.listdir(train)) & set(self.kinds) or None) if os.access(train, os.R_OK) else None
 
     def _unpacked(self, folder: str, unpack: bool) -> None:

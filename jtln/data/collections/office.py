@@ -21,7 +21,7 @@ class Office31(Published):
     """
 
     name = "office31"
-    manual = "It cannot be fetched: its authors' page, people.eecs.berkeley.edu/~jhoffman/domainadapt, leads to it"
+    manual = "It cannot be fetched: see its authors' page, people.eecs.berkeley.edu/~jhoffman/domainadapt"
 
     def __init__(self, root: str | Path = "data", domain: str = "amazon", download: bool = False) -> None:
         if domain not in DOMAINS:
@@ -35,7 +35,7 @@ class Office31(Published):
         return {"train": by_folder(self._folder(), self.kinds)}
 
     def _folder(self) -> Path:
-        """Return the domain's folder of class folders, whichever level of the collection the given one is."""
+        """Return the domain's folder of class folders; the given folder may be any level of the collection."""
         here = Path(os.path.abspath(self.given))
         below = sorted(Path(entry.path) for entry in os.scandir(here) if entry.is_dir())
         roots = (here, here / "office31", *below, here.parent, here.parent.parent)

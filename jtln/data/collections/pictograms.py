@@ -18,48 +18,47 @@ from jtln.names.class_set import ClassSet
 
 ASSETS = Path(__file__).parents[2] / "assets" / "pictograms"
 
-# Two styles of one group never stand on both sides of a target's split. Measured at 32 x 32 pixels over the
-# 200 categories: the Fluent pair has a median correlation of 0.92 (62 % above 0.9). Every other two styles
-# are as far apart as strangers are: medians of 0.40 to 0.58, at most 5 % above 0.9.
+# Styles of one group are never in different parts of a target's split. Measured at 32 x 32 pixels over the 200
+# categories, the two Fluent styles have a median correlation of 0.92 (62 % above 0.9); all other pairs of styles have
+# medians of 0.40 to 0.58, and at most 5 % above 0.9.
 GROUPS = (("noto",), ("noto-v1",), ("twemoji",), ("fluent-emoji", "fluent-emoji-flat"), ("emojione",))
 
-# Where noto and noto-v1 share a drawing (correlation 0.97 and more): never a target category by default.
+# Categories whose noto and noto-v1 drawings are nearly equal (correlation >= 0.97): never drawn as a target.
 REDRAWN = ("comet", "hot-dog")
 
-# Around a circle, how far behind the first group the second is, by how far the last is: no two seeds of twenty then
-# label the same two groups and validate on the same third.
+# On a circle of groups: steps from the first to the second group, by the steps to the last. With these values no two of
+# twenty seeds label the same two groups and validate on the same third.
 _SECOND = {1: 2, 2: 1, 3: 1, 4: 1}
 
 
 class Pictograms(PairSpec):
-    """Some categories as the source, in all styles; other categories as the target, told apart across styles.
+    """Some categories in all styles as the source; other categories, split by style, as the target.
 
-    Target: ``seed`` orders the style groups. The first ``shots`` of them give one labelled image a
-    category each (of a group of two styles one is labelled and the other is left out), the last
-    ``validation`` of them choose the checkpoint, and those between are tested. So one shot is among two,
-    validation is the same whatever ``shots`` is, and no style that is tested was ever labelled. Any five seeds from a
-    multiple of five on label every group once and validate on every group once, and no two of the seeds 0 to 19
-    (20 to 39, ...) make the same split of one or two shots. More shots are tested on fewer styles.
+    Target: ``seed`` orders the style groups. The first ``shots`` groups give one labelled image a category each (the
+    second style of a group of two is unused), the last ``validation`` groups choose the checkpoint, and the groups
+    between are test images. So labelled images of a smaller ``shots`` are among those of a larger one, validation does
+    not depend on ``shots``, and no test style has a label. Five consecutive seeds from a multiple of five label each
+    group once and validate on each group once, and no two of the seeds 0 to 19 (20 to 39, ...) make the same split of
+    one or two shots. With more shots fewer styles are left for the test.
 
-    Source: of every category one style group is held out, for validation and for testing in turn; the
-    others train. It depends on ``split_seed`` alone, because a pre-trained trunk is kept for later runs of
-    other seeds.
+    Source: one style group of every category is held out, for validation and test alternately; the others are for
+    training. The choice depends on ``split_seed`` only, so that a pre-trained trunk can be reused by other seeds.
 
     Args:
-        shots: labelled style groups, and so images a target category.
-        validation: style groups for validation; 0: none, and one group more is tested.
+        shots: number of labelled style groups, and so of labelled images a target category.
+        validation: number of style groups for validation; 0: none, and one more group is tested.
         image_size: the side to which the 64 x 64 pixels are resized (Lanczos).
-        target_classes: the target categories by name, or how many, or which share of them ``split_seed`` draws.
-        source: a published classifier, whose classes are the source's; None: the source has the other categories.
-        source_classes, overlap: as in ``CategoryPair``, of a published classifier.
+        target_classes: the target categories by name, or the number or share of them that ``split_seed`` draws.
+        source: a published classifier, whose classes are the source's; None: the other categories.
+        source_classes, overlap: as in ``CategoryPair``, for a published classifier.
         split_seed: draws the target categories and the source's held-out styles.
         seed: orders the target's style groups.
         flip: whether training mirrors images.
         shift: by how many pixels training moves images.
 
     Raises:
-        UserError: a category is unknown, a side has fewer than two, ``shots`` and ``validation`` leave no style group
-            to test, or ``source`` has images.
+        UserError: a category is unknown, a task has fewer than two, ``shots`` and ``validation`` leave no style group
+            for the test, or ``source`` has images.
     """
 
     name = "pictograms"
@@ -87,8 +86,8 @@ class Pictograms(PairSpec):
         most = len(GROUPS) - 1 - validation
         if not isinstance(shots, int) or not 1 <= shots <= most:
             raise UserError(
-                f"expected 1 to {most} shots, as of {len(GROUPS)} style groups validation takes {validation} "
-                f"and testing at least 1, but got {shots}: set dataset.shots to at most {most}"
+                f"expected 1 to {most} shots, as {validation} of {len(GROUPS)} style groups are for validation and at "
+                f"least 1 is for the test, but got {shots}: set dataset.shots to at most {most}"
             )
         for key, value, least, usual in (
             ("image_size", image_size, 1, 32),
@@ -118,7 +117,7 @@ class Pictograms(PairSpec):
     def _deal(
         self, classes: ClassSet, source: Collection | None, wanted: Wanted, overlap: str, split_seed: int
     ) -> None:
-        """Give the source its classes."""
+        """Set the classes of the source."""
         if source is not None and source.has_images:
             raise UserError(
                 f"expected a published classifier as the source of the pictograms, but got {source.name}: "
@@ -165,7 +164,7 @@ class Pictograms(PairSpec):
         n = len(GROUPS)
         draw, place = divmod(self.seed, n * (n - 1))
         ahead, first = divmod(place, n)
-        ahead += 1  # how far behind the first group, around a circle, the last one is: 1 to n - 1
+        ahead += 1  # steps on the circle from the first group to the last, 1 to n - 1
         rest = sorted(set(range(1, n)) - {ahead}, key=lambda step: (step != _SECOND[ahead], step))
         circle = np.random.default_rng([draw, 2]).permutation(n)
         return [GROUPS[circle[(first + step) % n]] for step in (0, *rest, ahead)], ahead % 2
@@ -184,7 +183,7 @@ class Pictograms(PairSpec):
         return ArrayImages(pixels.permute(0, 3, 1, 2).contiguous(), labels, names)
 
     def _pixels(self, category: str, style: str) -> np.ndarray:
-        """One image, (H, W, 3) uint8."""
+        """Return one image (H, W, 3) uint8."""
         with Image.open(ASSETS / category / f"{style}.png") as file:
             image = file.convert("RGB")
         if image.size != (self.image_size, self.image_size):

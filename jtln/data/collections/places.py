@@ -15,7 +15,7 @@ PARTS = {"train": ("train-standard", "data_256_standard"), "test": ("val", "val_
 class Places365(Published):
     """365 kinds of scenes, images of 256 x 256 pixels; arguments as in ``Published``.
 
-    The official validation part, whose labels are public, is the test part here.
+    The official validation part, whose labels are public, is the test part.
     """
 
     name = "places365"
@@ -31,13 +31,13 @@ class Places365(Published):
         return {part: self.listed(self._open, folder=folder, split=split) for part, (split, folder) in PARTS.items()}
 
     def present(self) -> set[str] | None:
-        folders = self.root / self.folder  # the list of 1.8 million files is read only when images are asked for
+        folders = self.root / self.folder  # The list of 1.8 million files is read only when images are needed.
         return {kind for kind in self.kinds if os.path.isdir(folders / kind.lstrip("/"))} or None
 
     def _open(self, root: str, split: str, download: bool) -> Any:
         if not download:
             data = datasets.Places365(root, split=split, small=True)
-            if self.root.joinpath(data.images_dir).is_dir():  # torchvision looks for the lists alone
+            if self.root.joinpath(data.images_dir).is_dir():  # torchvision checks only for the lists.
                 return data
             raise RuntimeError(f"there is no folder {data.images_dir}")
         return datasets.Places365(root, split=split, small=True, download=True)

@@ -23,7 +23,7 @@ def picture(path: Path, value: int = 100, mode: str = "RGB", size: tuple[int, in
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Three classes of four images, with what computers leave behind."""
+    """Three classes of four images, with hidden and system files."""
     root = tmp_path / "photos"
     for number, name in enumerate(("dog", "cat", "owl")):
         for index in range(4):

@@ -36,7 +36,7 @@ def picture(path: Path, value: tuple[int, int, int]) -> None:
 
 @pytest.fixture
 def by_patient(tmp_path: Path) -> Path:
-    """train/, val/ and test/ with a folder of each of four classes; the parts are of other patients each."""
+    """train/, val/ and test/ with a folder for each of four classes, from different patients."""
     for number, (part, count) in enumerate(COUNTS.items()):
         for label, name in enumerate(NAMES):
             for index in range(count):
@@ -58,7 +58,7 @@ def spec(root: Path, **settings: Any) -> CategoryPair:
 
 
 def origins(task: Task) -> dict[str, set[str]]:
-    """Of which of the user's parts the images of each part of the task are."""
+    """Return the user's parts from which the images of each part of the task come."""
     return {
         part: {next(name for name in COUNTS if f"{name}/" in each) for each in images.names}
         for part, images in parts(task).items()

@@ -39,7 +39,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], list[str]]:
-    """``serve(file)`` lets every download give that file; returns the addresses that are asked for."""
+    """``serve(file)`` makes every download return that file, and returns the requested addresses."""
 
     def run(file: Path) -> list[str]:
         asked: list[str] = []
@@ -127,7 +127,7 @@ def test_a_wrong_checksum_is_no_copy(tmp_path: Path, serve: Callable[[Path], lis
         CUB200(tmp_path / "data").parts(READER)
     message = str(caught.value)
     assert "File not found or corrupted" in message
-    assert f"There is {tmp_path / 'data' / 'CUB_200_2011.tgz'}: if it is half a download, delete it" in message
+    assert f"There is {tmp_path / 'data' / 'CUB_200_2011.tgz'}: if its download is incomplete, delete it" in message
 
 
 def test_half_an_archive_is_named_and_what_came_of_it_is_not_taken_for_the_whole(

@@ -81,7 +81,7 @@ def test_no_style_group_is_on_two_sides_of_the_target(seed: int) -> None:
 
 
 def test_seeds_make_splits_that_differ() -> None:
-    """Ten seeds are ten splits, or an interval over them would claim more than was seen."""
+    """Ten seeds are ten splits, because an interval over repeated splits would be too narrow."""
     for block in (0, 20):
         orders = [
             [GROUPS.index(group) for group in Pictograms(seed=seed)._order()[0]] for seed in range(block, block + 20)

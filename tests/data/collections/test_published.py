@@ -157,7 +157,7 @@ def test_a_whole_copy_is_no_reason_to_warn(tmp_path: Path, recwarn: pytest.Warni
 
 
 def test_labels_do_not_depend_on_what_a_copy_lacks(tmp_path: Path) -> None:
-    """Nor on gaps in the numbers of a class's files, which torchvision would take for missing files."""
+    """It does not depend on gaps in the numbers of a class's files, which torchvision takes for missing files."""
     made("caltech256", tmp_path)
     folder = tmp_path / "caltech256/256_ObjectCategories"
     (folder / "056.dog" / "056_0002.jpg").unlink()

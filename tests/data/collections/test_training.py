@@ -60,7 +60,7 @@ def test_two_steps_on_a_tiny_copy(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_caltech_256_needs_nothing_but_its_root(tmp_path: Path) -> None:
-    """The shots, shares and sizes of the file itself; only the budget and the pixels are less than a user's."""
+    """The shots, shares and sizes are the file's; only the budget and the image size are smaller."""
     _, kinds = classes_of("caltech256")
     layouts.caltech256(tmp_path / "data", kinds, count=8)
     result = trained(
