@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+import yaml
+from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 from tiny import CPU, TinySpec, tiny_trunk
@@ -22,6 +24,11 @@ from jtln.trunks.base import Trunk
 if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores: none takes them all
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
+
+# Composing takes most of the time of a call of the command line. Here the files are parsed in C, and the configuration
+# is not composed a first time only to read hydra.mode, which no file sets. The processes that tests start do neither.
+yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+Hydra.get_mode = lambda self, config_name, overrides: None
 
 
 @pytest.fixture(autouse=True)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -236,14 +234,8 @@ def fitted(rank: int, processes: int) -> Tensor:
     return cost.distances(SOURCE, TARGET)
 
 
-@pytest.mark.slow
-def test_two_processes_agree_with_one(tmp_path: Path) -> None:
-    for two in run_in_two(__file__, tmp_path, timeout=600):
-        torch.testing.assert_close(two["distances"], fitted(0, 1))
-
-
-if __name__ == "__main__":
-    here = int(os.environ["LOCAL_RANK"])
-    distributed.init_process_group("gloo", rank=here, world_size=2)
-    mmd.BLOCK = 8  # several blocks for each process
-    torch.save({"distances": fitted(here, 2)}, Path(sys.argv[1]) / f"{here}.pt")
+def test_two_processes_agree_with_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = fitted(0, 1)
+    monkeypatch.setattr(mmd, "BLOCK", 8)  # several blocks for each process
+    for two in run_in_two(lambda _: fitted(distributed.get_rank(), 2), tmp_path):
+        torch.testing.assert_close(two, whole)

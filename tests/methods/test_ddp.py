@@ -1,9 +1,7 @@
-"""Every method in two processes does what it does in one; run as a script, this file is one of the two."""
+"""Every method in two processes does what it does in one."""
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -14,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from given_cost import GivenCost
-from torch import distributed, nn
+from torch import nn
 from two_processes import run_in_two
 from uneven import uneven_pair
 
@@ -101,7 +99,9 @@ def train(name: str, folder: Path, devices: int) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def in_two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What ``train`` returned in each of two processes, by case."""
-    return run_in_two(__file__, tmp_path_factory.mktemp("ddp"), timeout=600)
+    return run_in_two(
+        lambda folder: {name: train(name, folder, devices=2) for name in CASES}, tmp_path_factory.mktemp("ddp")
+    )
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -124,11 +124,3 @@ def test_two_processes_agree_with_one(name: str, in_two: list[dict[str, Any]], t
         for key in ("train/loss", "train/penalty", "train/ot_to_labels"):
             if key in one["logged"]:
                 assert two["logged"][key] == pytest.approx(one["logged"][key], rel=10 * tolerance), key
-
-
-if __name__ == "__main__":
-    out, rank = Path(sys.argv[1]), int(os.environ["LOCAL_RANK"])
-    # As after a pre-training: the processes share the images that are read before the first step as well.
-    distributed.init_process_group("gloo", rank=rank, world_size=2)
-    results = {name: train(name, out, devices=2) for name in CASES}
-    torch.save(results, out / f"{rank}.pt")

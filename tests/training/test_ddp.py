@@ -1,4 +1,4 @@
-"""Two processes do what one does with the same global batches; run as a script, this file is one of them."""
+"""Two processes do what one does with the same global batches."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from torch import nn
 from two_processes import run_in_two
 from uneven import uneven_pair
 
+from jtln.cli.train import main
 from jtln.costs import CentroidCost
 from jtln.data.features import Features
 from jtln.methods import Method
@@ -26,6 +27,7 @@ from jtln.module import JTLN, Optimization
 from jtln.schedules import Cosine, Linear
 from jtln.training.callbacks import CollectPredictions
 from jtln.training.class_costs import FollowFeatures, read_cost
+from jtln.training.target_only import METRIC
 from jtln.training.trainer import Budget, TrainerSettings, make_trainer, pair_data
 from jtln.transport import TransportSettings
 from jtln.trunks.base import Trunk
@@ -84,7 +86,8 @@ def train(update: str, folder: Path, devices: int) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def in_two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What ``train`` returned in each of two processes, by update."""
-    return run_in_two(__file__, tmp_path_factory.mktemp("ddp"), timeout=600)
+    folder = tmp_path_factory.mktemp("ddp")
+    return run_in_two(lambda _: {update: train(update, folder, devices=2) for update in UPDATES}, folder)
 
 
 @pytest.mark.parametrize("update", UPDATES)
@@ -113,13 +116,14 @@ def test_two_processes_agree_with_one(update: str, in_two: list[dict[str, Any]],
 
 # The real command line.
 
+TWO = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.progress_bar=false", "trunk.width=0.05"]
+
 
 def run_train(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     """``python train.py ...`` in an empty folder, in two processes on the CPU."""
     script = Path(__file__).resolve().parents[2] / "train.py"
-    two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.progress_bar=false"]
     return subprocess.run(
-        [sys.executable, str(script), *two, "trunk.width=0.05", "debug=smoke", *overrides],
+        [sys.executable, str(script), *TWO, "debug=smoke", *overrides],
         cwd=folder,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -135,28 +139,35 @@ def found(folder: Path) -> set[str]:
 
 RUN_FILES = {
     *("config.yaml", "overrides.yaml", "result.json", "metrics.csv", "cost.csv", "split.csv", "data.json"),
-    *("report.html", "predictions.npz"),
+    *("report.html", "predictions.npz", "target_only.json"),
     *("plots/confusion.png", "plots/cost.png", "plots/plan.png", "plots/training.png"),
     *("checkpoints/best.ckpt", "checkpoints/last.ckpt"),
 }
 
 
-@pytest.mark.slow
 def test_two_processes_write_one_folder(tmp_path: Path) -> None:
-    """A multirun of two jobs, and one of them resumed as a run of its own."""
-    done = run_train(tmp_path, "-m", "cost=uniform,centroid")
+    """A multirun of two jobs, and one of them resumed as a run of its own.
+
+    The target alone is trained before the second process runs (pretrain=none), and while it does.
+    """
+    done = run_train(tmp_path, "-m", "cost=centroid", "compare_target_only=true", "pretrain=none,source")
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "multirun").iterdir()  # the second process has not made one of its own
     files = {f"{job}/{name}" for job in range(2) for name in RUN_FILES} | {"table.md", "table.csv", "multirun.yaml"}
     assert found(folder) == files
     for line, times in {"sweep folder:": 1, "run folder:": 2, "pair  ": 2}.items():
         assert done.stdout.count(line) == times
+    assert done.stdout.count("points over the target alone") == 2
     assert "sync_dist" not in done.stderr
     results = [json.loads((folder / f"{job}/result.json").read_text()) for job in range(2)]
-    assert [result["cost"] for result in results] == ["uniform", "centroid (euclidean)"]
+    assert [result["trunk"]["pretrained"] is None for result in results] == [True, False]
     for result in results:
         assert result["hardware"].startswith("2 x cpu")
         assert (result["target"]["test"]["n"], result["source"]["test"]["n"]) == (8, 12)
+    alone = [result["target_only"]["val_accuracy"] for result in results]
+    assert alone[0] == alone[1]  # it is the same run
+    gaps = [column(folder / str(job), METRIC) for job in range(2)]
+    assert [list(each) for each in gaps] == [[0, 1], [0, 1]]
 
     curve = column(folder / "1", "train/loss")
     again = run_train(tmp_path, f"resume={folder}/1")
@@ -167,18 +178,12 @@ def test_two_processes_write_one_folder(tmp_path: Path) -> None:
     assert column(folder / "1", "train/loss") == curve
 
 
-@pytest.mark.slow
-def test_a_study_in_two_processes(tmp_path: Path) -> None:
-    """Every run has a group of processes of its own; and a head that no loss reaches is not waited for."""
-    call = ["study=quick", "study.shots=1", "study.seeds=2", "study.only=[annealed_uniform]", "study.folder=studies"]
+@pytest.mark.usefixtures("in_a_folder_of_its_own")
+def test_a_study_in_two_processes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run has a group of processes of its own; and a head that no loss reaches is not waited for."""
+    call = ["study=quick", "study.shots=1", "study.seeds=1", "study.only=[annealed_uniform]", "study.folder=studies"]
     keys = ["method.ot_images=target", "method.lambda_source=0", "method.lambda_label=0", "pretrain.epochs=1"]
-    done = run_train(tmp_path, "-m", *call, *keys)
-    assert done.returncode == 0, done.stdout + done.stderr
-    results = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("studies/runs/*/result.json"))]
-    assert [(result["seed"], result["hardware"][:7]) for result in results] == [(0, "2 x cpu"), (1, "2 x cpu")]
-
-
-if __name__ == "__main__":
-    out = Path(sys.argv[1])
-    results = {update: train(update, out, devices=2) for update in UPDATES}
-    torch.save(results, out / f"{os.environ['LOCAL_RANK']}.pt")
+    assert main(["-m", *call, *TWO, "debug=smoke", *keys]) == 0, capsys.readouterr()
+    (result,) = [json.loads(path.read_text()) for path in tmp_path.glob("studies/runs/*/result.json")]
+    assert (result["seed"], result["hardware"][:7]) == (0, "2 x cpu")
+    assert not {"LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} & set(os.environ)  # the next run has another group

@@ -5,9 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -247,26 +244,3 @@ class CutOff(CSVLogger):
         super().log_metrics(metrics, step)
         if step == 9:
             raise KeyboardInterrupt
-
-
-@pytest.mark.slow
-def test_two_processes_train_the_target_alone_together(tmp_path: Path) -> None:
-    """Before the second process runs (pretrain=none), and while it does."""
-    script = Path(__file__).resolve().parents[2] / "train.py"
-    two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.progress_bar=false"]
-    quick = ["method=joint", "debug=smoke", "trunk.width=0.05", "cost=uniform", "hydra.sweep.dir=sweep"]
-    done = subprocess.run(
-        [sys.executable, str(script), "-m", *two, *quick, "compare_target_only=true", "pretrain=none,source"],
-        cwd=tmp_path,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("points over the target alone") == 2
-    told = [json.loads((tmp_path / f"sweep/{job}/result.json").read_text())["target_only"] for job in range(2)]
-    assert told[0]["val_accuracy"] == told[1]["val_accuracy"]  # it is the same run
-    for job in range(2):
-        assert list(column(tmp_path / f"sweep/{job}", METRIC)) == [1, 2]
