@@ -24,16 +24,19 @@ from jtln.data.pairs import Pair
 from jtln.data.transforms import Augment
 from jtln.distributed import first_decides
 from jtln.errors import UserError
-from jtln.heads import HeadInputs, Logistic
+from jtln.heads.logistic import labelled, regression
 from jtln.methods import Method
 from jtln.module import JTLN, Optimization, not_finite
 from jtln.storage import clear_leftovers, kept_if_possible, read_torch, save_torch
+from jtln.temperature import fit_temperature
 from jtln.training.trainer import Budget, TrainerSettings, fit, make_trainer, pair_data
 from jtln.trunks import Trunk
 
 _FORMAT = 2  # of the cached file; raised when what a key stands for changes
 METHOD = Method("pretraining", lambda_target=0.0, lambda_source=1.0)
-MOST_SOURCE_IMAGES = 20_000  # that the source head is fitted to: a regression holds all of their features at once
+MOST_SOURCE_IMAGES = 20_000  # for the fit of the source head: a regression holds all of their features at once
+SOURCE_LENGTH = 5.0  # mean length of their features, as in head=logistic
+SOURCE_TOLERANCE = 1e-2  # of the gradient of a sum of cross-entropies over thousands of images
 
 
 @dataclass(frozen=True)
@@ -160,19 +163,25 @@ class _SourceAsTarget(NamedTuple):
         return self.features.of("source", part, at_most or MOST_SOURCE_IMAGES)
 
 
+@torch.no_grad()
 def fit_source_head(source_head: nn.Linear, features: Features) -> None:
     """Fit the source head to the trunk's features as they are, by logistic regression (:mod:`jtln.heads.logistic`).
 
-    Its temperature is fitted on the source's validation images, or on training images left out in turn.
+    The source's validation images, if there are any, choose its temperature.
 
     Args:
         source_head: (D, S), changed in place.
         features: of the pair; the regression reads at most 20,000 source images, evenly spread over the training part.
     """
-    sizes = source_head.out_features, source_head.out_features
-    given = HeadInputs(_SourceAsTarget(features), sizes)
-    found = Logistic(normalization="mean").fit(source_head, given).classifier
-    source_head.load_state_dict(found.state_dict())
+    rows, labels, _ = labelled(_SourceAsTarget(features), None)
+    scale = SOURCE_LENGTH / max(float(rows.norm(dim=1).mean()), 1e-12)
+    found = regression(rows.double() * scale, labels, source_head.out_features, tolerance=SOURCE_TOLERANCE)
+    source_head.weight.copy_(found.weight * scale)
+    source_head.bias.copy_(found.bias)
+    held_out = [(source_head(x), y) for x, y in features.of("source", "val")]
+    tau = fit_temperature(held_out).temperature if held_out else 1.0
+    source_head.weight.div_(tau)
+    source_head.bias.div_(tau)
 
 
 def _train(

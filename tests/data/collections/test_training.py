@@ -116,7 +116,7 @@ def test_a_files_header_describes_its_collection(name: str) -> None:
     text = (config_dir() / "dataset" / f"{name}.yaml").read_text(encoding="utf-8")
     header = text[: text.index("defaults:")]
     assert all(line.startswith("# ") for line in header.splitlines())
-    assert "From " in header or "By hand only" in header  # where to get it
+    assert "From " in header or "Manual download only" in header  # where to get it
     assert "Layout: DIR/" in header
     assert "Split: " in header
     assert " GB" in header
