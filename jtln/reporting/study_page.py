@@ -18,7 +18,8 @@ from jtln.reporting.study_plots import accuracy_plot
 from jtln.reporting.tables import Column, Table, markdown, show
 from jtln.storage import write_text
 
-_CLAIMS = "The transport terms, their cost chosen on validation, over the other rows"
+_CLAIMS = "The informative costs over the other rows"
+_CHOSEN = "The informative cost that validation chose, over the other rows"
 _OTHERS = "The other comparisons: rows over the baselines, costs over their controls"
 
 
@@ -100,7 +101,7 @@ def study_page(evidence: Evidence, title: str, command: str | None, plots: dict[
     for each, picture in zip(evidence.datasets, embedded, strict=True):
         groups = [
             Comparisons(name, _comparisons(found), correction(found), folded)
-            for name, found, folded in ((_CLAIMS, each.claims, False), (_OTHERS, each.comparisons, True))
+            for name, found, folded in ((_claims_title(each), each.claims, False), (_OTHERS, each.comparisons, True))
             if found
         ]
         caption = _caption(evidence, each)
@@ -108,6 +109,10 @@ def study_page(evidence: Evidence, title: str, command: str | None, plots: dict[
             DatasetSection(each.dataset, summary(each), caption, _accuracies(each), [picture], groups, each.rows)
         )
     return StudyPage(title, command, evidence.notes, sections)
+
+
+def _claims_title(evidence: DatasetEvidence) -> str:
+    return _CHOSEN if evidence.chosen else _CLAIMS
 
 
 # Tables: columns and rows of text.
@@ -167,7 +172,7 @@ def _markdown(evidence: Evidence, title: str, command: str | None, plots: dict[s
         ]
         if each.claims:
             parts += [
-                f"### {_CLAIMS}\n",
+                f"### {_claims_title(each)}\n",
                 "".join(f"- {line}\n" for line in details(each)),
                 correction(each.claims) + "\n",
             ]
