@@ -1,6 +1,7 @@
 """Entropic optimal transport under one shared cost matrix: the solver, its plans, and the loss."""
 
-from jtln.transport.loss import TransportLoss, TransportSettings, label_transport, soft_labels
+from jtln.transport.free import label_transport, prior_divergence, soft_labels
+from jtln.transport.loss import TransportLoss, TransportSettings
 from jtln.transport.plans import PlanSummary, class_plan, plan_summary, transport_plan
 from jtln.transport.prior import TransportedPrior, relation
 from jtln.transport.sinkhorn import SinkhornResult, check_cost, check_epsilon, check_limits, sinkhorn
@@ -17,6 +18,7 @@ __all__ = [
     "class_plan",
     "label_transport",
     "plan_summary",
+    "prior_divergence",
     "relation",
     "sinkhorn",
     "soft_labels",

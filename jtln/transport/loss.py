@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 
 from jtln.errors import UserError, unknown
+from jtln.transport.free import label_transport
 from jtln.transport.plans import plan_summary
 from jtln.transport.sinkhorn import SinkhornResult, check_cost, check_epsilon, check_limits, sinkhorn
 
@@ -141,34 +141,3 @@ class TransportLoss(nn.Module):
 
     def extra_repr(self) -> str:
         return f"cost={tuple(self.cost.shape)}, epsilon={self.epsilon}, gradient={self.gradient}"
-
-
-def label_transport(source_logits: Tensor, labels: Tensor, cost: Tensor, epsilon: float) -> Tensor:
-    """Return the transport of the source head's predictions s(x) to true labels, in units of epsilon.
-
-    It is the mean of -log p_y, p = sum_i s_i(x) softmax(-C_i / eps).
-
-    Of all plans g of mass 1 that end at class y, at the price <g, C> + eps * KL(g 1 || s(x)), the second part for a
-    source marginal other than s(x) (unbalanced transport, without entropy), the cheapest costs
-    -eps log sum_i s_i(x) exp(-C_iy / eps). Here, where a row's constant counts, every row of the cost has the one at
-    which exp(-C_i / eps) is a soft label, of sum 1. Which class the source head takes the image for stays free among
-    those that the cost brings near to the label; under a constant cost there is nothing to learn. Ours. Co-Tuning
-    (jtln.methods) teaches the source head what it said itself of a target class, before training, in such a place.
-
-    Args:
-        source_logits: (B, S) of target images.
-        labels: (B,) their target classes.
-        cost: (S, T).
-        epsilon: > 0, in the cost's units.
-
-    Returns:
-        A scalar >= 0, in nats; log T for a constant cost.
-    """
-    taught = log_softmax(cost / -epsilon, dim=1)[:, labels].t()  # (B, S)
-    return -(log_softmax(source_logits.float(), dim=1) + taught).logsumexp(1).mean()
-
-
-@torch.no_grad()
-def soft_labels(cost: Tensor, epsilon: float) -> Tensor:
-    """Return the target head's soft label for each source class, softmax(-C_i / eps), (S, T)."""
-    return torch.softmax(cost / -epsilon, dim=1)

@@ -9,8 +9,8 @@ the divergence of the target prediction from q,
 
     min over g in Pi(a, b) of KL(g || diag(a) R)  >=  KL(b || R' a),
 
-with equality where the source marginal is free. Reading a label through the source head is a LEEP score (Nguyen et al.
-2020); -log q(x)_y is :func:`jtln.transport.label_transport` under the cost C' = -eps log R.
+with equality where the source marginal is free (:mod:`jtln.transport.free`). Reading a label through the source head is
+a LEEP score (Nguyen et al. 2020); -log q(x)_y is :func:`jtln.transport.label_transport` under the cost C' = -eps log R.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from torch.nn.functional import cross_entropy
 
 from jtln.errors import UserError, unknown
 from jtln.temperature import fit_temperature
-from jtln.transport.loss import ROWS, soft_labels
+from jtln.transport.free import log_prior, soft_labels
+from jtln.transport.loss import ROWS
 from jtln.transport.plans import class_plan
 
 EPSILONS = tuple(0.02 * 2 ** (step / 2) for step in range(15))  # 0.02 to 2.56, of the cost's range
@@ -125,7 +126,7 @@ def fit_relation(
     found = []
     for epsilon in sorted(epsilons):
         related = relation(cost, epsilon, rows, unknown_targets)
-        log_q = (probabilities @ related).clamp_min(1e-30).log().double()
+        log_q = log_prior(probabilities, related).double()
         exponent = 1 / fit_temperature([(log_q, labels)]).temperature
         losses = cross_entropy(exponent * log_q, labels, reduction="none")  # (N,)
         chance = math.log(cost.shape[1])
@@ -172,7 +173,7 @@ class TransportedPrior(nn.Module):
 
     def log_q(self, source_logits: Tensor) -> Tensor:
         """Return log q(x), (B, T), of the source head's logits (B, S)."""
-        return (self.source_probabilities(source_logits) @ self.rows).clamp_min(1e-30).log()
+        return log_prior(self.source_probabilities(source_logits), self.rows)
 
     def source_probabilities(self, source_logits: Tensor) -> Tensor:
         """Return s(x), (B, S), detached unless the source head learns."""

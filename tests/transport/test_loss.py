@@ -3,11 +3,8 @@
 import math
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from scipy.optimize import minimize
-from scipy.special import rel_entr
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
@@ -15,7 +12,6 @@ from jtln.errors import UserError
 from jtln.transport import (
     TransportLoss,
     TransportSettings,
-    label_transport,
     plan_summary,
     sinkhorn,
     soft_labels,
@@ -205,57 +201,3 @@ def test_cuda_agrees_with_the_cpu(autocast: bool, logits: tuple[Tensor, Tensor],
     assert gpu.dtype == torch.float32
     torch.testing.assert_close(gpu.cpu(), cpu)
     torch.testing.assert_close(torch.autograd.grad(gpu, logits), torch.autograd.grad(cpu, logits), rtol=1e-3, atol=1e-6)
-
-
-# The transport to true labels
-
-
-def test_label_transport_is_that_of_the_soft_labels_mixed_by_the_source_head(
-    logits: tuple[Tensor, Tensor], cost: Tensor
-) -> None:
-    source, labels = logits[0], torch.tensor([0, 1, 2, 3, 3, 2, 1, 1])
-    value = label_transport(source, labels, cost, 0.1)
-    taught = source.double().softmax(1) @ soft_labels(cost.double(), 0.1)  # (B, T)
-    torch.testing.assert_close(value.double(), -taught[torch.arange(8), labels].log().mean())
-    torch.testing.assert_close(label_transport(source, labels, cost + torch.rand(6, 1), 0.1), value)  # a row's constant
-
-
-def test_label_transport_is_unbalanced_transport_to_the_label(logits: tuple[Tensor, Tensor], cost: Tensor) -> None:
-    """Of all plans that end at the label, the cheapest with its price for not starting at the prediction."""
-    double = cost.double()
-    of_rows = (double + 0.1 * torch.logsumexp(double / -0.1, 1, keepdim=True)).numpy()
-    for a, label in zip(logits[0].detach().double().softmax(1).numpy(), (0, 1, 2, 3), strict=False):
-
-        def price(given: np.ndarray, a: np.ndarray = a, column: np.ndarray = of_rows[:, label]) -> float:
-            return given @ column + 0.1 * rel_entr(given, a).sum()
-
-        mass = {"type": "eq", "fun": lambda given: given.sum() - 1}
-        found = minimize(price, a, bounds=[(1e-12, 1)] * 6, constraints=mass, method="SLSQP", options={"ftol": 1e-12})
-        ours = label_transport(torch.from_numpy(np.log(a))[None], torch.tensor([label]), double, 0.1)
-        assert 0.1 * ours.item() == pytest.approx(found.fun, abs=1e-6)
-
-
-def test_label_transport_has_a_finite_gradient_where_the_source_head_is_sure_of_an_unrelated_class() -> None:
-    cost = torch.tensor([[0.0, 50.0], [50.0, 0.0], [0.0, 0.0]])
-    source = torch.tensor([[100.0, 0.0, 0.0]], requires_grad=True)
-    value = label_transport(source, torch.tensor([1]), cost, 0.1)  # -log (e^-500 + e^-100 (1 + 1/2)), in float32
-    assert value.item() == pytest.approx(100 - math.log(1.5), rel=1e-6)
-    (gradient,) = torch.autograd.grad(value, source)
-    torch.testing.assert_close(gradient, torch.tensor([[1.0, -2 / 3, -1 / 3]]))
-
-
-@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
-def test_label_transport_is_computed_in_full_precision(kind: torch.dtype, cost: Tensor) -> None:
-    source = (20 * torch.randn(8, 6, generator=torch.Generator().manual_seed(2))).to(kind)
-    labels = torch.arange(8) % 4
-    value = label_transport(source, labels, cost, 0.1)
-    assert value.dtype == torch.float32
-    assert value.item() == pytest.approx(label_transport(source.float(), labels, cost, 0.1).item(), rel=1e-6)
-    torch.testing.assert_close(TransportLoss(cost, 0.1).to_labels(source, labels), value)
-
-
-def test_under_a_constant_cost_label_transport_has_no_gradient(logits: tuple[Tensor, Tensor]) -> None:
-    value = label_transport(logits[0], torch.arange(8) % 4, torch.ones(6, 4), 0.1)
-    assert value.item() == pytest.approx(math.log(4))
-    (gradient,) = torch.autograd.grad(value, logits[0])
-    torch.testing.assert_close(gradient, torch.zeros(8, 6), rtol=0, atol=1e-7)
