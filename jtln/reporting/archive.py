@@ -154,12 +154,12 @@ def _test_sets(images: Sequence[Correctness | None]) -> list[NDArray[np.int32]]:
 
 
 def _provenance(runs: Sequence[Run], images: Sequence[Correctness | None], command: str | None) -> dict[str, Any]:
-    classes: dict[str, list[str]] = {}
+    names: dict[str, dict[bytes, list[str]]] = {}  # of a dataset's classes, by its test images' labels
     rows: dict[str, dict[str, Any]] = {}
     for run, each in zip(runs, images, strict=True):
         dataset = run.result["dataset"]
-        if dataset not in classes and each is not None:
-            classes[dataset] = _class_names(run.folder / "split.csv", each.label)
+        if each is not None and (test := each.label.tobytes()) not in names.setdefault(dataset, {}):
+            names[dataset][test] = _class_names(run.folder / "split.csv", each.label)
         settings = {name: _get(run.result, path) for name, path in _SETTINGS.items()}
         settings["overrides"] = [_without_paths(override) for override in given(run.result)]
         rows.setdefault(dataset, {}).setdefault(str(run.row), settings)
@@ -171,9 +171,15 @@ def _provenance(runs: Sequence[Run], images: Sequence[Correctness | None], comma
         "hardware": sorted({str(run.result["hardware"]) for run in runs if run.result.get("hardware")}),
         "runs": len(runs),
         "versions": runs[0].result.get("versions"),
-        "classes": classes,
+        "classes": {dataset: _only(found.values()) for dataset, found in names.items()},
         "rows": rows,
     }
+
+
+def _only(names: Iterable[list[str]]) -> list[str]:
+    """Return the names if all test sets have the same ones; none where each seed draws other classes."""
+    distinct = {tuple(each) for each in names if each}
+    return list(distinct.pop()) if len(distinct) == 1 else []
 
 
 def _class_names(split: Path, labels: NDArray[np.int32]) -> list[str]:

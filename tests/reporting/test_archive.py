@@ -103,9 +103,11 @@ def test_seeds_with_test_images_of_their_own(runs: list[Run], tmp_path: Path) ->
     label = np.array([2, 0, 1, 1], np.int32)
     blank = np.full(4, 0.5, np.float32)
     write_predictions(Predictions(label, np.array([2, 0, 0, 1], np.int32), blank, blank), other.folder)
+    (other.folder / "split.csv").write_text("part,class\n" + "".join(f"test,{name}\n" for name in "acbb"))
     without = runs[0].folder / "predictions.npz"
     without.unlink()
     write_archive(runs, tmp_path / "archive")
+    assert read_provenance(tmp_path / "archive")["classes"] == {"toys": []}  # each seed has classes of its own
     first, *_, last = read_archive(tmp_path / "archive")
     assert first.images is None
     assert last.correctness().label.tolist() == label.tolist()
