@@ -13,7 +13,7 @@ import torch
 import yaml
 from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
-from PIL import Image
+from runs import without_drawing
 from tiny import CPU, TinySpec, tiny_trunk
 
 from jtln.data.loaders import PairData
@@ -63,9 +63,7 @@ def make_trunk() -> Callable[..., Trunk]:
 
 @pytest.fixture
 def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are made, but a white pixel is written for each: drawing takes half the time of a tiny run."""
-    pixel = Image.new("RGB", (1, 1), "white")
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, **_: pixel.save(path))
+    without_drawing(monkeypatch)
 
 
 @pytest.fixture

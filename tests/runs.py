@@ -1,11 +1,14 @@
-"""The curves in a run's folder, and a run that is cut off."""
+"""The curves in a run's folder, a run that is cut off, and runs without figures."""
 
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 from pytorch_lightning.loggers import CSVLogger
 
 from jtln.training.experiment import Experiment
@@ -39,3 +42,20 @@ def cut_off(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
         patch.setattr("signal.signal", lambda *_: None)  # Lightning would ignore Ctrl-C from now on
         with pytest.raises(KeyboardInterrupt):
             run(experiment)
+
+
+class _NoFigure:
+    """In place of the module that makes a run's figures, and of each of them."""
+
+    def __getattr__(self, name: str) -> Callable[..., _NoFigure]:
+        return lambda *_: self
+
+    def savefig(self, path: Path, **_: Any) -> None:
+        Image.new("RGB", (1, 1), "white").save(path)
+
+
+def without_drawing(patch: pytest.MonkeyPatch) -> None:
+    """Write a white pixel for each figure: figures take most of the time of a tiny run."""
+    none = _NoFigure()
+    patch.setattr("jtln.training.run_folder.plots", none)
+    patch.setattr("matplotlib.figure.Figure.savefig", lambda _, path, **options: none.savefig(path))

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable
 from importlib.util import find_spec
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,11 @@ PACKAGES = {"logger/tensorboard": "tensorboard", "logger/mlflow": "mlflow"}
 
 AT_ONCE = ("head/cosine", "method/linear_probe")  # the others are slow
 
-# Of these the plots are drawn, which takes longer than such a run: few classes and many, each kind of curve.
-DRAWN = ("cost/posterior", "dataset/caltech256", "dataset/fashion", "method/jtln_annealed", "method/l2sp")
+# Of these the plots are drawn, which takes longer than such a run: few classes and many, the curves of a penalty.
+DRAWN = ("dataset/caltech256", "method/jtln_annealed", "method/l2sp")
+
+# Files that change nothing about the data run together with a data set.
+BESIDE = ("callbacks", "logger", "optimizer", "pretrain", "schedule", "trainer")
 
 # What a file needs beside debug=smoke: a folder that is not there, a machine that is not this one.
 GLOBAL = "# @package _global_"  # a file that sets keys outside its group
@@ -71,43 +75,46 @@ def result_of(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "result.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize(
-    "choice",
-    [
-        pytest.param(
-            name,
-            marks=[
-                *([] if name in AT_ONCE else [pytest.mark.slow]),
-                *([pytest.mark.gpu] if name == "trainer/gpu" else []),
-            ],
-        )
-        for name in CHOICES
-        if name.split("/")[0] not in ("debug", "study", "experiment")  # test_report.py, test_experiments.py
-    ],
-)
+def cases() -> list[Any]:
+    """The files that each run takes, and its marks."""
+    elsewhere = ("debug", "study", "experiment")  # test_report.py, test_experiments.py
+    names = [name for name in CHOICES if name.split("/")[0] not in elsewhere]
+    alone = [name for name in names if name in PACKAGES or name == "trainer/gpu"]
+    beside = [name for name in names if name.startswith(tuple(f"{group}/" for group in BESIDE)) and name not in alone]
+    data = [name for name in names if name.startswith("dataset/")]
+    together = [[each for each in pair if each] for pair in zip_longest(data, beside)]
+    rest = [[name] for name in names if name not in data and name not in beside]
+    marks = {"trainer/gpu": [pytest.mark.gpu, pytest.mark.slow], **dict.fromkeys(AT_ONCE, ())}
+    return [
+        pytest.param(each, marks=marks.get(each[0], pytest.mark.slow), id=" ".join(each)) for each in together + rest
+    ]
+
+
+@pytest.mark.parametrize("choices", cases())
 def test_every_configuration_file_runs(
-    choice: str,
+    choices: list[str],
     train: Callable[..., tuple[int, Path]],
     request: pytest.FixtureRequest,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    group, name = choice.split("/")
-    if choice not in DRAWN:
+    if not set(choices) & set(DRAWN):
         request.getfixturevalue("no_drawing")
-    code, folder = train(f"{group}={name}", *NEEDS.get(choice, []))
-    if (package := PACKAGES.get(choice)) is not None and find_spec(package) is None:
+    given = [choice.replace("/", "=") for choice in choices]
+    code, folder = train(*given, *(need for choice in choices for need in NEEDS.get(choice, [])))
+    if (package := PACKAGES.get(choices[0])) is not None and find_spec(package) is None:
         assert code == 2
         assert f"pip install {package}" in capsys.readouterr().err
         return
     assert code == 0
     result, config = result_of(folder), OmegaConf.load(folder / "config.yaml")
     assert result["synthetic_images"] is True
-    assert f"{group}={name}" in result["overrides"]
+    assert set(given) <= set(result["overrides"])
     assert config["epochs"] == 2
-    written = OmegaConf.load(CONF / f"{choice}.yaml")
-    if group not in ("debug",) and "defaults" not in written and not NEEDS.get(choice):
-        is_global = (CONF / f"{choice}.yaml").read_text(encoding="utf-8").startswith(GLOBAL)
-        assert not missing(written, config if is_global else config[group])
+    for choice in choices:
+        written = OmegaConf.load(CONF / f"{choice}.yaml")
+        if "defaults" not in written and not NEEDS.get(choice):
+            is_global = (CONF / f"{choice}.yaml").read_text(encoding="utf-8").startswith(GLOBAL)
+            assert not missing(written, config if is_global else config[choice.partition("/")[0]])
 
 
 def missing(written: Any, got: Any, above: str = "") -> list[str]:
