@@ -34,6 +34,7 @@ class CoTuning(Penalty):
     """
 
     needs_source_head = True
+    needs_trunk = True  # else only the source head changes
     relation: Tensor
 
     def __init__(self, weight: float = 2.3, calibrate: bool = False) -> None:

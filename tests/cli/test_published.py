@@ -176,6 +176,7 @@ def test_methods_and_heads_that_read_no_source_image(
         pytest.param(("pretrain=source",), "pretrain=source", marks=pytest.mark.slow),
         (("trunk=alexnet", "trunk.weights=none"), "classifier of 1000 classes"),
         pytest.param(("method=l2sp", "trunk.freeze=true"), "trunk.freeze=true", marks=pytest.mark.slow),
+        (("method=co_tuning", "trunk.freeze=true"), "trunk.freeze=true"),
         pytest.param(("method=linear_probe", "head=linear"), "head=linear", marks=pytest.mark.slow),
         (("dataset.source.labels=imagenet-12k",), "11821 classes"),
     ],
