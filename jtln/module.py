@@ -36,7 +36,7 @@ from jtln.metrics import classification_metrics
 from jtln.schedules import Constant, Schedule
 from jtln.transport import TransportedPrior, TransportLoss
 from jtln.trunks import Trunk
-from jtln.trunks.rebuild import rebuilt
+from jtln.trunks.rebuild import rebuilt, trunk_weights
 
 HEADS = ("target", "source")  # in the order of the evaluation loaders
 
@@ -190,7 +190,8 @@ class JTLN(pl.LightningModule):
         module = cls(trunk, source, target, method or Method("loaded"), transport, optimization, prior=prior)
         fitted = checkpoint.get("head")
         module.target_head = _made_head(fitted, trunk.dim, target) if fitted else module.target_head
-        parts = {"trunk.": trunk, "source_head.": module.source_head, "target_head.": module.target_head}
+        trunk.load_state_dict(trunk_weights(checkpoint, said.get("trunk", {}), said.get("image_size", 0)))
+        parts = {"source_head.": module.source_head, "target_head.": module.target_head}
         for prefix, part in {**parts, **({} if prior is None else {"prior.": prior})}.items():
             own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
             part.load_state_dict(fitted["state"] if fitted and prefix == "target_head." else own)

@@ -19,7 +19,7 @@ from jtln.inference.classifier import KEY, Classifier, Description, Informed
 from jtln.module import not_finite
 from jtln.storage import read_torch
 from jtln.transport import TransportedPrior
-from jtln.trunks.rebuild import TRUNKS
+from jtln.trunks.rebuild import TRUNKS, trunk_weights
 from jtln.trunks.weights import is_fetched
 
 TASKS = ("target", "source")
@@ -76,7 +76,7 @@ def load(run: str | Path, head: str = "target", views: str | None = None, trust:
         trunk = make_trunk(image_size=description.image_size, **settings)
         if hasattr(getattr(trunk, "body", None), "transform_input"):  # depends on the weights training started from
             trunk.body.transform_input = is_fetched(str(description.trunk.get("weights")))
-        trunk.load_state_dict({k.removeprefix("trunk."): v for k, v in state.items() if k.startswith("trunk.")})
+        trunk.load_state_dict(trunk_weights(checkpoint, description.trunk, description.image_size))
         classifier: nn.Module = nn.Linear(trunk.dim, len(classes))
         prefix = f"{head}_head."
         weights = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}

@@ -18,6 +18,7 @@ from jtln.data.images import ImageSet
 from jtln.data.loaders import PairData
 from jtln.data.pairs import Pair, Task
 from jtln.trunks import Trunk
+from jtln.trunks.rebuild import trunk_digest
 
 PARTS = ("train", "val", "test")
 
@@ -147,15 +148,6 @@ def shared_trunk(key: str, make: Callable[[], Trunk]) -> Trunk:
         _shared.clear()
         _shared[key] = trunk
     return trunk
-
-
-def trunk_digest(trunk: nn.Module) -> str:
-    """Return a hash of a network's structure and weights."""
-    digest = hashlib.blake2b(repr(trunk).encode(), digest_size=16)
-    for name, value in trunk.state_dict().items():
-        digest.update(f"{name}{tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _features(trunk: Trunk, views: Tensor, context: Any) -> Tensor:

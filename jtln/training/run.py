@@ -56,6 +56,7 @@ from jtln.training.trainer import (
 from jtln.training.wandb_run import RunLogger
 from jtln.transport import class_plan
 from jtln.trunks import Trunk
+from jtln.trunks.rebuild import is_published, trunk_digest
 
 
 def run(experiment: Experiment) -> dict[str, Any]:
@@ -177,7 +178,8 @@ def run(experiment: Experiment) -> dict[str, Any]:
         between = source_plan(experiment.cost, pair.source.classes, cost.calibration, experiment.transport)
     head_fit = form_head(experiment.head, module, features, matrix, experiment.transport.epsilon, between)
     if trainer.is_global_zero:
-        _complete(fitted.best, experiment.head, module, None if trunk is network else network)
+        named = not experiment.report and pretrained is None and is_published(network, experiment.trunk)
+        _complete(fitted.best, experiment.head, module, None if trunk is network else network, named)
     metrics = evaluate(trainer, module, data)
 
     result = describe(experiment, trunk.name, trainer, metrics, fitted, cost, pretrained, head_fit, prior)
@@ -351,7 +353,7 @@ def take_published(source_head: nn.Linear, trunk: Trunk, spec: PairSpec) -> bool
     return True
 
 
-def _complete(path: Path, head: Head, module: JTLN, trunk: Trunk | None) -> None:
+def _complete(path: Path, head: Head, module: JTLN, trunk: Trunk | None, named: bool) -> None:
     """Add the head that was formed to the chosen checkpoint, whose trained weights stay as they are.
 
     Args:
@@ -359,6 +361,7 @@ def _complete(path: Path, head: Head, module: JTLN, trunk: Trunk | None) -> None
         head: the run's.
         module: has the formed head.
         trunk: the network whose features were computed ahead, which is added as well; None: the checkpoint has it.
+        named: whether the trunk's hash is enough, see :mod:`jtln.trunks.rebuild`.
     """
     if not head.replaces and trunk is None:
         return
@@ -369,7 +372,9 @@ def _complete(path: Path, head: Head, module: JTLN, trunk: Trunk | None) -> None
         checkpoint["head"] = {"kind": kind, "settings": head.settings(), "state": state}
     if module.prior is not None:
         checkpoint["state_dict"]["prior.alpha"] = module.prior.alpha.cpu()
-    if trunk is not None:
+    if trunk is not None and named:
+        checkpoint["trunk_digest"] = trunk.digest or trunk_digest(trunk)
+    elif trunk is not None:
         state = {f"trunk.{name}": value.detach().cpu() for name, value in trunk.state_dict().items()}
         checkpoint["state_dict"] = {**checkpoint["state_dict"], **state}
     save_torch(checkpoint, path)

@@ -21,6 +21,7 @@ from jtln.cli.predict import main as predict
 from jtln.cli.train import main
 from jtln.data.files import Reader
 from jtln.data.transforms import CentreCrop, ToFloat
+from jtln.module import JTLN
 from jtln.transport import relation
 from jtln.trunks import efficientnet_lite
 
@@ -123,6 +124,28 @@ def test_the_figures_are_those_of_a_regression_on_timms_features(photographs: Pa
     np.testing.assert_allclose(wrong.sum(0) + bias, 0, atol=2e-3)
     found = (x["test"] @ weight.T + bias + 0.5 * log_q["test"]).argmax(1)
     assert result["target"]["test"]["accuracy"] == pytest.approx((found == y["test"]).mean())
+
+
+def test_a_studys_checkpoint_names_the_published_trunk(
+    photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It has no weights of the trunk, and gives the network of one that has them."""
+    image, found, sizes = str(photographs / "tench" / "0.png"), [], []
+    for name, report in (("whole", "true"), ("small", "false")):
+        train(tmp_path / name, photographs, "experiment=photographs", "cost=uniform", f"report={report}")
+        checkpoint = tmp_path / name / "checkpoints" / "best.ckpt"
+        sizes.append(checkpoint.stat().st_size)
+        capsys.readouterr()
+        assert predict([str(tmp_path / name), image]) == 0
+        features = JTLN.load_from_checkpoint(checkpoint).trunk.eval()(torch.ones(1, 3, SIZE, SIZE))
+        found.append((capsys.readouterr().out, features))
+    assert sizes[1] < sizes[0] - 10_000_000
+    assert found[1][0] == found[0][0]
+    torch.testing.assert_close(found[1][1], found[0][1], rtol=0, atol=0)
+    content = torch.load(checkpoint, weights_only=True)
+    torch.save({**content, "trunk_digest": "0"}, checkpoint)
+    assert predict([str(tmp_path / "small"), image]) == 2
+    assert "trunk.weights=auto" in capsys.readouterr().err
 
 
 @pytest.mark.slow

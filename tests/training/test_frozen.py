@@ -13,9 +13,10 @@ from jtln.data.pairs import Pair
 from jtln.data.transforms import Augment
 from jtln.methods import Method
 from jtln.module import JTLN
-from jtln.training.frozen import ComputedFeatures, feature_data, feature_precision, shared_trunk, trunk_digest
+from jtln.training.frozen import ComputedFeatures, feature_data, feature_precision, shared_trunk
 from jtln.training.trainer import Budget, pair_data
 from jtln.trunks import Trunk
+from jtln.trunks.rebuild import trunk_digest
 
 CPU = torch.device("cpu")
 BUDGET = Budget(1, 2, 4, 3)
