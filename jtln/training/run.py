@@ -6,7 +6,7 @@ import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -27,7 +27,7 @@ from jtln.inference.classifier import KEY, Description
 from jtln.module import JTLN
 from jtln.storage import read_torch, save_torch
 from jtln.training.callbacks import CollectPredictions
-from jtln.training.class_costs import FollowFeatures, RunCost, read_cost, read_prior, source_plan
+from jtln.training.class_costs import FollowFeatures, RunCost, RunPrior, read_cost, read_prior, source_plan
 from jtln.training.experiment import Experiment
 from jtln.training.frozen import PARTS, ComputedFeatures, feature_data, feature_precision
 from jtln.training.log import log, log_data, log_training
@@ -41,9 +41,10 @@ from jtln.training.run_folder import (
     write_settings,
     write_split,
 )
-from jtln.training.target_only import Curve, ValidationCurve, compare_target_only
+from jtln.training.target_only import CompareTargetOnly, Curve, ValidationCurve, compare_target_only
 from jtln.training.trainer import (
     Budget,
+    check_trainer,
     csv_logger,
     evaluate,
     fit,
@@ -70,101 +71,41 @@ def run(experiment: Experiment) -> dict[str, Any]:
     started = time.perf_counter()
     distributed.reset()
     _check_cost(experiment)
-    make_trainer(
-        experiment.trainer, experiment.budget, experiment.folder, keep_checkpoints=False
-    )  # to check its values
+    check_trainer(experiment.trainer, experiment.budget, experiment.folder)
     pl.seed_everything(experiment.seed, verbose=False)
     network = trunk = experiment.make_trunk()  # first, so that a mistake in its settings does not wait for the images
     random_state = torch.get_rng_state()
-    has_weights = trunk.published is not None or experiment.synthetic_images is None  # else they are not fetched
+    has_weights = network.published is not None or experiment.synthetic_images is None  # else they are not fetched
     if has_weights:
-        has_classifier(trunk, experiment.spec)
-    last = experiment.folder / "checkpoints" / "last.ckpt"
-    checkpoint = last if experiment.resume and last.is_file() else None
-    done = steps_done(checkpoint)
-    if done > experiment.budget.steps:
-        raise UserError(
-            f"expected epochs x steps_per_epoch of at least the {done} steps that the run in {experiment.folder} has "
-            f"done, but got {experiment.budget.epochs} x {experiment.budget.steps_per_epoch}: give more epochs"
-        )
+        has_classifier(network, experiment.spec)
+    checkpoint, done = _last_checkpoint(experiment)
     pair = _load(experiment, resumes=checkpoint is not None)
     experiment = replace(experiment, budget=_fitting(experiment.budget, pair))
     pretrained = _pretrain(experiment, pair)
-    predictions = CollectPredictions()
-    callbacks: list[Callback] = [predictions, *experiment.callbacks]
-    if experiment.loggers and not any(isinstance(each, LearningRateMonitor) for each in callbacks):
-        callbacks.append(LearningRateMonitor("step"))
-    compared = None
-    if experiment.compare_target_only and not _is_target_only(experiment):
-        compared = compare_target_only(experiment, len(pair.target.val), lambda alone: _curve(alone, pair))
-        callbacks.append(compared)
-    follow = None
-    if experiment.uses_cost and experiment.cost.updates in ("epoch", "ema"):
-        follow = FollowFeatures(experiment.cost, pair)
-        callbacks.append(follow)
+    callbacks = _callbacks(experiment, pair)
 
     pl.seed_everything(experiment.seed, verbose=False)
     torch.set_rng_state(random_state)  # what is before here leaves the run's random numbers as they are
-    source_head = nn.Linear(trunk.dim, len(pair.source.classes))
-    trained = True  # the source head
-    if pretrained is not None:
-        pretrained.load_into(trunk, source_head)
-    elif has_weights:
-        trained = take_published(source_head, trunk, experiment.spec)
-        experiment.check_fit(trained or experiment.fits_source_head)
-    data = _data(experiment, pair, trunk)
-
+    source_head, trained = _source_head(experiment, network, pair, pretrained, has_weights)
+    data = _data(experiment, pair, network)
     if experiment.resume:
         log("resumed", f"after {done} steps" if checkpoint else "from the start: there is no checkpoint yet")
-    loggers = [csv_logger(experiment.folder, keep_steps=done), *experiment.loggers]
-    trainer = make_trainer(
-        experiment.trainer,
-        experiment.budget,
-        experiment.folder,
-        loggers,
-        callbacks,
-        validates=bool(len(pair.target.val)),
-        requeue=experiment.requeue,
-    )
-
-    for logger in experiment.loggers:
-        if isinstance(logger, RunLogger):
-            logger.define_metrics()
-
-    device = trainer.strategy.root_device
-    trunk.to(device)
+    trainer = _trainer(experiment, pair, callbacks.all, done)
+    network.to(trainer.strategy.root_device)
     if experiment.computes_features:
         data, trunk = _computed(experiment, data, network, trainer), ComputedFeatures(network)
-    features = Features(trunk, data, device)
+    features = Features(trunk, data, trainer.strategy.root_device)
     if experiment.fits_source_head:
         fit_source_head(source_head, features)
-        trained = True
-    cost = prior = None
-    if experiment.uses_cost:
-        settings = experiment.transport
-        calibrates = experiment.calibrates and trained
-        for_plan = calibrates and experiment.uses_plan
-        cost = read_cost(experiment.cost, pair, features, source_head.to(device), settings, for_plan)
-        if experiment.head.prior != 0:
-            learns = experiment.method.keeps_source
-            unknown = experiment.cost.unknown(pair.source.classes, pair.target.classes).target
-            prior = read_prior(
-                experiment.head, cost.given, features, source_head, settings, calibrates, learns, unknown
-            )
-    if follow is not None and cost is not None:
-        follow.matrix = cost.used
-    module = JTLN(
-        trunk,
-        len(pair.source.classes),
-        len(pair.target.classes),
-        experiment.method,
-        None if cost is None else cost.loss(experiment.method, experiment.transport),
-        experiment.optimization,
-        source_head,
-        None if prior is None else prior.prior,
-    )
-    described = Description.of(experiment.spec, experiment.trunk, experiment.test_views, pair.white)
-    module.hparams[KEY] = asdict(described)
+    cost, prior = _cost_and_prior(experiment, pair, features, source_head, trained)
+    if callbacks.follow is not None and cost is not None:
+        callbacks.follow.matrix = cost.used
+
+    sizes = len(pair.source.classes), len(pair.target.classes)
+    loss = None if cost is None else cost.loss(experiment.method, experiment.transport)
+    log_q = None if prior is None else prior.prior
+    module = JTLN(trunk, *sizes, experiment.method, loss, experiment.optimization, source_head, log_q)
+    module.hparams[KEY] = asdict(Description.of(experiment.spec, experiment.trunk, experiment.test_views, pair.white))
     data.use_source, data.use_target = module.reads("source"), module.reads("target")
     _check_batch_norms(module, data, trainer.world_size)
     log_training(experiment, pair, module, cost, pretrained, data.passes(experiment.budget.steps), prior)
@@ -172,7 +113,7 @@ def run(experiment: Experiment) -> dict[str, Any]:
     if checkpoint is None:
         start_target_head(module, features)
     fitted = fit_best(trainer, module, data, checkpoint, done) if module.terms else keep_untrained(trainer, module)
-    matrix = _matrix_in_use(module, follow, cost)
+    matrix = _matrix_in_use(module, callbacks.follow, cost)
     between = None
     if cost is not None and experiment.head.reads_plan and not len(pair.target.val):
         between = source_plan(experiment.cost, pair.source.classes, cost.calibration, experiment.transport)
@@ -183,26 +124,110 @@ def run(experiment: Experiment) -> dict[str, Any]:
     metrics = evaluate(trainer, module, data)
 
     result = describe(experiment, trunk.name, trainer, metrics, fitted, cost, pretrained, head_fit, prior)
-    if compared is not None:
-        result["target_only"] = asdict(compared.result())
+    if callbacks.compared is not None:
+        result["target_only"] = asdict(callbacks.compared.result())
     if trainer.is_global_zero:
         plan = mean_plan(module, data.pair, data.transform_eval) if experiment.method.lambda_ot > 0 else None
-        shown = matrix if follow is not None or cost is None else cost.given
-        assert predictions.found is not None
-        seconds = time.perf_counter() - started
+        shown = matrix if callbacks.follow is not None or cost is None else cost.given
         between_classes = None
         if prior is not None:
             between_classes = prior.relation.rows / len(prior.relation.rows)
         elif matrix is not None:
             between_classes = class_plan(matrix, experiment.transport.epsilon)
         related = between_classes if prior is None else prior.shares
-        write_results(experiment, pair, module, result, shown, related, plan, predictions.found, seconds)
+        found, seconds = callbacks.predictions.found, time.perf_counter() - started
+        assert found is not None
+        write_results(experiment, pair, module, result, shown, related, plan, found, seconds)
         for logger in experiment.loggers:
             log_summary(logger, result, experiment.config, experiment.folder)
             if isinstance(logger, RunLogger):
-                found = between_classes if plan is None else plan["plan"]
-                logger.log_result(result, pair, predictions.found, fitted.best, shown, found)
+                drawn = between_classes if plan is None else plan["plan"]
+                logger.log_result(result, pair, found, fitted.best, shown, drawn)
     return result
+
+
+def _last_checkpoint(experiment: Experiment) -> tuple[Path | None, int]:
+    """Return the checkpoint to go on from, None where there is none, and the steps behind it."""
+    last = experiment.folder / "checkpoints" / "last.ckpt"
+    checkpoint = last if experiment.resume and last.is_file() else None
+    done = steps_done(checkpoint)
+    if done > experiment.budget.steps:
+        raise UserError(
+            f"expected epochs x steps_per_epoch of at least the {done} steps that the run in {experiment.folder} has "
+            f"done, but got {experiment.budget.epochs} x {experiment.budget.steps_per_epoch}: give more epochs"
+        )
+    return checkpoint, done
+
+
+class _Callbacks(NamedTuple):
+    """All callbacks of a run, and those whose outcome it reads."""
+
+    all: list[Callback]
+    predictions: CollectPredictions
+    compared: CompareTargetOnly | None  # with the target alone; None: not asked for
+    follow: FollowFeatures | None  # keeps the cost up to date; None: the cost is fixed
+
+
+def _callbacks(experiment: Experiment, pair: Pair) -> _Callbacks:
+    predictions = CollectPredictions()
+    every: list[Callback] = [predictions, *experiment.callbacks]
+    if experiment.loggers and not any(isinstance(each, LearningRateMonitor) for each in every):
+        every.append(LearningRateMonitor("step"))
+    compared = follow = None
+    if experiment.compare_target_only and not _is_target_only(experiment):
+        compared = compare_target_only(experiment, len(pair.target.val), lambda alone: _curve(alone, pair))
+        every.append(compared)
+    if experiment.uses_cost and experiment.cost.updates in ("epoch", "ema"):
+        follow = FollowFeatures(experiment.cost, pair)
+        every.append(follow)
+    return _Callbacks(every, predictions, compared, follow)
+
+
+def _source_head(
+    experiment: Experiment, network: Trunk, pair: Pair, pretrained: Pretrained | None, has_weights: bool
+) -> tuple[nn.Linear, bool]:
+    """Return the source head that the run starts from, and whether it is trained or will be before it is read."""
+    source_head = nn.Linear(network.dim, len(pair.source.classes))
+    if pretrained is not None:
+        pretrained.load_into(network, source_head)
+        return source_head, True
+    if not has_weights:
+        return source_head, True
+    trained = take_published(source_head, network, experiment.spec) or experiment.fits_source_head
+    experiment.check_fit(trained)
+    return source_head, trained
+
+
+def _trainer(experiment: Experiment, pair: Pair, callbacks: list[Callback], done: int) -> pl.Trainer:
+    trainer = make_trainer(
+        experiment.trainer,
+        experiment.budget,
+        experiment.folder,
+        [csv_logger(experiment.folder, keep_steps=done), *experiment.loggers],
+        callbacks,
+        validates=bool(len(pair.target.val)),
+        requeue=experiment.requeue,
+    )
+    for logger in experiment.loggers:
+        if isinstance(logger, RunLogger):
+            logger.define_metrics()
+    return trainer
+
+
+def _cost_and_prior(
+    experiment: Experiment, pair: Pair, features: Features, source_head: nn.Linear, trained: bool
+) -> tuple[RunCost | None, RunPrior | None]:
+    """Read and calibrate the cost, and form the prior, where the objective or the head uses them."""
+    if not experiment.uses_cost:
+        return None, None
+    head, settings, calibrates = experiment.head, experiment.transport, experiment.calibrates and trained
+    for_plan = calibrates and experiment.uses_plan
+    cost = read_cost(experiment.cost, pair, features, source_head.to(features.device), settings, for_plan)
+    if head.prior == 0:
+        return cost, None
+    learns = experiment.method.keeps_source
+    unknown = experiment.cost.unknown(pair.source.classes, pair.target.classes).target
+    return cost, read_prior(head, cost.given, features, source_head, settings, calibrates, learns, unknown)
 
 
 def compute_features(experiment: Experiment) -> tuple[int, float]:

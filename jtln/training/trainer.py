@@ -219,6 +219,11 @@ def make_trainer(
         ) from error
 
 
+def check_trainer(settings: TrainerSettings, budget: Budget, folder: Path) -> None:
+    """Raise a UserError for options that Lightning refuses, before anything is computed; it has no check of its own."""
+    make_trainer(settings, budget, folder, keep_checkpoints=False)
+
+
 class WholeCheckpoints(TorchCheckpointIO):
     """Writes a checkpoint beside the one that it replaces, and renames it.
 
