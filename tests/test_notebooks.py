@@ -76,8 +76,11 @@ def test_every_command_of_the_first_run_composes(capsys: pytest.CaptureFixture[s
 @pytest.mark.slow
 @each_notebook
 def test_runs_without_an_error(path: Path, kernel: str, tmp_path: Path) -> None:
+    """Trainings are cut to a few steps; whether the committed outputs are those of whole ones is not asked here."""
     notebook, folder = nbformat.read(path, as_version=4), tmp_path / "elsewhere"
     folder.mkdir()
+    for cell in code_cells(notebook):
+        cell.source = re.sub(r"\b(steps_per_epoch|(?:max_)?epochs)=\d+", r"\1=2", cell.source)
     resources = {"metadata": {"path": str(folder)}}
     client = NotebookClient(notebook, timeout=600, kernel_name=kernel, resources=resources)
     client.execute()  # raises CellExecutionError at the first cell that fails

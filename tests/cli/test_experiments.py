@@ -27,7 +27,7 @@ NEEDS: dict[str, list[str]] = {
     "none": ["trunk.width=0.05"],
     **{name: ["trunk.width=0.05"] for name in ("aircraft_boeing_airbus", "imagenet_office31")},
     "photographs": [f"dataset.target.root={Path(__file__).parents[1] / 'files' / 'own_target.csv'}"],
-    **{name: ["trunk.name=resnet18"] for name in ("caltech256_30", "caltech256_60", "cars", "aircraft")},
+    **{name: ["trunk.name=resnet18"] for name in ("caltech256_30", "caltech256_60", "cars", "aircraft", "cub200")},
 }
 
 
