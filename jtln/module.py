@@ -343,7 +343,8 @@ class JTLN(pl.LightningModule):
         predictions = predictions.unflatten(0, views.shape[:2]).mean(1)
         if not bool(predictions.isfinite().all()):
             raise UserError(
-                f"expected finite logits of the {head} head on {split} images, but got others: lower the rate"
+                f"expected finite logits of the {head} head on its {split} images, but got others after step "
+                f"{self.global_step}: lower the learning rate (optimizer.lr or pretrain.optimizer.lr)"
             )
         self._metrics(split, head).update(predictions, labels)
         if (split, head) == ("test", "target"):

@@ -268,6 +268,14 @@ def test_evaluation_counts_by_hand(make_module: Callable[..., JTLN], fit: Fit) -
 # What is logged.
 
 
+def test_logits_that_are_not_finite_are_named_with_head_images_and_step(make_module: Callable[..., JTLN]) -> None:
+    module = make_module()
+    nn.init.constant_(module.source_head.bias, math.inf)
+    images, labels = torch.zeros(2, 3, 8, 8), torch.zeros(2, dtype=torch.long)
+    with pytest.raises(UserError, match=r"source head on its val images.*step 0.*pretrain\.optimizer\.lr"):
+        module.validation_step((images, labels), 0, 1)
+
+
 def test_what_is_logged_of_the_transport_term(make_module: Callable[..., JTLN], fit: Fit) -> None:
     module = make_module(ot_images="source", ot_schedule=Constant())
     watch = Watch()

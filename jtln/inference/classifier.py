@@ -128,7 +128,11 @@ class Classifier(nn.Module):
     def predict(
         self, paths: Sequence[str | Path], batch_size: int = 64
     ) -> Iterator[tuple[str | Path, Tensor | BadImage]]:
-        """Yield every file with its probabilities (K,) on the CPU, or with its error, in the given order."""
+        """Yield every file with its probabilities (K,) on the CPU, or with its error, in the given order.
+
+        Raises:
+            UserError: the network's probabilities of an image are not finite.
+        """
         device = self.to_float.mean.device
         with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as threads:
             for start in range(0, len(paths), batch_size):
@@ -137,7 +141,16 @@ class Classifier(nn.Module):
                 images = [image for image in read if isinstance(image, Tensor)]
                 found = iter(self(torch.stack(images).to(device)).cpu() if images else ())
                 for path, image in zip(chunk, read, strict=True):
-                    yield path, image if isinstance(image, BadImage) else next(found)
+                    if isinstance(image, BadImage):
+                        yield path, image
+                        continue
+                    probabilities = next(found)
+                    if not bool(probabilities.isfinite().all()):
+                        raise UserError(
+                            f"expected finite probabilities of {path}, but got others: the network's weights are too "
+                            "large, because its training diverged; train it again with a lower learning rate"
+                        )
+                    yield path, probabilities
 
     @torch.inference_mode()
     def explain(

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from tiny import TinySpec
 from torch import nn
 
@@ -60,6 +61,16 @@ def test_a_run_and_its_checkpoint_are_the_network_that_was_written(write: Write,
         assert found.classes == {"source": ("apple", "pear", "plum"), "target": ("elk", "fox, red", "gnu", "yak")}[head]
         assert (found.reader.size, found.reader.fit, found.reader.channels) == (20, "pad", 3)
         assert not any(module.training for module in found.modules())
+
+
+def test_probabilities_that_are_not_finite_are_refused(write: Write, tmp_path: Path) -> None:
+    network = alexnet(16, "none", 0.05)
+    for parameter in network.parameters():
+        parameter.data.mul_(1e30)  # finite, but float32 overflows after two layers
+    image = tmp_path / "photo.png"
+    Image.new("RGB", (20, 20), (200, 90, 40)).save(image)
+    with pytest.raises(UserError, match=r"finite probabilities of .*photo\.png.*learning rate"):
+        list(load(write(network=network).path).predict([image]))
 
 
 def test_views_are_those_of_the_test_or_those_that_are_given(write: Write) -> None:
