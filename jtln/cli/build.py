@@ -142,9 +142,10 @@ def _check_keys(config: DictConfig, choices: DictConfig) -> None:
         if key not in _top_keys():
             raise unknown("key", key, sorted(key for key in _top_keys() if " " not in key))
     known: dict[str, frozenset[str]] = {"batch_size": frozenset(["source", "target"])}
-    for group in ("pretrain", "debug"):  # a protocol sets those of pre-training without choosing it
-        if str(choices[group]) in files(group):  # else it is the user's own
-            known[group] = frozenset().union(*(_keys_of(group, name) for name in files(group)))
+    for group in ("pretrain", "debug"):
+        if (choice := str(choices[group])) in files(group):  # else it is the user's own
+            names = files(group) if group == "pretrain" else [choice]  # a protocol sets keys of another pretrain file
+            known[group] = frozenset().union(*(_keys_of(group, name) for name in names))
     for group, keys in known.items():
         for key in map(str, config[group]):
             if key not in keys:

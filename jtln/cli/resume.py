@@ -72,10 +72,12 @@ def resumed(arguments: list[str]) -> list[str]:
 def _check_harmless(override: str, file: Path) -> None:
     """Raise a UserError for an override of a file that runs code of other packages, or reaches into Hydra."""
     key = key_of(override)
-    targets = re.findall(r"_target_[\"']?\s*[:=]\s*[\"']?([\w.]*)", override)
+    targets = re.findall(r"_target_(?:[\"']?\s*[:=]\s*[\"']?([\w.]*))?", override)
     foreign = [target for target in targets if target not in _configured_targets()]
     own_network = override.lstrip("+") == "trunk=module" or key == "trunk.path"  # imports and calls what path names
-    if foreign or own_network or key.startswith("hydra") or override.startswith("-") or "oc.env" in override:
+    # A resolver such as oc.decode can make the word _target_ of parts; oc.env reads the variables of the shell.
+    resolver = re.search(r"\$\{.*:", override, re.DOTALL) is not None
+    if foreign or own_network or key.startswith("hydra") or override.startswith("-") or resolver:
         raise UserError(
             f"expected settings of a run in {file}, but got {override!r}, which would run or read something else: give "
             "trust=true as well if the folder is from somebody whom you trust"

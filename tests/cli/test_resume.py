@@ -30,6 +30,9 @@ def written(folder: Path, *overrides: str) -> list[str]:
         "hydra.searchpath=[file:///elsewhere]",
         "--config-dir=elsewhere",
         "dataset.name=${oc.env:HOME}",
+        "trunk.dropout='${oc.decode:\"{_${method.ot_images}_: webbrowser.open, url: x}\"}'",  # ot_images is target
+        "trunk.dropout='${${x}:[]}'",  # a resolver that another key names
+        "trunk[_target_]=os.system",
     ],
 )
 def test_what_would_run_something_else_is_refused(override: str, tmp_path: Path) -> None:
@@ -41,4 +44,5 @@ def test_what_would_run_something_else_is_refused(override: str, tmp_path: Path)
 
 def test_settings_and_the_packages_own_targets_are_taken(tmp_path: Path) -> None:
     own = ["seed=3", "method=delta", "cost._target_=jtln.costs.UniformCost", "trunk=torchvision", "dataset.root=data"]
-    assert resumed(written(tmp_path, *own))[:5] == own
+    own.append("pretrain.optimizer.lr=${optimizer.lr}")
+    assert resumed(written(tmp_path, *own))[: len(own)] == own

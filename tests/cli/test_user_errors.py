@@ -94,6 +94,7 @@ MISTAKES = {
     "+pretrain.foo=1": "unknown key in 'pretrain' 'foo'",
     "+logger.foo=1": "_target_ in logger.foo",
     "logger=wandb +logger.wandb.foo=1": "unknown key in 'logger.wandb' 'foo'",
+    "debug=none +debug.per_class=3": "unknown key in 'debug' 'per_class'",
     "+batch_size.foo=1": "unknown key in 'batch_size' 'foo'",
     "+trunk.foo=1": "takes, but got trunk.foo",
     "trunk=torchvision trunk.name=resnet18 trunk.weights=IMAGENET1K_V9": "weights of resnet18 for trunk.weights",
