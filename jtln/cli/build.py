@@ -318,8 +318,9 @@ def _optimizer(config: DictConfig, key: str) -> Any:
     except (TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
         given = _plain(OmegaConf.select(config, key))
         shown = ", ".join(f"{name}={value}" for name, value in given.items() if not name.startswith("_"))
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"expected values that the optimizer takes in {key}, but got {shown} ({reason})") from error
+        # Other errors than a ValueError are Python's own and name no setting.
+        reason = f" ({str(error).splitlines()[0]})" if isinstance(error, ValueError) and str(error) else ""
+        raise UserError(f"expected values that the optimizer takes in {key}, but got {shown}{reason}") from error
     return optimizer
 
 
