@@ -18,9 +18,19 @@ from jtln.inference.classifier import Classifier
 
 
 def to_torch(classifier: Classifier) -> torch.export.ExportedProgram:
-    """Export with ``torch.export``, for any number of images; raise a UserError if the network cannot be traced."""
+    """Export with ``torch.export``, for any number of images.
+
+    Raises:
+        UserError: the network cannot be traced, or its probabilities are not finite.
+    """
     side, channels = classifier.reader.size, classifier.reader.channels
-    example = torch.zeros(2, channels, side, side, dtype=torch.uint8)
+    example = torch.full((2, channels, side, side), 128, dtype=torch.uint8)
+    with torch.no_grad():
+        if not bool(classifier(example).isfinite().all()):
+            raise UserError(
+                "expected finite probabilities of a grey image, but got others: the network's weights are too large, "
+                "because its training diverged; train it again with a lower learning rate"
+            )
     try:
         with torch.no_grad():
             return torch.export.export(classifier, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))

@@ -109,7 +109,7 @@ class Tried(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def tried(composed: list[Composed]) -> list[Tried]:
+def tried(composed: list[Composed], tmp_path_factory: pytest.TempPathFactory) -> list[Tried]:
     """COUNT values: every key once, each under the first base that has it, and then any key again."""
     draw = random.Random(0)
     first: dict[str, Composed] = {}
@@ -119,7 +119,8 @@ def tried(composed: list[Composed]) -> list[Tried]:
             first.setdefault(key, each)
     drawn = [*first, *(draw.choice([*first]) for _ in range(COUNT - len(first)))]
     cases = [(first[key], f"{key}={draw.choice(NONSENSE)}") for key in drawn]
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("built"))  # A logger writes its run's id into the run folder.
         warnings.simplefilter("ignore")
         return [Tried(each.base, override, message_of(each, override)) for each, override in cases]
 

@@ -71,6 +71,14 @@ def test_a_network_that_cannot_be_traced(write: Callable[..., Any]) -> None:
         to_torch(classifier)
 
 
+def test_a_network_that_overflows_is_not_written(write: Callable[..., Any]) -> None:
+    classifier = load(write().path)
+    for parameter in classifier.parameters():
+        parameter.data.mul_(1e30)
+    with pytest.raises(UserError, match=r"finite probabilities.*learning rate"):
+        to_torch(classifier)
+
+
 def test_without_onnxscript(write: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jtln.inference.export.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"onnxscript.*pip install 'jtln\[onnx\]'.*--format torch"):
