@@ -72,7 +72,7 @@ def resumed(arguments: list[str]) -> list[str]:
 def _check_harmless(override: str, file: Path) -> None:
     """Raise a UserError for an override of a file that runs code of other packages, or reaches into Hydra."""
     key = key_of(override)
-    targets = re.findall(r"_target_(?:[\"']?\s*[:=]\s*[\"']?([\w.]*))?", override)
+    targets = re.findall(r"(?<!\w)_target_(?!\w)(?:[\"']?\s*[:=]\s*[\"']?([\w.]*))?", override)
     foreign = [target for target in targets if target not in _configured_targets()]
     own_network = override.lstrip("+") == "trunk=module" or key == "trunk.path"  # imports and calls what path names
     # A resolver such as oc.decode can make the word _target_ of parts; oc.env reads the variables of the shell.

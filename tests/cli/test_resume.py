@@ -44,5 +44,5 @@ def test_what_would_run_something_else_is_refused(override: str, tmp_path: Path)
 
 def test_settings_and_the_packages_own_targets_are_taken(tmp_path: Path) -> None:
     own = ["seed=3", "method=delta", "cost._target_=jtln.costs.UniformCost", "trunk=torchvision", "dataset.root=data"]
-    own.append("pretrain.optimizer.lr=${optimizer.lr}")
+    own += ["pretrain.optimizer.lr=${optimizer.lr}", "compare_target_only=true", "dataset.target_classes=all"]
     assert resumed(written(tmp_path, *own))[: len(own)] == own
