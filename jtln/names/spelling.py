@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from jtln.names.wordnet import find_rows, nouns, similarity
+from jtln.names.wordnet import nouns, similarity
 
 # WordNet's rules of detachment for nouns, morphy(7WN), and -ves and -oes, which WordNet has in its exception list.
 ENDINGS = (
@@ -147,8 +147,8 @@ def look_up(text: str) -> list[int]:
         return []
     forms = list(_singulars(form))
     known = [each for each in forms if nouns().senses(each)]
-    physical = find_rows(["physical_entity.n.01"])
-    # "shoes" is a lemma of its own, for a situation; "glasses" is one, too, for an instrument.
+    physical = rows_of(["physical_entity.n.01"])
+    # "shoes" is a lemma by itself, but of a situation only: "shoe" is taken. "glasses" names an instrument and stays.
     lemmas = next(([each] for each in known if below(nouns().senses(each), physical)), known[:1])
     lemmas = lemmas or [lemma for each in forms for lemma in _joined().get(_join(each), ())]
     if not lemmas:

@@ -11,20 +11,21 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 import jtln
 from jtln.data.features import Batch, Features
 from jtln.data.pairs import Pair
 from jtln.data.transforms import Augment
-from jtln.distributed import first_decides
+from jtln.distributed import first_decides, gather_in_order
 from jtln.errors import UserError
-from jtln.heads.logistic import labelled, regression
+from jtln.heads.logistic import regression
 from jtln.methods import Method
 from jtln.module import JTLN, Optimization, not_finite
 from jtln.storage import clear_leftovers, kept_if_possible, read_torch, save_torch
@@ -154,34 +155,48 @@ def pretrain(
         return replace(trained, key=key)
 
 
-class _SourceAsTarget(NamedTuple):
-    """The source's features, where a head looks for the target's."""
-
-    features: Features
-
-    def of(self, side: str, part: str = "train", at_most: int | None = None) -> Iterable[Batch]:
-        return self.features.of("source", part, at_most or MOST_SOURCE_IMAGES)
-
-
 @torch.no_grad()
-def fit_source_head(source_head: nn.Linear, features: Features) -> None:
+def fit_source_head(source_head: nn.Linear, features: Features) -> int:
     """Fit the source head to the trunk's features as they are, by logistic regression (:mod:`jtln.heads.logistic`).
 
-    The source's validation images, if there are any, choose its temperature.
+    The source's validation images, if there are any, choose its temperature. All processes fit the same head, to the
+    images of all.
 
     Args:
         source_head: (D, S), changed in place.
         features: of the pair; the regression reads at most 20,000 source images, evenly spread over the training part.
+
+    Returns:
+        The number of images that the regression read.
+
+    Raises:
+        UserError: there is no source image, or features are not finite.
     """
-    rows, labels, _ = labelled(_SourceAsTarget(features), None)
+    dim, classes = source_head.in_features, source_head.out_features
+    rows, labels = _gathered(features.of("source", at_most=MOST_SOURCE_IMAGES), dim, features.device)
+    if not len(rows) or not bool(rows.isfinite().all()):
+        got = "others" if len(rows) else "none"
+        raise UserError(f"expected finite features of source images for pretrain=head, but got {got}")
     scale = SOURCE_LENGTH / max(float(rows.norm(dim=1).mean()), 1e-12)
-    found = regression(rows.double() * scale, labels, source_head.out_features, tolerance=SOURCE_TOLERANCE)
-    source_head.weight.copy_(found.weight * scale)
-    source_head.bias.copy_(found.bias)
-    held_out = [(source_head(x), y) for x, y in features.of("source", "val")]
-    tau = fit_temperature(held_out).temperature if held_out else 1.0
-    source_head.weight.div_(tau)
-    source_head.bias.div_(tau)
+    found = regression(rows * scale, labels, classes, tolerance=SOURCE_TOLERANCE)
+    weight, bias, tau = found.weight * scale, found.bias, 1.0
+    held_out, their_labels = _gathered(features.of("source", "val"), dim, features.device)
+    if len(held_out):
+        tau = fit_temperature([(linear(held_out, weight, bias), their_labels)]).temperature
+    source_head.weight.copy_(weight / tau)
+    source_head.bias.copy_(bias / tau)
+    return len(rows)
+
+
+def _gathered(batches: Iterable[Batch], dim: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """Return features (N, D), float64, and labels (N,) of all processes' images, on the CPU.
+
+    A process may have none.
+    """
+    empty = torch.zeros(0, dim, device=device), torch.zeros(0, dtype=torch.long, device=device)
+    found = [empty, *((x, y.to(device)) for x, y in batches)]
+    rows, labels = (gather_in_order(torch.cat([batch[k] for batch in found])).cpu() for k in (0, 1))
+    return rows.double(), labels
 
 
 def _train(

@@ -96,7 +96,8 @@ def run(experiment: Experiment) -> dict[str, Any]:
         data, trunk = _computed(experiment, data, network, trainer), ComputedFeatures(network)
     features = Features(trunk, data, trainer.strategy.root_device)
     if experiment.fits_source_head:
-        fit_source_head(source_head, features)
+        count = fit_source_head(source_head, features)
+        log("start", f"source head: logistic regression on {count} source images")
     cost, prior = _cost_and_prior(experiment, pair, features, source_head, trained)
     if callbacks.follow is not None and cost is not None:
         callbacks.follow.matrix = cost.used

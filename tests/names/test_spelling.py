@@ -37,6 +37,13 @@ def test_one_noun_is_looked_up_as_a_whole() -> None:
     assert look_up("polar bears dance") == []
 
 
+@pytest.mark.parametrize(
+    ("plural", "meant"), [("shoes", "shoe.n.01"), ("hands", "hand.n.01"), ("glasses", "spectacles.n.01")]
+)
+def test_a_plural_whose_own_senses_are_nothing_physical_is_read_as_its_singular(plural: str, meant: str) -> None:
+    assert nouns().find(meant) in look_up(plural)
+
+
 def test_kinds() -> None:
     rows = rows_of(senses("seal"))
     assert named(below(rows, rows_of(["animal.n.01"]))) == ["seal.n.09"]

@@ -7,14 +7,16 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 from tiny import CPU
 from torch import Tensor
 
@@ -27,8 +29,9 @@ from jtln.data.transforms import Augment
 from jtln.errors import UserError
 from jtln.module import Optimization
 from jtln.schedules import Constant, Cosine
+from jtln.temperature import fit_temperature
 from jtln.training import pretraining as module_under_test
-from jtln.training.pretraining import Pretrained, Pretraining, cache_key, pretrain
+from jtln.training.pretraining import Pretrained, Pretraining, cache_key, fit_source_head, pretrain
 from jtln.training.trainer import Budget
 from jtln.trunks.alexnet import alexnet
 from jtln.trunks.base import Trunk
@@ -238,3 +241,41 @@ def test_an_epoch_is_a_pass_over_the_source_within_limits(images: int, steps: in
     budget = settings.fitted(images).budget
     assert (budget.epochs, budget.steps_per_epoch, budget.source_batch_size) == (5, steps, batch)
     assert dataclasses.replace(settings, passes=False).fitted(images).budget.steps_per_epoch == 1
+
+
+class TwoBatches:
+    """Features of 60 source images in two batches, and of 20 that validate."""
+
+    device = "cpu"
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        centres = 2 * torch.randn(3, 8, generator=generator)
+        self.labels = torch.arange(80) % 3
+        self.rows = centres[self.labels] + 2 * torch.randn(80, 8, generator=generator)
+
+    def of(self, side: str, part: str = "train", at_most: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        assert side == "source"
+        for each in (slice(0, 25), slice(25, 60)) if part == "train" else (slice(60, 80),):
+            yield self.rows[each], self.labels[each]
+
+
+def test_the_source_head_is_scikit_learns_at_the_best_temperature(monkeypatch: Any) -> None:
+    monkeypatch.setattr(module_under_test, "SOURCE_TOLERANCE", 1e-8)
+    features, head = TwoBatches(), torch.nn.Linear(8, 3)
+    assert fit_source_head(head, features) == 60  # type: ignore[arg-type]
+    rows, labels = features.rows.double(), features.labels
+    scale = 5 / float(rows[:60].norm(dim=1).mean())
+    x = np.concatenate([scale * rows.numpy(), np.full((80, 1), 30**-0.5)], axis=1)  # the bias has |b|^2 / 2
+    theirs = LogisticRegression(C=30, fit_intercept=False, tol=1e-10, max_iter=5000).fit(x[:60], labels[:60].numpy())
+    logits = torch.from_numpy(x[60:] @ theirs.coef_.T)
+    tau = fit_temperature([(logits, labels[60:])]).temperature
+    np.testing.assert_allclose(head.weight.detach() * tau / scale, theirs.coef_[:, :-1], atol=5e-3)
+    np.testing.assert_allclose(head(features.rows[60:]).detach().softmax(1), (logits / tau).softmax(1), atol=5e-3)
+
+
+def test_a_source_without_images_has_no_head_to_fit(monkeypatch: Any) -> None:
+    features = TwoBatches()
+    monkeypatch.setattr(features, "of", lambda *_, **__: iter(()))
+    with pytest.raises(UserError, match="pretrain=head, but got none"):
+        fit_source_head(torch.nn.Linear(8, 3), features)  # type: ignore[arg-type]
