@@ -96,7 +96,12 @@ def fit(tmp_path: Path) -> Callable[..., tuple[pl.Trainer, PairData]]:
     return run
 
 
+# The files with the longest tests, which a process is to begin with: at the end it would be alone with them.
+LONGEST = ("test_launcher.py", "training/test_ddp.py", "test_train.py", "test_fuzz.py", "test_notebooks.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.path.as_posix().endswith(LONGEST))
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

@@ -14,8 +14,8 @@ from jtln.cli.train import main
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("in_a_folder_of_its_own")]
 
-TINY = ["trunk.width=0.05", "pretrain.epochs=1", "pretrain.steps_per_epoch=1", "epochs=1", "steps_per_epoch=1"]
-TINY += ["trainer=cpu", "trainer.progress_bar=false"]
+TINY = ["trunk.width=0.05", "epochs=1", "steps_per_epoch=1", "trainer=cpu", "trainer.progress_bar=false"]
+PRETRAINED = ["pretrain.epochs=1", "pretrain.steps_per_epoch=1"]
 STUDY = ["-m", "study=quick", *TINY, "study.only=[annealed_uniform]", "study.seeds=1", "study.workers=2"]
 
 
@@ -32,8 +32,11 @@ def results(pattern: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("name", ["joblib", "submitit_local"])
 def test_a_study_and_a_sweep_whose_one_job_fails(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """The others are made, in other processes and from one trunk, and what is finished is not made again."""
-    launcher = [] if name == "joblib" else [f"hydra/launcher={name}"]  # a study takes joblib itself
+    """The others are made, in other processes, and what is finished is not made again.
+
+    With joblib, which a study takes itself, they start from one trunk; with submitit that would be one process more.
+    """
+    launcher = PRETRAINED if name == "joblib" else [f"hydra/launcher={name}", "pretrain=none"]
     call = [*STUDY, *launcher, "study.shots=[1,100000]"]
     assert main(call) == 1
     told = capsys.readouterr().out
@@ -41,7 +44,8 @@ def test_a_study_and_a_sweep_whose_one_job_fails(name: str, capsys: pytest.Captu
     assert told.count("FAILED: ") == 1
     assert "failed: annealed_uniform, 100000 shots, seed 0: " in told
     (made,) = results("studies/runs/*/result.json")
-    assert (made["shots"], made["seed"], made["trunk"]["pretrained"]["cached"]) == (1, 0, True)
+    assert (made["shots"], made["seed"]) == (1, 0)
+    assert (made["trunk"]["pretrained"] or {}).get("cached", False) == (name == "joblib")
     assert not list(Path().glob("studies/runs/*/report.html"))
     (path,) = Path().glob("studies/runs/*/result.json")
     time = path.stat().st_mtime_ns

@@ -96,12 +96,14 @@ def train(name: str, folder: Path, devices: int) -> dict[str, Any]:
     }
 
 
+def train_all(folder: Path) -> dict[str, Any]:
+    return {name: train(name, folder, devices=2) for name in CASES}
+
+
 @pytest.fixture(scope="module")
 def in_two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What ``train`` returned in each of two processes, by case."""
-    return run_in_two(
-        lambda folder: {name: train(name, folder, devices=2) for name in CASES}, tmp_path_factory.mktemp("ddp")
-    )
+    return run_in_two(train_all, tmp_path_factory.mktemp("ddp"))
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -83,11 +83,14 @@ def train(update: str, folder: Path, devices: int) -> dict[str, Any]:
     }
 
 
+def train_all(folder: Path) -> dict[str, Any]:
+    return {update: train(update, folder, devices=2) for update in UPDATES}
+
+
 @pytest.fixture(scope="module")
 def in_two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What ``train`` returned in each of two processes, by update."""
-    folder = tmp_path_factory.mktemp("ddp")
-    return run_in_two(lambda _: {update: train(update, folder, devices=2) for update in UPDATES}, folder)
+    return run_in_two(train_all, tmp_path_factory.mktemp("ddp"))
 
 
 @pytest.mark.parametrize("update", UPDATES)
