@@ -151,6 +151,7 @@ def test_target_classes_far_from_the_source_have_a_centre_of_their_own(monkeypat
 
 
 @pytest.mark.parametrize("good", [True, False])
+@pytest.mark.slow
 def test_with_more_labelled_images_the_trained_head_has_a_share(good: bool) -> None:
     """The share has the least validation nll; below ``mixed_from`` images it is zero."""
     world = World((4, 4, 4), spread=3.0)
@@ -260,6 +261,7 @@ COST = (family[:, None] != torch.arange(FAMILIES)).float()  # (S, T): of another
 BETWEEN = (family[:, None] != family).float()  # (S, S)
 
 
+@pytest.mark.slow
 def test_episodes_choose_what_an_informative_cost_is_worth() -> None:
     world = Families()
     informed, uninformed = world.fit(COST, BETWEEN), world.fit()

@@ -60,6 +60,7 @@ def test_maxima_of_parts_are_adaptive_pooling(height: int, width: int, size: int
     assert torch.equal(_MaximaOfParts(rows, columns)(x), nn.AdaptiveMaxPool2d(size)(x))
 
 
+@pytest.mark.slow
 def test_a_network_that_cannot_be_traced(write: Callable[..., Any]) -> None:
     class Untraceable(nn.Module):
         def forward(self, features: Tensor) -> Tensor:

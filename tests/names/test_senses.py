@@ -105,6 +105,7 @@ def test_the_order_of_the_classes_does_not_matter() -> None:
     assert again == [first[index] for index in shuffled]
 
 
+@pytest.mark.slow
 def test_blocks_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     candidates = meanings([*ClassSet.from_csv(CLASSES / "cifar100.csv").names])
     whole = order(candidates)

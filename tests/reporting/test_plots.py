@@ -119,7 +119,9 @@ def test_a_thousand_classes_stay_within_bounds_and_say_how_names_are_thinned():
         assert shown(figure)[int(index), 0] == pytest.approx(source.index(name) / 1000)
 
 
-@pytest.mark.parametrize("shape", [(6, 4), (150, 50), pytest.param((1000, 256), marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "shape", [(6, 4), *(pytest.param(each, marks=pytest.mark.slow) for each in ((150, 50), (1000, 256)))]
+)
 def test_names_do_not_overlap(shape):
     figure = cost_heatmap(np.random.default_rng(0).uniform(size=shape), *([f"n{i}" for i in range(n)] for n in shape))
     figure.draw_without_rendering()
@@ -276,6 +278,7 @@ def test_pyplot_is_never_imported(monkeypatch):
     saved_size(plots["training_curves"]([{"step": 1, "train/ot": 1.0}]))
 
 
+@pytest.mark.slow
 def test_drawing_in_threads():
     with ThreadPoolExecutor(4) as pool:
         sizes = set(pool.map(lambda _: saved_size(cost_heatmap(np.eye(6, 4), SOURCE, TARGET)), range(4)))

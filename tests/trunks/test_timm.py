@@ -86,6 +86,7 @@ def test_npz_files_of_vits_with_their_classifier(tmp_path: Path) -> None:
         from_timm(32, "vit_tiny_patch16_224", str(tmp_path / "cut.npz"))
 
 
+@pytest.mark.slow
 def test_weights_for_another_image_size_are_what_timm_makes_of_them(tmp_path: Path) -> None:
     """The teacher of a DINO checkpoint, whose position embedding is of another size."""
     torch.manual_seed(0)
